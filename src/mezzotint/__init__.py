@@ -1,0 +1,12 @@
+"""Mezzotint: text-to-image diffusion models of one's own, in the diffusers ecosystem. The public surface.
+
+Importing the package imports the modules of all classes: diffusers resolves a checkpoint's classes among the modules
+that are already imported.
+"""
+
+from mezzotint.models.unet_mezzotint import MezzotintUNetModel
+from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
+from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
+
+__version__ = "0.1.0"
+__all__ = ["MezzotintPipeline", "MezzotintScheduler", "MezzotintUNetModel"]

@@ -1,0 +1,421 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The network: a U-Net that reads a noisy sample, its timestep and a text, and predicts what the scheduler's
+`prediction_type` asks for.
+
+Only the network lives here; noise levels, losses and guidance do not. The file stands alone (it travels inside
+checkpoints): it imports torch and diffusers only.
+
+Shapes: B batch, C channels, *S the spatial axes ((W), (H, W) or (D, H, W) by `spatial_dims`), N = prod(S) positions,
+L text tokens, D text channels, E time-embedding channels, h heads, d channels of a head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@dataclass
+class MezzotintUNetOutput(BaseOutput):
+    """
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, out_channels, *spatial)`): the prediction.
+    """
+
+    sample: torch.Tensor
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """The module with its parameters set to zero: a residual branch that ends in it starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class MezzotintAttnProcessor:
+    """Scaled dot-product attention through diffusers' backend switch (native SDPA, flash, sage, flex, ...)."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "MezzotintAttention",
+        hidden_states: torch.Tensor,  # (B, N, C)
+        encoder_hidden_states: torch.Tensor | None = None,  # (B, L, D); None is self-attention
+        attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
+    ) -> torch.Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
+        key = attn.norm_k(attn.to_k(context).unflatten(-1, (attn.heads, -1)))  # (B, L, h, d)
+        value = attn.to_v(context).unflatten(-1, (attn.heads, -1))  # (B, L, h, d)
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, L)
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )  # (B, N, h, d)
+        hidden_states = attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
+        return attn.to_out[1](hidden_states)  # (B, N, C)
+
+
+class MezzotintAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with normalised queries and keys (<https://huggingface.co/papers/2302.05442>, section 2),
+    which keeps the logits in range in half precision. Self-attention, or cross-attention if `context_dim` is given."""
+
+    _default_processor_cls = MezzotintAttnProcessor
+    _available_processors = [MezzotintAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.heads = dim // head_dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_out = nn.ModuleList([zero_init(nn.Linear(dim, dim)), nn.Dropout(dropout)])
+        self.set_processor(MezzotintAttnProcessor())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class MezzotintTransformerLayer(nn.Module):
+    """Self-attention over positions, cross-attention to the text, a feed-forward: each a pre-normed residual."""
+
+    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = MezzotintAttention(dim, head_dim, dropout=dropout)
+        if cross_attention_dim is not None:
+            self.norm2 = nn.LayerNorm(dim)
+            self.attn2 = MezzotintAttention(dim, head_dim, cross_attention_dim, dropout=dropout)
+        else:
+            self.attn2 = None
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, mult=2, dropout=dropout, activation_fn="gelu-approximate")
+        zero_init(self.ff.net[-1])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, N, C)
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
+        if self.attn2 is not None:
+            hidden_states = hidden_states + self.attn2(
+                self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
+            )
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+class MezzotintResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; the embedding scales and shifts between them (ADM,
+    <https://huggingface.co/papers/2105.05233>, section 3, "adaptive group normalization")."""
+
+    def __init__(
+        self, conv: type[nn.Module], in_dim: int, out_dim: int, embed_dim: int, groups: int, eps: float, dropout: float
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_dim, eps=eps)
+        self.conv1 = conv(in_dim, out_dim, 3, padding=1)
+        self.embedding_proj = nn.Linear(embed_dim, 2 * out_dim)
+        self.norm2 = nn.GroupNorm(groups, out_dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(conv(out_dim, out_dim, 3, padding=1))
+        self.shortcut = conv(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden_states)))  # (B, C, *S)
+        scale, shift = self.embedding_proj(F.silu(embedding)).chunk(2, dim=1)  # (B, C) each
+        scale, shift = (x.reshape(*x.shape, *[1] * (residual.ndim - 2)) for x in (scale, shift))  # (B, C, 1, ...)
+        residual = F.silu(self.norm2(residual) * (1 + scale) + shift)
+        return self.shortcut(hidden_states) + self.conv2(self.dropout(residual))
+
+
+class MezzotintBlock(nn.Module):
+    """One unit of the U: a residual block and transformer layers at `dim` channels. `downsample_from` channels come in
+    at twice the resolution, `upsample_to` channels leave at twice the resolution, where given."""
+
+    def __init__(
+        self,
+        conv: type[nn.Module],
+        in_dim: int,
+        dim: int,
+        embed_dim: int,
+        transformer_layers: int,
+        head_dim: int,
+        cross_attention_dim: int | None,
+        groups: int,
+        eps: float,
+        dropout: float,
+        downsample_from: int | None = None,
+        upsample_to: int | None = None,
+    ):
+        super().__init__()
+        self.downsample = conv(downsample_from, in_dim, 3, stride=2, padding=1) if downsample_from else None
+        self.residual = MezzotintResidualBlock(conv, in_dim, dim, embed_dim, groups, eps, dropout)
+        self.transformer_layers = nn.ModuleList(
+            MezzotintTransformerLayer(dim, head_dim, cross_attention_dim, dropout) for _ in range(transformer_layers)
+        )
+        self.upsample = conv(dim, upsample_to, 3, padding=1) if upsample_to else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, C, *S)
+        embedding: torch.Tensor,  # (B, E)
+        encoder_hidden_states: torch.Tensor | None = None,  # (B, L, D)
+        encoder_attention_mask: torch.Tensor | None = None,  # (B, L)
+    ) -> torch.Tensor:
+        if self.downsample is not None:
+            hidden_states = self.downsample(hidden_states)
+        hidden_states = self.residual(hidden_states, embedding)
+        if len(self.transformer_layers) > 0:
+            spatial = hidden_states.shape[2:]
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
+            for layer in self.transformer_layers:
+                hidden_states = layer(hidden_states, encoder_hidden_states, encoder_attention_mask)
+            hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
+        if self.upsample is not None:
+            hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+        return hidden_states
+
+
+class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+    """
+    A U-Net (<https://huggingface.co/papers/1505.04597>, after <https://huggingface.co/papers/2006.11239>) whose decoder
+    mirrors its encoder unit for unit, conditioned on the timestep and on text.
+
+    Args:
+        sample_size (`int` or `(int, ...)`, *optional*): the size trained at, the pipeline's default: one number, or one
+            for each spatial axis.
+        in_channels (`int`): channels of the noisy sample.
+        out_channels (`int`): channels of the prediction.
+        spatial_dims (`1`, `2` or `3`): how many spatial axes a sample has.
+        block_out_channels (tuple of `int`): channels at each level, full resolution first; each level halves it.
+        layers_per_block (`int`): units at each level, down and up alike.
+        transformer_layers_per_block (tuple of `int`): transformer layers in each unit of each level; 0 is none there.
+        attention_head_dim (`int`): channels of one attention head.
+        cross_attention_dim (`int`, *optional*): channels of the text's hidden states; `None` is no text.
+        time_embed_dim (`int`, *optional*): channels of the time embedding; by default four times the first level's.
+        norm_num_groups (`int`): groups of each group norm.
+        norm_eps (`float`): its epsilon.
+        dropout (`float`): probability, in residual blocks and transformer layers.
+        sample_mean (tuple of `float`): mean of the training data, for each channel or one for all, in the units of the
+            pipeline's images ([-1, 1]). The network sees `(data - sample_mean) / sample_std`, of unit variance.
+        sample_std (tuple of `float`): standard deviation, likewise.
+
+    Raises:
+        ValueError: for settings that do not fit together; the message names the rule.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MezzotintBlock"]
+    _repeated_blocks = ["MezzotintBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, ...] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        spatial_dims: int = 2,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        transformer_layers_per_block: tuple[int, ...] = (0, 1, 1),
+        attention_head_dim: int = 32,
+        cross_attention_dim: int | None = None,
+        time_embed_dim: int | None = None,
+        norm_num_groups: int = 16,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+        sample_mean: tuple[float, ...] = (0.0,),
+        sample_std: tuple[float, ...] = (1.0,),
+    ):
+        super().__init__()
+        if spatial_dims not in CONV:
+            raise ValueError(f"spatial_dims must be 1, 2 or 3: got {spatial_dims!r}")
+        if len(transformer_layers_per_block) != len(block_out_channels):
+            raise ValueError(
+                "transformer_layers_per_block needs one entry for each of block_out_channels: got "
+                f"{len(transformer_layers_per_block)} for {len(block_out_channels)}"
+            )
+        for channels, layers in zip(block_out_channels, transformer_layers_per_block, strict=True):
+            if channels % norm_num_groups or (layers and channels % attention_head_dim):
+                raise ValueError(
+                    f"block_out_channels must be multiples of norm_num_groups ({norm_num_groups}) and, where there is "
+                    f"attention, of attention_head_dim ({attention_head_dim}): got {channels}"
+                )
+        for name, values in (("sample_mean", sample_mean), ("sample_std", sample_std)):
+            if len(values) not in (1, in_channels):
+                raise ValueError(f"{name} needs 1 or in_channels ({in_channels}) values: got {len(values)}")
+        if min(sample_std) <= 0:
+            raise ValueError(f"sample_std must be positive: got {tuple(sample_std)}")
+
+        conv = CONV[spatial_dims]
+        first = block_out_channels[0]
+        embed_dim = time_embed_dim or 4 * first
+
+        # Conditioning: the timestep, and the mean of the text's hidden states added to it
+        self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(first, embed_dim)
+        if cross_attention_dim is not None:
+            self.encoder_norm = nn.LayerNorm(cross_attention_dim)
+            self.encoder_embedding = nn.Linear(cross_attention_dim, embed_dim)
+
+        # Encoder: `layers_per_block` units a level, the first of each lower level halves the resolution
+        common = {
+            "embed_dim": embed_dim,
+            "head_dim": attention_head_dim,
+            "cross_attention_dim": cross_attention_dim,
+            "groups": norm_num_groups,
+            "eps": norm_eps,
+            "dropout": dropout,
+        }
+        units = []  # (channels, transformer layers, the level above's channels where it changes the resolution)
+        for level, (dim, layers) in enumerate(zip(block_out_channels, transformer_layers_per_block, strict=True)):
+            for index in range(layers_per_block):
+                units.append((dim, layers, block_out_channels[level - 1] if level > 0 and index == 0 else None))
+        self.conv_in = conv(in_channels, first, 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            MezzotintBlock(conv, dim, dim, transformer_layers=layers, downsample_from=above, **common)
+            for dim, layers, above in units
+        )
+
+        # Middle, then the decoder: the encoder's units in reverse, each reading its twin's output too
+        last, layers = block_out_channels[-1], transformer_layers_per_block[-1]
+        self.mid_block = MezzotintBlock(conv, last, last, transformer_layers=layers, **common)
+        self.up_blocks = nn.ModuleList(
+            MezzotintBlock(conv, 2 * dim, dim, transformer_layers=layers, upsample_to=above, **common)
+            for dim, layers, above in reversed(units)
+        )
+        self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
+        self.conv_out = zero_init(conv(first, out_channels, 3, padding=1))
+
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As diffusers', but from safetensors only, and every weight must be there and have its place.
+
+        Raises:
+            ValueError: for a checkpoint with missing or surplus weights.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing", "unexpected"):
+            if keys := sorted(info[f"{kind}_keys"]):
+                raise ValueError(
+                    f"the weights in {pretrained_model_name_or_path} must be those of its config: {len(keys)} {kind} "
+                    f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+                )
+        return (model, info) if with_info else model
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # A checkpoint's config names its source file for diffusers' AutoModel; that is no argument of the model
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k != "auto_map"}, **kwargs)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): the noisy sample, normalised. Every
+                spatial size a multiple of `2 ** (levels - 1)`.
+            timestep (number, or `torch.Tensor` of shape `()` or `(batch_size,)`): may be fractional.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
+            encoder_attention_mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): bool or 0/1, 1 where
+                there is text and 0 where there is padding.
+            return_dict (`bool`): whether a `MezzotintUNetOutput` or a tuple comes back.
+
+        Raises:
+            ValueError: for a shape that the network cannot take, or text where it has none or lacks it.
+        """
+        config = self.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
+            raise ValueError(
+                f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "
+                f"got shape {tuple(sample.shape)}"
+            )
+        if any(size % factor for size in sample.shape[2:]):
+            raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
+        if (encoder_hidden_states is None) != (config.cross_attention_dim is None):
+            raise ValueError(
+                f"encoder_hidden_states must be given exactly when the model has a cross_attention_dim: got "
+                f"{'none' if encoder_hidden_states is None else 'some'}, cross_attention_dim is "
+                f"{config.cross_attention_dim}"
+            )
+
+        # 1. Conditioning
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        embedding = self.time_embedding(self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype))  # (B, E)
+        if encoder_hidden_states is not None:
+            encoder_hidden_states = self.encoder_norm(encoder_hidden_states)  # (B, L, D)
+            if encoder_attention_mask is None:
+                pooled = encoder_hidden_states.mean(dim=1)  # (B, D)
+            else:
+                encoder_attention_mask = encoder_attention_mask.bool()
+                weight = encoder_attention_mask.to(encoder_hidden_states.dtype)[..., None]  # (B, L, 1)
+                pooled = (encoder_hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
+            embedding = embedding + self.encoder_embedding(pooled)
+
+        # 2. Encoder
+        text = (encoder_hidden_states, encoder_attention_mask)
+        hidden_states = self.conv_in(sample)  # (B, C, *S)
+        skips = []
+        for block in self.down_blocks:
+            hidden_states = self._run(block, hidden_states, embedding, *text)
+            skips.append(hidden_states)
+
+        # 3. Middle
+        hidden_states = self._run(self.mid_block, hidden_states, embedding, *text)
+
+        # 4. Decoder
+        for block in self.up_blocks:
+            hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)  # (B, 2C, *S)
+            hidden_states = self._run(block, hidden_states, embedding, *text)
+
+        # 5. Output
+        output = self.conv_out(F.silu(self.norm_out(hidden_states)))  # (B, out_channels, *S)
+        if not return_dict:
+            return (output,)
+        return MezzotintUNetOutput(sample=output)
+
+    def _run(self, block: nn.Module, *args: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)

@@ -1,0 +1,541 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
+
+Only the order of these steps lives here, and how a pipeline is written to disk with its own code. The file stands alone
+(it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of its own project.
+
+It lives two lives, told apart by `__name__`. As `mezzotint.pipelines.pipeline_mezzotint` it loads checkpoints with the
+installed package's classes and needs no trust in the checkpoint's code. As a file in a checkpoint it is loaded by
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where mezzotint is not installed.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import pipelines as diffusers_pipelines
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import create_repo
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.get_logger(__name__)
+
+VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
+# What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
+COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples")
+
+
+class MezzotintPipeline(DiffusionPipeline):
+    """
+    Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>).
+
+    Args:
+        unet (`MezzotintUNetModel`): predicts what the scheduler's `prediction_type` says. Its config holds the scale
+            of the data (`sample_mean`, `sample_std`) and the default size (`sample_size`).
+        scheduler (`MezzotintScheduler` or a stock one made from its config): the noise levels and the step.
+        text_encoder (a `transformers` encoder, or `None` with a U-Net that reads no text).
+        tokenizer (the encoder's tokenizer, or `None`).
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet"
+    _optional_components = ["text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "prompt_attention_mask"]
+
+    # No component has a default: diffusers would use it in place of the one that the caller passed.
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        text_encoder: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ):
+        super().__init__()
+        _align_weights(unet, text_encoder)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        self._guidance_scale = 1.0
+        self._interrupt = False
+
+    # ------------------------------------------------------------------------------------------------- conditioning
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+    ):
+        """The text encoder's hidden states for prompts and negative prompts, repeated `num_images_per_prompt` times.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): needed unless `prompt_embeds` is given.
+            device (`torch.device`, *optional*): where to; by default where the pipeline runs.
+            num_images_per_prompt (`int`): pictures for each prompt.
+            do_classifier_free_guidance (`bool`): whether the negative ones are wanted at all.
+            negative_prompt (`str` or list of `str`, *optional*): what to steer away from; the empty text by default.
+            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, channels)`, *optional*): in place of `prompt`.
+            negative_prompt_embeds (`torch.Tensor`, *optional*): in place of `negative_prompt`.
+            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): of `prompt_embeds`.
+            negative_prompt_attention_mask (`torch.Tensor`, *optional*): of `negative_prompt_embeds`.
+
+        Returns:
+            `(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask)`, the
+            negative ones `None` without guidance. All four have the same number of tokens.
+        """
+        device = device or self._execution_device
+        if prompt_embeds is None:
+            prompt_embeds, prompt_attention_mask = self._encode_text(prompt, device)
+        elif prompt_attention_mask is None:
+            prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.bool)
+        if do_classifier_free_guidance:
+            if negative_prompt_embeds is None:
+                texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+                texts = texts * len(prompt_embeds) if len(texts) == 1 else texts
+                negative_prompt_embeds, negative_prompt_attention_mask = self._encode_text(texts, device)
+            elif negative_prompt_attention_mask is None:
+                negative_prompt_attention_mask = torch.ones(negative_prompt_embeds.shape[:2], dtype=torch.bool)
+            length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
+            negative_prompt_embeds, negative_prompt_attention_mask = self._fit(
+                negative_prompt_embeds, negative_prompt_attention_mask, length, num_images_per_prompt, device
+            )
+        else:
+            length = prompt_embeds.shape[1]
+            negative_prompt_embeds = negative_prompt_attention_mask = None
+        prompt_embeds, prompt_attention_mask = self._fit(
+            prompt_embeds, prompt_attention_mask, length, num_images_per_prompt, device
+        )
+        return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
+
+    def _encode_text(self, text: str | list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        text = [text] if isinstance(text, str) else text
+        config = self.text_encoder.config
+        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+        tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
+        for words in self.tokenizer(text, truncation=False).input_ids:
+            if len(words) > limit:
+                cut = self.tokenizer.decode(words[limit - 1 :], skip_special_tokens=True)
+                logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {cut!r}")
+        mask = tokens.attention_mask.to(device)
+        hidden_states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]  # (P, L, D)
+        return hidden_states.to(self.unet.dtype), mask.bool()
+
+    def _fit(self, embeds, mask, length: int, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pad to `length` tokens, repeat each row, move and cast."""
+        missing = length - embeds.shape[1]
+        embeds = F.pad(embeds.to(device, self.unet.dtype), (0, 0, 0, missing)).repeat_interleave(repeats, dim=0)
+        mask = F.pad(mask.to(device).bool(), (0, missing)).repeat_interleave(repeats, dim=0)
+        return embeds, mask
+
+    # ------------------------------------------------------------------------------------------------------ inputs
+
+    def check_inputs(
+        self,
+        prompt,
+        height,
+        width,
+        negative_prompt,
+        prompt_embeds,
+        negative_prompt_embeds,
+        prompt_attention_mask,
+        negative_prompt_attention_mask,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+    ):
+        """Raises `ValueError` in one line for a call that cannot be carried out."""
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
+        for name, value in (("height", height), ("width", width)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number: got {value!r}")
+        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}: got {sorted(unknown)}"
+            )
+        if self.text_encoder is None and prompt is not None:
+            raise ValueError("this pipeline has no text encoder: leave prompt out, or pass prompt_embeds")
+        if self.unet.config.cross_attention_dim is None:
+            return
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError(
+                f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
+            )
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            items = value if isinstance(value, list) else [value]
+            if value is not None and (not items or not all(isinstance(x, str) for x in items)):
+                raise ValueError(f"{name} must be a text or a list of texts: got {value!r}")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
+        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
+            if value is not None and not isinstance(value, str) and len(value) not in {count, len(value) and 1}:
+                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
+        for name, embeds, mask in (
+            ("prompt", prompt_embeds, prompt_attention_mask),
+            ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
+        ):
+            if mask is not None and (embeds is None or mask.shape != embeds.shape[:2]):
+                raise ValueError(
+                    f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
+                    f"{tuple(mask.shape)}, embeds {None if embeds is None else tuple(embeds.shape)}"
+                )
+
+    def prepare_latents(self, batch_size: int, channels: int, height: int, width: int, generator, latents, device):
+        """Standard normal noise of shape `(batch_size, channels, height, width)` in float32 (or `latents`), scaled to
+        the scheduler's starting noise level."""
+        shape = (batch_size, channels, height, width)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents must have shape {shape}: got {tuple(latents.shape)}")
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def retrieve_timesteps(self, num_inference_steps, device, timesteps, sigmas) -> torch.Tensor:
+        """Set the scheduler's timesteps from a count, or from custom `timesteps` or `sigmas` where it takes them."""
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("at most one of timesteps and sigmas may be given: got both")
+        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
+        for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
+            if value is not None:
+                if name not in accepted:
+                    raise ValueError(f"{type(self.scheduler).__name__}.set_timesteps takes no custom {name}")
+                self.scheduler.set_timesteps(**{name: value}, device=device)
+                return self.scheduler.timesteps
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        return self.scheduler.timesteps
+
+    # ---------------------------------------------------------------------------------------------------- sampling
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1 and self.unet.config.cross_attention_dim is not None
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 2.0,
+        guidance_rescale: float = 0.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+    ) -> ImagePipelineOutput | tuple:
+        """Draw pictures.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what to draw. Needed by a pipeline that reads text, unless
+                `prompt_embeds` is given.
+            height (`int`, *optional*): of the pictures, in pixels; by default the size trained at. Any size: one that
+                the U-Net cannot halve often enough is drawn larger and cropped.
+            width (`int`, *optional*): likewise.
+            num_inference_steps (`int`): denoising steps.
+            timesteps (list of numbers, *optional*): the timesteps themselves, where the scheduler takes them.
+            sigmas (list of `float`, *optional*): the noise levels themselves, where the scheduler takes them.
+            guidance_scale (`float`): weight w of classifier-free guidance in `uncond + w (cond - uncond)`, above 1;
+                1 turns it off and halves the cost.
+            guidance_rescale (`float`): 0 to 1, how far the guided prediction's deviation is brought back to the
+                conditional one's (<https://huggingface.co/papers/2305.08891>, section 3.4).
+            negative_prompt (`str` or list of `str`, *optional*): stands for "uncond" above in place of the empty text.
+            num_images_per_prompt (`int`): pictures for each prompt, side by side in the result.
+            eta (`float`): noise added in each step, for schedulers that take it (DDIM).
+            generator (`torch.Generator`, or a list of one for each picture, *optional*): makes a call repeatable; with
+                a list each picture depends on its own generator alone, whatever the batch.
+            latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the starting noise.
+            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, channels)`, *optional*): in place of `prompt`.
+            negative_prompt_embeds (`torch.Tensor`, *optional*): in place of `negative_prompt`.
+            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): 1 where there is text.
+            negative_prompt_attention_mask (`torch.Tensor`, *optional*): likewise.
+            output_type (`"pil"`, `"np"`, `"pt"` or `"latent"`): PIL images, arrays `(pictures, height, width,
+                channels)` or tensors `(pictures, channels, height, width)` in [0, 1], or the normalised sample itself.
+            return_dict (`bool`): whether an `ImagePipelineOutput` or the tuple `(images,)` comes back.
+            callback_on_step_end (`Callable`, *optional*): called as `callback(pipe, step, timestep, tensors)` after each
+                step; the tensors that it returns replace the pipeline's own.
+            callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
+                `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take.
+        """
+        # 1. Check the inputs and settle the sizes
+        config = self.unet.config
+        size = config.sample_size
+        default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
+        height, width = height or default_height, width or default_width
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        device = self._execution_device
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+
+        # 2. Encode the text; both branches of guidance go through the network in one batch
+        if config.cross_attention_dim is not None:
+            prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
+                self.encode_prompt(
+                    prompt,
+                    device,
+                    num_images_per_prompt,
+                    self.do_classifier_free_guidance,
+                    negative_prompt,
+                    prompt_embeds,
+                    negative_prompt_embeds,
+                    prompt_attention_mask,
+                    negative_prompt_attention_mask,
+                )
+            )
+            batch_size = len(prompt_embeds)
+            if self.do_classifier_free_guidance:
+                prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+                prompt_attention_mask = torch.cat([negative_prompt_attention_mask, prompt_attention_mask])
+        else:
+            batch_size = num_images_per_prompt
+
+        # 3. Draw the noise, at a size that the U-Net can halve
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        padded_height, padded_width = -(-height // factor) * factor, -(-width // factor) * factor
+        latents = self.prepare_latents(
+            batch_size, config.in_channels, padded_height, padded_width, generator, latents, device
+        )
+
+        # 4. Choose the timesteps
+        timesteps = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._num_timesteps = len(timesteps)
+        accepted = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+
+        # 5. Denoise
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                model_input = self.scheduler.scale_model_input(model_input, t).to(self.unet.dtype)
+                model_output = self.unet(
+                    model_input,
+                    t,
+                    encoder_hidden_states=prompt_embeds,
+                    encoder_attention_mask=prompt_attention_mask,
+                    return_dict=False,
+                )[0].float()  # the steps are taken in float32 whatever the network's precision
+                if self.do_classifier_free_guidance:
+                    uncond, cond = model_output.chunk(2)
+                    model_output = uncond + self.guidance_scale * (cond - uncond)
+                    if guidance_rescale > 0:
+                        axes = tuple(range(1, cond.ndim))
+                        scale = cond.std(axes, keepdim=True) / model_output.std(axes, keepdim=True)
+                        model_output = model_output * (guidance_rescale * scale + 1 - guidance_rescale)
+                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for k in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[k] = locals()[k]
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
+                    latents = callback_outputs.pop("latents", latents)
+                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
+                    prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
+                progress_bar.update()
+
+        # 6. Back to pixels: undo the normalisation and the padding
+        if output_type == "latent":
+            images = latents
+        else:
+            mean, std = (
+                torch.tensor(x, device=device).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std)
+            )
+            images = (latents * std + mean)[..., :height, :width]  # (B, C, height, width) in [-1, 1]
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return ImagePipelineOutput(images=images)
+
+    # ----------------------------------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        index = super()._dict_from_json_file(json_file)
+        # Installed: the class to load is this one, not the checkpoint's file
+        if __name__.startswith("mezzotint.") and isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][1]
+        return index
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Installed: components come from the package's modules (imported by `import mezzotint`), not from the checkpoint
+        if __name__.startswith("mezzotint."):
+            for name, entry in index.items():
+                match = VERSIONED.fullmatch(str(entry[0])) if isinstance(entry, list) and len(entry) == 2 else None
+                for package in ("models", "schedulers") if match else ():
+                    module = f"mezzotint.{package}.{match['stem']}"
+                    if module in sys.modules:
+                        index[name] = [module, entry[1]]
+        return loaded
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        # diffusers moves a model along only if its exact type is annotated
+        if getattr(pipeline, "unet", None) is not None:
+            kwargs.setdefault("unet", pipeline.unet)
+        if getattr(pipeline, "text_encoder", None) is not None:
+            kwargs.setdefault("text_encoder", pipeline.text_encoder)
+        return super().from_pipe(pipeline, **kwargs)
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+        """Write `model_index.json` and, beside it and in each component's folder, the source file of every class that
+        is neither diffusers' nor transformers', so that the folder loads anywhere. Called by `save_pretrained`."""
+        super().save_config(save_directory)
+        folder = Path(save_directory)
+        path = folder / self.config_name
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["_class_name"] = [_ship_source(type(self), folder), type(self).__name__]
+        index.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
+        for name, component in self.components.items():
+            library = index[name][0]
+            if library is None or library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library):
+                continue
+            cls = type(getattr(component, "_orig_mod", component))  # of a compiled model, the model
+            index[name] = [_ship_source(cls, folder / name), cls.__name__]
+            if isinstance(component, ModelMixin):  # for diffusers' AutoModel
+                config_path = folder / name / component.config_name
+                config = json.loads(config_path.read_text(encoding="utf-8"))
+                config["auto_map"] = {"AutoModel": ".".join(index[name])}
+                config.pop("_name_or_path", None)
+                config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+        source = Path(str(getattr(self.config, "_name_or_path", None) or ""))
+        if (source / self.config_name).is_file() and source.resolve() != folder.resolve():
+            for companion in COMPANIONS:
+                if (source / companion).is_dir():
+                    shutil.copytree(source / companion, folder / companion, dirs_exist_ok=True)
+                elif (source / companion).is_file():
+                    shutil.copyfile(source / companion, folder / companion)
+        if push_to_hub:
+            self._upload_folder(save_directory, kwargs.pop("repo_id", folder.name), token=kwargs.pop("token", None))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the pipeline with its code and with the model card of the folder that it was loaded from, whose
+        loading line then names `repo_id`. Arguments as diffusers'; returns the commit's address."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            card = Path(folder) / "README.md"
+            text = card.read_text(encoding="utf-8") if card.is_file() else _MINIMAL_CARD
+            text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', text)
+            card.write_text(text, encoding="utf-8")
+            return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
+
+
+_MINIMAL_CARD = """\
+---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags:
+- mezzotint
+---
+
+A text-to-image diffusion pipeline. It carries its own code:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("", trust_remote_code=True)
+```
+"""
+
+
+def _align_weights(*models: torch.nn.Module | None) -> None:
+    """Put weights that lie askew in memory, as those mapped from a file do, at the 64-byte boundaries of fresh ones.
+    CPU kernels round differently there: without this a saved and reloaded pipeline draws other bits."""
+    for model in models:
+        for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
+            if tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
+
+
+def _ship_source(cls: type, folder: Path) -> str:
+    """Copy the file that defines `cls` into `folder` and return its module name there. The name ends in a hash of the
+    content: diffusers runs the files of all checkpoints in one flat space of modules, where equal names must mean
+    equal code."""
+    source = Path(inspect.getfile(cls))
+    match = VERSIONED.fullmatch(source.stem)
+    stem = match["stem"] if match else source.stem
+    content = source.read_bytes()
+    name = f"{stem}_v{hashlib.sha256(content).hexdigest()[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{stem}_v*.py"):
+        if VERSIONED.fullmatch(old.stem) and old.stem != name:
+            old.unlink()
+    (folder / f"{name}.py").write_bytes(content)
+    return name

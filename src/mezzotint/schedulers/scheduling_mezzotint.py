@@ -1,0 +1,403 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The noise: how much of it there is at each timestep, how it is added, what the network is asked to predict, and how
+one step takes some of it away.
+
+All noise maths of the project lives here and nowhere else. The file stands alone (it travels inside checkpoints): it
+imports torch, numpy and diffusers only.
+
+Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (most):
+
+    x_0  original_samples, clean data      alphas_cumprod[t] = a_t = prod(1 - betas[:t + 1])
+    eps  noise, standard normal            alpha_t = sqrt(a_t), the share of signal
+    x_t  sample, noisy data                sigma_t = sqrt(1 - a_t), the share of noise
+
+`sigmas` in an argument's or a method's name is the *ratio* sigma_t / alpha_t (the k-diffusion and EDM sigma, the
+standard deviation of the noise on unscaled data), as in every diffusers scheduler.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar, rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+SamplerType = Literal["ddim", "ddpm"]
+VarianceType = Literal["fixed_small", "fixed_large"]
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
+
+
+@dataclass
+class MezzotintSchedulerOutput(BaseOutput):
+    """
+    Args:
+        prev_sample (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the sample after the step.
+        pred_original_sample (`torch.Tensor` of the same shape): x_0 as predicted at this step, for previews.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class MezzotintScheduler(SchedulerMixin, ConfigMixin):
+    """
+    A variance-preserving noise schedule with DDPM (<https://huggingface.co/papers/2006.11239>) and DDIM
+    (<https://huggingface.co/papers/2010.02502>) steps. Timesteps may be fractional everywhere.
+
+    Args:
+        num_train_timesteps (`int`): how many noise levels the schedule has.
+        beta_start (`float`): the first beta of `linear`, `scaled_linear` and `sigmoid`.
+        beta_end (`float`): the last one.
+        beta_schedule (`"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"` or `"sigmoid"`): the curve of the betas.
+        trained_betas (list of `float`, *optional*): the betas themselves, each in (0, 1]; replaces the four above.
+        prediction_type (`"epsilon"`, `"sample"` or `"v_prediction"`): what the network predicts: the noise, the clean
+            sample, or the velocity `alpha_t eps - sigma_t x_0` (<https://huggingface.co/papers/2202.00512>, appendix D).
+        sampler_type (`"ddim"` or `"ddpm"`): the rule of `step`.
+        variance_type (`"fixed_small"` or `"fixed_large"`): the two fixed variances of DDPM section 3.2, for `ddpm`.
+            `fixed_large` adds noise in the last step too unless the timesteps end in 0, as `leading` ones do.
+        clip_sample (`bool`): whether predicted x_0 is clamped to `[-clip_sample_range, clip_sample_range]`.
+        clip_sample_range (`float`): that range, in the units of the network's (normalised) data.
+        thresholding (`bool`): whether predicted x_0 is thresholded dynamically, Imagen section 2.3
+            (<https://huggingface.co/papers/2205.11487>); takes the place of `clip_sample`.
+        dynamic_thresholding_ratio (`float`): the quantile of |x_0| that becomes the threshold.
+        sample_max_value (`float`): the largest threshold.
+        timestep_spacing (`"leading"`, `"linspace"` or `"trailing"`): how inference timesteps are spread, Table 2 of
+            <https://huggingface.co/papers/2305.08891>. `trailing` starts at pure noise whatever the number of steps.
+        steps_offset (`int`): added to `leading` timesteps.
+        set_alpha_to_one (`bool`): whether the last DDIM step ends on clean data (`a = 1`) or on `a_0`.
+        rescale_betas_zero_snr (`bool`): rescale the betas to zero terminal signal, Algorithm 1 of the same paper.
+
+    Raises:
+        ValueError: for a name that is not among the choices, betas outside (0, 1], or `epsilon` with zero terminal
+            signal (pure noise does not determine x_0).
+    """
+
+    # Stock schedulers that `from_config(scheduler.config)` turns this one into. diffusers would leave a class outside
+    # its own namespace off the list, hence `_get_compatibles`.
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: BetaSchedule = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        prediction_type: PredictionType = "v_prediction",
+        sampler_type: SamplerType = "ddim",
+        variance_type: VarianceType = "fixed_small",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: TimestepSpacing = "trailing",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        rescale_betas_zero_snr: bool = False,
+    ):
+        _check_choice("beta_schedule", beta_schedule, BetaSchedule)
+        _check_choice("prediction_type", prediction_type, PredictionType)
+        _check_choice("sampler_type", sampler_type, SamplerType)
+        _check_choice("variance_type", variance_type, VarianceType)
+        _check_choice("timestep_spacing", timestep_spacing, TimestepSpacing)
+
+        # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
+        # own default there (`prediction_type="epsilon"`, for one). Only our own argument may be passed over like that.
+        self.register_to_config(_use_default_values=["sampler_type"] if sampler_type == "ddim" else [])
+
+        if trained_betas is not None:
+            betas = torch.as_tensor(trained_betas, dtype=torch.float32)
+            self.register_to_config(num_train_timesteps=len(betas))
+        elif beta_schedule == "linear":
+            betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
+        elif beta_schedule == "scaled_linear":
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
+        elif beta_schedule == "squaredcos_cap_v2":
+            betas = betas_for_alpha_bar(num_train_timesteps)
+        else:  # sigmoid
+            betas = torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
+        if rescale_betas_zero_snr:
+            betas = rescale_zero_terminal_snr(betas)
+        if not bool(((betas > 0) & (betas <= 1)).all()):
+            raise ValueError(
+                f"betas must be in (0, 1]: got values from {betas.min().item():g} to {betas.max().item():g}"
+            )
+        if prediction_type == "epsilon" and bool((betas == 1).any()):
+            raise ValueError(
+                "a beta of 1 (zero terminal signal) needs a prediction_type that determines x_0 from pure noise: got "
+                "'epsilon', possible are 'v_prediction' and 'sample'"
+            )
+
+        self.betas = betas
+        self.alphas = 1.0 - betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        # log(sigma_t / alpha_t), between whose entries a fractional timestep is interpolated, as the stock solvers do
+        # when they turn a sigma into a timestep. Zero signal stands at the smallest float there, below any other entry.
+        a = self.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny)
+        self.log_sigmas = (0.5 * torch.log((1 - a) / a)).float()
+
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls, *super()._get_compatibles()]
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # The other way round too: what a stock scheduler was left at (`prediction_type="epsilon"`) is what its network
+        # was made for, and must not become our default.
+        return super().extract_init_dict({**config_dict, "_use_default_values": []}, **kwargs)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # ------------------------------------------------------------------------------------------------ noise levels
+
+    def _alpha_cumprod(self, timesteps, like: torch.Tensor) -> torch.Tensor:
+        """a_t in float32 at each (fractional) timestep, on the device of `like` and shaped to broadcast with it."""
+        t = torch.as_tensor(timesteps, device=like.device).reshape(-1).float()  # (B,) or (1,)
+        self.alphas_cumprod = self.alphas_cumprod.to(like.device)
+        self.log_sigmas = self.log_sigmas.to(like.device)
+        low = t.floor().long()
+        high = (low + 1).clamp(max=len(self) - 1)
+        a = torch.where(
+            t == low,  # on the grid exactly what stock schedulers hold
+            self.alphas_cumprod[low],
+            torch.sigmoid(-2 * torch.lerp(self.log_sigmas[low], self.log_sigmas[high], t - low)),
+        )
+        return a.reshape(-1, *[1] * (like.ndim - 1))  # (B, 1, ..., 1)
+
+    def _alpha_sigma(self, timesteps, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha_t, sigma_t), shaped as `_alpha_cumprod`."""
+        a = self._alpha_cumprod(timesteps, like)
+        return a.sqrt(), (1 - a).sqrt()
+
+    def timesteps_to_sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """sigma_t / alpha_t at each (fractional) timestep; infinite where the schedule has no signal left.
+
+        Args:
+            timesteps (`torch.Tensor` of any shape): each in `[0, num_train_timesteps - 1]`.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=timesteps.reshape(-1))
+        return (sigma / alpha).reshape(timesteps.shape)
+
+    def sigmas_to_timesteps(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """The inverse of `timesteps_to_sigmas`: the fractional timestep of each sigma, the nearest end beyond the
+        schedule's range. `sigmas` (`torch.Tensor` of any shape): each greater than 0."""
+        grid = np.arange(len(self))
+        t = np.interp(sigmas.detach().double().log().cpu().numpy(), self.log_sigmas.double().cpu().numpy(), grid)
+        return torch.as_tensor(t, dtype=torch.float32, device=sigmas.device)
+
+    # ----------------------------------------------------------------------------- forward process, target, inverse
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The forward process in one go, q(x_t | x_0), DDPM eq. 4.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): x_0, normalised data.
+            noise (`torch.Tensor` of the same shape): standard normal.
+            timesteps (`torch.Tensor` of shape `(batch_size,)`): each in `[0, num_train_timesteps - 1]`.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=original_samples)
+        # x_t = alpha_t x_0 + sigma_t eps
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The velocity of clean `sample` and `noise`, progressive distillation appendix D; shapes as `add_noise`."""
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        # v = alpha_t eps - sigma_t x_0
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    def get_target(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the network should say at `add_noise(original_samples, noise, timesteps)`, by `prediction_type`."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return original_samples
+        return self.get_velocity(original_samples, noise, timesteps)
+
+    def predict_original_sample(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """x_0 as the network's output implies it: the inverse of `get_target` (for epsilon, DDPM eq. 15).
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network's prediction.
+            timesteps (number, or `torch.Tensor` of shape `(batch_size,)`): of `sample`.
+            sample (`torch.Tensor` of the same shape): x_t.
+        """
+        if self.config.prediction_type == "sample":
+            return model_output
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        if self.config.prediction_type == "epsilon":
+            return (sample - sigma * model_output) / alpha  # x_0 = (x_t - sigma_t eps) / alpha_t
+        return alpha * sample - sigma * model_output  # x_0 = alpha_t x_t - sigma_t v
+
+    def predict_noise(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """eps as the network's output implies it; arguments as `predict_original_sample`."""
+        if self.config.prediction_type == "epsilon":
+            return model_output
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        if self.config.prediction_type == "sample":
+            return (sample - alpha * model_output) / sigma  # eps = (x_t - alpha_t x_0) / sigma_t
+        return alpha * model_output + sigma * sample  # eps = alpha_t v + sigma_t x_t
+
+    def predict_score(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """The score, grad log p_t(x_t): with it the same network drives Langevin dynamics, the reverse SDE and the
+        probability-flow ODE of <https://huggingface.co/papers/2011.13456> (eq. 13; DDIM is a solver of that ODE)."""
+        _, sigma = self._alpha_sigma(timesteps, like=sample)
+        return -self.predict_noise(model_output, timesteps, sample) / sigma  # score = -eps / sigma_t
+
+    # --------------------------------------------------------------------------------------------- reverse process
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+    ) -> None:
+        """Choose the timesteps of a sampling run, most noise first. Give one of the three.
+
+        Args:
+            num_inference_steps (`int`): how many, spread as `timestep_spacing` says.
+            device (`str` or `torch.device`): where `self.timesteps` goes.
+            timesteps (list of `float`): the timesteps themselves, descending, each in `[0, num_train_timesteps - 1]`.
+            sigmas (list of `float`): the noise levels sigma_t / alpha_t, descending; a closing 0 may stand or not.
+
+        Raises:
+            ValueError: none or several were given, too many steps, or values out of range or order.
+        """
+        if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
+        last = len(self) - 1
+        if sigmas is not None:
+            sigmas = [float(s) for s in sigmas]
+            sigmas = sigmas[:-1] if sigmas and sigmas[-1] == 0 else sigmas
+            if not sigmas or min(sigmas) <= 0:
+                raise ValueError(f"sigmas must be positive (a closing 0 aside): got {sigmas}")
+            grid = self.sigmas_to_timesteps(torch.tensor(sigmas)).numpy()
+        elif timesteps is not None:
+            grid = np.asarray([float(t) for t in timesteps])
+        else:
+            if not 1 <= num_inference_steps <= len(self):
+                raise ValueError(f"num_inference_steps must be in [1, {len(self)}]: got {num_inference_steps}")
+            n = num_inference_steps
+            # Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed", as stock schedulers round it
+            if self.config.timestep_spacing == "linspace":
+                grid = np.linspace(0, last, n).round()[::-1]
+            elif self.config.timestep_spacing == "leading":
+                grid = (np.arange(n) * (len(self) // n))[::-1] + self.config.steps_offset
+            else:
+                grid = np.round(np.arange(len(self), 0, -len(self) / n)[:n]) - 1  # rounding may make it n + 1
+        if grid.size == 0 or grid.max() > last or grid.min() < 0 or np.any(np.diff(grid) >= 0):
+            raise ValueError(f"timesteps must descend within [0, {last}]: got {grid.tolist()}")
+
+        self.num_inference_steps = len(grid)
+        self._grid = grid
+        whole = np.array_equal(grid, np.round(grid))
+        self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
+
+    def previous_timestep(self, timestep: float | torch.Tensor) -> float:
+        """The timestep that a step from `timestep` leads to; negative is clean data. One that is not on the grid of
+        `set_timesteps` goes down by the grid's stride, and by 1 where no grid was set."""
+        t = float(timestep)
+        if self.num_inference_steps is None:
+            return t - 1
+        index = np.abs(self._grid - t).argmin()
+        if abs(self._grid[index] - t) < 1e-3:
+            return float(self._grid[index + 1]) if index + 1 < len(self._grid) else -1.0
+        return t - len(self) // self.num_inference_steps
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | None = None) -> torch.Tensor:
+        """`sample` as it is: a variance-preserving sample already has unit variance at every timestep."""
+        return sample
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MezzotintSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step of the reverse process, from `timestep` to `previous_timestep(timestep)`.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
+            timestep (`float`): of `sample`; one for the whole batch.
+            sample (`torch.Tensor` of the same shape): x_t.
+            eta (`float`): for `ddim`: 0 is the deterministic step, 1 adds as much noise as DDPM.
+            use_clipped_model_output (`bool`): for `ddim`: derive the noise again from the clipped x_0.
+            generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise that is added.
+            variance_noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
+            return_dict (`bool`): whether an output object or the tuple `(prev_sample, pred_original_sample)` comes.
+        """
+        if variance_noise is not None and generator is not None:
+            raise ValueError("step takes a generator or variance_noise, not both")
+        t = float(timestep)
+        prev_t = self.previous_timestep(t)
+        a = self._alpha_cumprod(t, like=sample)
+        if prev_t >= 0:
+            a_prev = self._alpha_cumprod(prev_t, like=sample)
+        else:
+            a_prev = self.final_alpha_cumprod.to(a) if self.config.sampler_type == "ddim" else torch.ones_like(a)
+
+        x_0 = self.predict_original_sample(model_output, t, sample)
+        eps = self.predict_noise(model_output, t, sample)
+        if self.config.thresholding:
+            x_0 = self._threshold_sample(x_0)
+        elif self.config.clip_sample:
+            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+
+        # written in a, not in alpha**2: at little noise 1 - a and beta are differences of nearly equal numbers
+        beta = 1 - a / a_prev  # of this step, which may span many of the schedule's
+        variance = (1 - a_prev) / (1 - a) * beta
+        if self.config.sampler_type == "ddpm":
+            # DDPM eq. 7: the posterior mean of x_{t-1} given x_t and x_0; the two fixed variances of section 3.2
+            mean = a_prev.sqrt() * beta / (1 - a) * x_0 + (a / a_prev).sqrt() * (1 - a_prev) / (1 - a) * sample
+            std = (variance.clamp(min=1e-20) if self.config.variance_type == "fixed_small" else beta).sqrt()
+            add_noise = t > 0
+        else:
+            if use_clipped_model_output:
+                eps = (sample - a.sqrt() * x_0) / (1 - a).sqrt()
+            # DDIM eq. 16, then eq. 12, where rounding may not make the root's argument negative
+            std = eta * variance.sqrt()
+            mean = a_prev.sqrt() * x_0 + (1 - a_prev - std**2).clamp(min=0).sqrt() * eps
+            add_noise = eta > 0
+        if add_noise:
+            if variance_noise is None:
+                variance_noise = randn_tensor(
+                    model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+                )
+            mean = mean + std * variance_noise
+
+        prev_sample, x_0 = mean.to(sample.dtype), x_0.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, x_0
+        return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+
+    def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
+        """Dynamic thresholding, Imagen section 2.3: clamp each sample to its own quantile of |x_0| and divide by it."""
+        flat = sample.flatten(1).float()  # (B, C*...)
+        s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)  # (B, 1)
+        s = s.clamp(min=1, max=self.config.sample_max_value)
+        return (flat.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
+
+
+def _check_choice(name: str, value: str, choices) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}: got {value!r}")
