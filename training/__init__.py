@@ -1,0 +1,1 @@
+"""The training programs, one file a program. Importing this package loads nothing."""

@@ -1,0 +1,37 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The `mezzotint` command: it names the programs and hands on to them. Nothing heavy is imported before that."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a pipeline, from scratch or from a saved one",
+    "sample": "draw pictures with a trained pipeline",
+    "publish": "upload a trained pipeline to the Hub, load it back and compare",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mezzotint COMMAND [--help] ...\n\ncommands:")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:10}{purpose}")
+        print("\nOn several processes: accelerate launch -m mezzotint_training.train ...")
+        return 0
+    if argv[0] == "--version":
+        print(importlib.import_module("importlib.metadata").version("mezzotint"))
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"mezzotint: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        program = importlib.import_module(f"mezzotint_training.{argv[0]}")
+    except ModuleNotFoundError as error:
+        print(f"mezzotint: {argv[0]} needs {error.name}; pip install 'mezzotint[train]' brings it", file=sys.stderr)
+        return 2
+    return program.main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Every setting of a training run, with its default and its help: the one place where a training default is written.
+
+Settings come in layers, each over the one before: these defaults, a named recipe (`recipes/*.yaml`), a YAML file
+(`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
+"""
+
+import argparse
+import difflib
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UserError(Exception):
+    """Bad input, said in one line: the rule, what was got, what is possible. Programs print it and exit with 2."""
+
+
+def setting(default: Any, help: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
+
+    # Where to start from
+    pretrained_model_name_or_path: str | None = setting(
+        None, "fine-tune this saved pipeline (folder or Hub name); its text encoder, scheduler and data scale are kept"
+    )
+    revision: str | None = setting(None, "its branch, tag or commit")
+    unet: dict[str, Any] = setting({}, "arguments of MezzotintUNetModel, as YAML; for a model from scratch")
+    scheduler: dict[str, Any] = setting({}, "arguments of MezzotintScheduler, as YAML; for a model from scratch")
+    text_encoder_name_or_path: str | None = setting(
+        None, "a transformers encoder with its tokenizer (folder or Hub name); without one a small T5 on bytes is made"
+    )
+    text_encoder: dict[str, Any] = setting(
+        {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4},
+        "arguments of transformers' T5Config for that small encoder, as YAML",
+    )
+    max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut")
+    train_text_encoder: bool | None = setting(None, "by default yes for one made here and no for one that was loaded")
+
+    # Data
+    dataset_name: str | None = setting(None, "a Hub dataset, or 'digits': the handwriting that scikit-learn carries")
+    dataset_config_name: str | None = setting(None, "its configuration")
+    train_data_dir: str | None = setting(None, "a folder of parquet files, or of pictures with a metadata.jsonl")
+    dataset_split: str = setting("train", "the split to train on")
+    image_column: str = setting("image", "the column of pictures")
+    caption_column: str = setting("text", "the column of captions; of several for a picture one is drawn each time")
+    resolution: list[int] | None = setting(
+        None, "height and width to train at, one number for both; by default the size of the first picture"
+    )
+    random_flip: bool = setting(False, "mirror half of the pictures (not where left and right matter)")
+    max_train_samples: int | None = setting(None, "use only so many rows, from the start")
+    on_bad_image: Literal["stop", "skip"] = setting("stop", "at a picture that cannot be read: stop, or skip and count")
+    dataloader_num_workers: int = setting(0, "processes that load data beside the training process")
+    proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
+
+    # Optimisation
+    seed: int = setting(0, "the run is a function of it")
+    train_batch_size: int = setting(64, "pictures a process and micro-step")
+    gradient_accumulation_steps: int = setting(1, "micro-steps for each update")
+    max_train_steps: int = setting(10_000, "updates")
+    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first")
+    learning_rate: float = setting(1e-3, "peak")
+    lr_scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = setting("cosine", "its course after warm-up")
+    lr_warmup_steps: int = setting(100, "updates of linear warm-up")
+    adam_beta1: float = setting(0.9, "AdamW")
+    adam_beta2: float = setting(0.99, "AdamW")
+    adam_weight_decay: float = setting(0.01, "AdamW")
+    adam_epsilon: float = setting(1e-8, "AdamW")
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
+    use_ema: bool = setting(True, "keep a moving average of the weights, and publish that")
+    ema_decay: float = setting(0.999, "its decay, approached as (1 + step) / (10 + step)")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "arithmetic; weights stay in float32; by default as accelerate is configured"
+    )
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
+
+    # What is kept
+    output_dir: str = setting("runs/mezzotint", "the finished pipeline, its card and samples, checkpoints, logs")
+    checkpointing_steps: int = setting(1000, "updates between checkpoints")
+    checkpoints_total_limit: int | None = setting(2, "older checkpoints are removed")
+    resume_from_checkpoint: str | None = setting(
+        None, "a checkpoint folder, or 'latest'; the same command run again goes on by itself"
+    )
+    validation_prompts: list[str] = setting([], "drawn while training, always from the same noise")
+    num_validation_images: int = setting(4, "pictures for each of them")
+    validation_steps: int = setting(1000, "updates between those drawings")
+    num_inference_steps: int = setting(20, "for the drawings, and the card's example")
+    guidance_scale: float = setting(2.0, "likewise")
+    logging_steps: int = setting(25, "updates between lines of metrics.jsonl")
+    report_to: str = setting("auto", "trackers of accelerate (tensorboard, wandb, ...), 'none', or what is installed")
+
+    # Publishing
+    push_to_hub: bool = setting(False, "upload the finished pipeline")
+    hub_model_id: str | None = setting(None, "user/name to upload to; by default output_dir's name")
+    hub_private_repo: bool = setting(False, "as a private repository")
+    license: str | None = setting(None, "of the weights, for the card (a Hub licence identifier)")
+    dataset_license: str | None = setting(None, "of the pictures, for the card")
+
+    def __post_init__(self):
+        for f in fields(self):
+            setattr(self, f.name, _checked(f.name, HINTS[f.name], getattr(self, f.name)))
+        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
+                     "validation_steps", "num_validation_images", "logging_steps", "num_inference_steps", "max_text_length"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if not 0 <= self.proportion_empty_prompts <= 1:
+            raise UserError(f"proportion_empty_prompts must be in [0, 1]: got {self.proportion_empty_prompts}")
+        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
+            raise UserError(f"checkpoints_total_limit must be at least 1: got {self.checkpoints_total_limit}")
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            got = "neither" if self.dataset_name is None else "both"
+            raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
+        if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
+            raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+HINTS = get_type_hints(TrainConfig)
+
+
+def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
+    """Settings from defaults, recipe, YAML file and flags, in that order.
+
+    Raises:
+        UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
+    parser.add_argument("--config", help="a YAML file of differences")
+    for f in fields(TrainConfig):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = _kind(HINTS[f.name])
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
+        else:
+            parser.add_argument(f"--{f.name}", nargs="+" if kind is list else None, metavar="", help=help)
+    try:
+        known, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    if unknown:
+        flags = ["--recipe", "--config", *(f"--{f.name}" for f in fields(TrainConfig))]
+        raise UserError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], flags)}")
+
+    flags = vars(known)
+    recipe, config = flags.pop("recipe", None), flags.pop("config", None)
+    layers = []
+    if recipe is not None:
+        if recipe not in recipes():
+            raise UserError(f"unknown recipe {recipe!r}{_nearest(recipe, recipes())}; there are {', '.join(recipes())}")
+        layers.append(_read_yaml(RECIPES / f"{recipe}.yaml"))
+    if config is not None:
+        layers.append(_read_yaml(Path(config)))
+    layers.append({k: _from_text(k, v) for k, v in flags.items()})
+
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        # a data source replaces the one of the layer below
+        if layer.get("dataset_name") or layer.get("train_data_dir"):
+            settings = {k: v for k, v in settings.items() if k not in ("dataset_name", "train_data_dir")}
+        for key, value in layer.items():
+            if isinstance(value, dict) and isinstance(settings.get(key), dict):
+                value = {**settings[key], **value}
+            settings[key] = value
+    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    for key, value in settings.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            settings[key] = {**defaults[key], **value}
+    return TrainConfig(**settings)
+
+
+def recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config file {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
+    for key in settings:
+        if key not in HINTS:
+            raise UserError(f"unknown setting {key!r} in {path}{_nearest(str(key), list(HINTS))}")
+    return settings
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _kind(hint: Any) -> type:
+    """The plain type behind a hint: `int | None` is int, `list[str]` is list, a Literal is str."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
+    if isinstance(value, bool) or _kind(HINTS[name]) is str:
+        return None if value in ("null", "None") else value
+    try:
+        if isinstance(value, list):
+            return value if str in get_args(HINTS[name]) else [yaml.safe_load(item) for item in value]
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{name} must be YAML: got {value!r}") from None
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """The value in the type that the hint asks for, or a UserError."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}: got {value!r}")
+        return value
+    if get_origin(hint) is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [_checked(name, get_args(hint)[0], item) for item in items]
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name} must be a mapping of names to values: got {value!r}")
+        return dict(value)
+    wrong = UserError(f"{name} must be {'text' if hint is str else f'of type {hint.__name__}'}: got {value!r}")
+    if hint in (bool, str):
+        if not isinstance(value, hint):
+            raise wrong
+        return value
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        number = float(value)  # YAML reads 1e-3 as text
+    except (TypeError, ValueError):
+        raise wrong from None
+    if hint is int and number != int(number):
+        raise wrong
+    return hint(number)

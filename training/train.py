@@ -1,0 +1,551 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Train a text-to-image pipeline.
+
+    accelerate launch training/train.py --recipe digits
+    accelerate launch training/train.py --recipe emoji-32 --train_data_dir path/to/emoji-32
+    accelerate launch training/train.py --pretrained_model_name_or_path runs/digits --train_data_dir pictures/
+
+One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `data.py`, the
+loss in `objective.py`, the state on disk in `checkpoint.py`.
+"""
+
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils import make_image_grid
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel, hub
+from mezzotint_training import checkpoint
+from mezzotint_training.config import TrainConfig, UserError, _nearest, parse_args
+from mezzotint_training.data import CaptionedImages, KeyedBatches, collate, load_rows
+from mezzotint_training.objective import denoising_loss
+
+# Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to learn
+FREE = {
+    "output_dir", "max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit",
+    "resume_from_checkpoint", "validation_prompts", "num_validation_images", "validation_steps", "num_inference_steps",
+    "guidance_scale", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license",
+    "dataset_license", "dataloader_num_workers", "gradient_checkpointing",
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        train(parse_args(argv, description=__doc__))
+    except UserError as error:
+        print(f"mezzotint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(config: TrainConfig) -> Path:
+    """Run `config` to its end and return the folder of the finished pipeline.
+
+    Raises:
+        UserError: for bad input, before anything on disk is touched.
+    """
+    started = time.time()
+    output_dir = Path(config.output_dir)
+    resumed = previous_run(config, output_dir)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=trackers(config),
+            project_dir=output_dir,
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:  # a precision that the device lacks, an unknown tracker
+        raise UserError(" ".join(str(error).split())) from None
+    say = accelerator.print
+    transformers.utils.logging.disable_progress_bar()
+
+    # 1. The data
+    with accelerator.main_process_first():
+        rows = load_rows(config)
+    first = first_picture(rows, config)
+    components = pretrained_components(config) if config.pretrained_model_name_or_path else None
+    channels = components["unet"].config.in_channels if components else config.unet.get("in_channels")
+    data = CaptionedImages(
+        rows,
+        config,
+        channels=channels or (1 if first.mode in ("1", "L", "I", "I;16") else 3),
+        size=picture_size(config, components, first),
+    )
+    data.read_all(progress=accelerator.is_local_main_process)
+
+    # 2. The models
+    torch.manual_seed(config.seed)
+    components = components or new_components(config, data)
+    unet, scheduler = components["unet"], components["scheduler"]
+    text_encoder, tokenizer = components["text_encoder"], components["tokenizer"]
+    data.mean = torch.tensor(unet.config.sample_mean).reshape(-1, 1, 1)
+    data.std = torch.tensor(unet.config.sample_std).reshape(-1, 1, 1)
+    train_text = config.train_text_encoder
+    if train_text is None:
+        train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
+    trained = {"unet": unet} | ({"text_encoder": text_encoder} if train_text and text_encoder is not None else {})
+    for model in (unet, text_encoder):
+        if model is not None:
+            model.to(accelerator.device).requires_grad_(model in trained.values()).train(model in trained.values())
+            if config.gradient_checkpointing and model in trained.values():
+                model.enable_gradient_checkpointing() if model is unet else model.gradient_checkpointing_enable()
+
+    # 3. Optimizer, learning rate, moving average
+    named = {f"{name}.{key}": p for name, model in trained.items() for key, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        named.values(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=accelerator.device.type in ("cpu", "cuda"),
+    )
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=min(config.lr_warmup_steps, config.max_train_steps),
+        num_training_steps=config.max_train_steps,
+    )
+    ema = EMAModel(named.values(), decay=config.ema_decay, foreach=True) if config.use_ema else None
+
+    # 4. Go on where an earlier run of the same command stopped
+    step, seconds_before = 0, 0.0
+    if resumed is not None:
+        tensors, state = resumed
+        if tensors["weights"].keys() != named.keys():
+            raise UserError("the checkpoint to resume from holds other weights than this run trains")
+        with torch.no_grad():
+            for key, parameter in named.items():
+                parameter.copy_(tensors["weights"][key])
+        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if ema is not None:
+            ema.load_state_dict({**state["ema"], "shadow_params": [tensors["ema"][key] for key in named]})
+            ema.to(accelerator.device)
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        step, seconds_before = state["step"], state["seconds"]
+        say(f"going on from step {step}")
+    prepared = accelerator.prepare(*trained.values(), optimizer)
+    models, optimizer = dict(zip(trained, prepared, strict=False)), prepared[-1]
+    encode = TextEncoding(models.get("text_encoder", text_encoder), tokenizer, accelerator, trained=train_text)
+
+    world, accumulation = accelerator.num_processes, config.gradient_accumulation_steps
+    say(
+        f"{len(data):,} pictures of {data.size[0]}x{data.size[1]}"
+        + (f" ({len(data.bad)} bad ones skipped)" if data.bad else "")
+        + f", {sum(p.numel() for p in named.values()):,} trained parameters, updates of "
+        f"{config.train_batch_size * accumulation * world} pictures, {accelerator.device}, {accelerator.mixed_precision}"
+    )
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
+        for message in data.bad:
+            tqdm.write(f"skipped: {message}")
+    if accelerator.log_with:
+        accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
+
+    # 5. The loop
+    batches = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=KeyedBatches(
+            len(data), config.train_batch_size, accumulation, accelerator.process_index, world, config.seed, step
+        ),
+        num_workers=config.dataloader_num_workers,
+        collate_fn=collate,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=config.dataloader_num_workers > 0,
+    )
+    batches = iter(batches)
+    loop_started, first_step, window, window_started = time.time(), step, [], time.time()
+    bar = tqdm(
+        total=config.max_train_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process,
+        mininterval=0.5, dynamic_ncols=True,
+    )  # fmt: skip
+    loss_average = float("nan")
+    while step < config.max_train_steps:
+        for micro in range(accumulation):
+            # Dropout inside the networks is the only randomness not in the batch
+            key = [config.seed, step, micro, accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+            batch = next(batches)
+            with accelerator.accumulate(*models.values()):
+                text, mask = encode(batch["captions"])
+                loss = denoising_loss(
+                    models["unet"],
+                    scheduler,
+                    *(batch[name].to(accelerator.device, non_blocking=True) for name in ("sample", "noise", "uniform")),
+                    text,
+                    mask,
+                ).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    gradient_norm = accelerator.clip_grad_norm_(named.values(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            window.append(loss.detach())
+        lr_scheduler.step()
+        if ema is not None:
+            ema.step(named.values())
+        step += 1
+        bar.update()
+
+        elapsed = time.time() - started
+        minutes = (seconds_before + elapsed) / 60
+        late = torch.tensor(float(config.max_train_minutes is not None and minutes >= config.max_train_minutes))
+        last = step == config.max_train_steps or bool(accelerator.reduce(late.to(accelerator.device), "sum") > 0)
+        if step % config.logging_steps == 0 or last:
+            loss_average = accelerator.reduce(torch.stack(window).mean(), "mean").item()
+            rate = len(window) * config.train_batch_size * world / (time.time() - window_started)
+            line = {
+                "step": step,
+                "loss": loss_average,
+                "gradient_norm": float(gradient_norm),
+                "learning_rate": lr_scheduler.get_last_lr()[0],
+                "images_per_second": rate,
+            }
+            window, window_started = [], time.time()
+            bar.set_postfix(loss=f"{loss_average:.4f}", images_per_s=f"{rate:.0f}", refresh=False)
+            accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
+            if accelerator.is_main_process:
+                with (output_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+        if config.validation_prompts and step % config.validation_steps == 0 and not last:
+            if accelerator.is_main_process:
+                with averaged(ema, named), evaluating(trained):
+                    draw_samples(pipeline(components), config, output_dir, step, accelerator)
+            window_started = time.time()
+        if step % config.checkpointing_steps == 0 or last:
+            if accelerator.is_main_process:
+                tensors = {"weights": named, "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer)}
+                state = {
+                    "config": asdict(config),
+                    "seconds": seconds_before + time.time() - started,
+                    "lr_scheduler": lr_scheduler.state_dict(),
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                }
+                if ema is not None:
+                    state["ema"] = {k: v for k, v in ema.state_dict().items() if k != "shadow_params"}
+                    tensors["ema"] = dict(zip(named, ema.shadow_params, strict=True))
+                checkpoint.save(output_dir, step, tensors, state)
+                checkpoint.prune(output_dir, config.checkpoints_total_limit)
+            accelerator.wait_for_everyone()
+            window_started = time.time()
+        if last:
+            break
+    bar.close()
+
+    # 6. The finished pipeline, loaded back as a stranger would load it, draws the card's pictures
+    if accelerator.is_main_process:
+        if ema is not None:
+            ema.copy_to(named.values())
+        pipeline(components).save_pretrained(output_dir)
+        loop_seconds, updates = time.time() - loop_started, step - first_step
+        metrics = {
+            "steps": step,
+            "loss": loss_average,
+            "seconds": seconds_before + time.time() - started,
+            "images_per_second": updates * config.train_batch_size * accumulation * world / max(loop_seconds, 1e-9),
+            "pictures": len(data),
+            "bad_pictures": len(data.bad),
+            "parameters": {
+                name: sum(p.numel() for p in model.parameters())
+                for name, model in (("unet", unet), ("text_encoder", text_encoder))
+                if model is not None
+            },
+            "device": str(accelerator.device),
+            "processor": platform.processor() or platform.machine(),
+            "processes": world,
+            "mixed_precision": accelerator.mixed_precision,
+        }
+        finished = output_dir / "metrics.json"
+        if updates == 0 and finished.is_file():  # a finished run, run again
+            metrics = json.loads(finished.read_text(encoding="utf-8"))
+        finished.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        loaded = MezzotintPipeline.from_pretrained(output_dir).to(accelerator.device)
+        grid = draw_samples(loaded, config, output_dir, step, accelerator) if config.validation_prompts else None
+        hub.write_card(output_dir, asdict(config), metrics, grid)
+        say(f"finished: {output_dir} ({step} steps, {metrics['seconds']:.0f} s, loss {loss_average:.4f})")
+        if config.push_to_hub:
+            address = hub.push(output_dir, config.hub_model_id or output_dir.name, private=config.hub_private_repo)
+            say(f"published: {address}")
+    accelerator.end_training()
+    return output_dir
+
+
+# ------------------------------------------------------------------------------------------------ before the first step
+
+
+def previous_run(config: TrainConfig, output_dir: Path):
+    """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`.
+
+    Raises:
+        UserError: for a folder that is no checkpoint, or an `output_dir` that holds another run or other files.
+    """
+    if config.resume_from_checkpoint is not None:
+        if config.resume_from_checkpoint == "latest":
+            found = checkpoint.latest(output_dir)
+            if found is None:
+                raise UserError(f"resume_from_checkpoint is 'latest', but {output_dir} has no whole checkpoint")
+            return found
+        return checkpoint.load(Path(config.resume_from_checkpoint))
+    if not output_dir.exists():
+        return None
+    if not output_dir.is_dir():
+        raise UserError(f"output_dir must be a folder: {output_dir} is a file")
+    recipe = output_dir / "recipe.yaml"
+    if not recipe.is_file():
+        if any(output_dir.iterdir()):
+            raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
+        return None
+    before = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    now = asdict(config)
+    for name in now:
+        if name not in FREE and before.get(name) != now[name]:
+            raise UserError(
+                f"output_dir {output_dir} holds another run ({name} was {before.get(name)!r}, now {now[name]!r}): "
+                "choose another output_dir, or remove that one"
+            )
+    return checkpoint.latest(output_dir)
+
+
+def first_picture(rows, config: TrainConfig) -> Image.Image:
+    """The first readable picture, for its size and mode; whether others are readable is not its business."""
+    probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
+    for index in range(len(rows)):
+        if probe.pixels(index) is not None:
+            return probe.open(index)
+    raise UserError(f"no picture could be read; the first: {probe.bad[0]}")
+
+
+def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
+    """Height and width to train at: as asked, or the saved model's, or the first picture's."""
+    saved = components["unet"].config.sample_size if components else None
+    size = config.resolution or saved or (first.height, first.width)
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
+    levels = (
+        components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
+    )
+    factor = 2 ** (len(levels) - 1)
+    if height % factor or width % factor:
+        nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
+        raise UserError(
+            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
+            f"possible is {nearest[0]}x{nearest[1]}"
+        )
+    return height, width
+
+
+def pretrained_components(config: TrainConfig) -> dict:
+    """The components of a saved pipeline, every weight accounted for."""
+    source = config.pretrained_model_name_or_path
+    try:
+        return dict(MezzotintPipeline.from_pretrained(source, revision=config.revision).components)
+    except (OSError, ValueError, KeyError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
+
+
+def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
+    """Untrained components: the U-Net at the data's scale, the scheduler, and a text encoder with its tokenizer."""
+    if config.text_encoder_name_or_path is not None:
+        text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
+    else:
+        # Bytes need no vocabulary file; 384 is the size of ByT5's table (<https://huggingface.co/papers/2105.13626>)
+        t5 = transformers.T5Config(
+            vocab_size=384, dropout_rate=0.0, **_known(config.text_encoder, transformers.T5Config)
+        )
+        text_encoder = transformers.T5EncoderModel(t5)
+        tokenizer = transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
+    mean, std = data.statistics()
+    height, width = data.size
+    arguments = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": data.channels,
+        "out_channels": data.channels,
+        "cross_attention_dim": text_encoder.config.hidden_size,
+        "sample_mean": mean,
+        "sample_std": std,
+    }
+    try:
+        unet = MezzotintUNetModel(**{**arguments, **_known(config.unet, MezzotintUNetModel)})
+        scheduler = MezzotintScheduler(**_known(config.scheduler, MezzotintScheduler))
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+
+
+def load_text_encoder(source: str):
+    """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        kind = transformers.AutoConfig.from_pretrained(source).model_type
+        cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
+        if cls is None:
+            known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+            cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
+        return cls.from_pretrained(source, use_safetensors=True), tokenizer
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())[:300]
+        raise UserError(f"text_encoder_name_or_path {source} cannot be loaded: {message}") from None
+
+
+def _known(arguments: dict, cls: type) -> dict:
+    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{cls.__name__} has no argument {name!r}{_nearest(name, known)}")
+    return arguments
+
+
+def trackers(config: TrainConfig) -> str | None:
+    if config.report_to == "auto":
+        return "tensorboard" if importlib.util.find_spec("tensorboard") else None
+    return None if config.report_to == "none" else config.report_to
+
+
+def recipe_yaml(config: TrainConfig) -> str:
+    """Every setting in force, with the versions of what ran them."""
+    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    return f"{header}\n{config.to_yaml()}"
+
+
+# ------------------------------------------------------------------------------------------------------- in the loop
+
+
+class TextEncoding:
+    """Captions to hidden states and mask. Each different caption of a batch is encoded once; by a frozen encoder, once
+    in the whole run."""
+
+    def __init__(self, text_encoder, tokenizer, accelerator: Accelerator, trained: bool):
+        self.text_encoder, self.tokenizer, self.trained = text_encoder, tokenizer, trained
+        self.device = accelerator.device
+        self.autocast = accelerator.autocast
+        self.tokens: dict[str, list[int]] = {}
+        self.frozen: dict[str, torch.Tensor] = {}
+
+    def __call__(self, captions: list[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.text_encoder is None:
+            return None, None
+        different = sorted(set(captions))
+        number = {caption: i for i, caption in enumerate(different)}
+        rows = torch.tensor([number[caption] for caption in captions], device=self.device)
+        if self.trained:
+            hidden_states, mask = self.encode(different)
+        else:
+            new = [caption for caption in different if caption not in self.frozen]
+            if new:
+                with torch.no_grad():
+                    hidden_states, mask = self.encode(new)
+                for caption, states, keep in zip(new, hidden_states, mask, strict=True):
+                    self.frozen[caption] = states[keep].cpu()
+            states = [self.frozen[caption] for caption in different]
+            hidden_states = torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(self.device)
+            lengths = torch.tensor([len(s) for s in states], device=self.device)
+            mask = torch.arange(hidden_states.shape[1], device=self.device)[None] < lengths[:, None]
+        return hidden_states[rows], mask[rows]  # (B, L, D), (B, L)
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.text_encoder.config if hasattr(self.text_encoder, "config") else self.text_encoder.module.config
+        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+        for caption in captions:
+            if caption not in self.tokens:
+                self.tokens[caption] = self.tokenizer(caption, truncation=True, max_length=limit).input_ids
+        batch = self.tokenizer.pad({"input_ids": [self.tokens[c] for c in captions]}, return_tensors="pt").to(
+            self.device
+        )
+        with self.autocast():
+            return self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[
+                0
+            ], batch.attention_mask.bool()
+
+
+class averaged:
+    """Within it the models hold the moving average of their weights."""
+
+    def __init__(self, ema: EMAModel | None, named: dict[str, torch.nn.Parameter]):
+        self.ema, self.parameters = ema, list(named.values())
+
+    def __enter__(self):
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+
+    def __exit__(self, *_):
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
+
+
+class evaluating:
+    """Within it the models are in evaluation mode."""
+
+    def __init__(self, models: dict[str, torch.nn.Module]):
+        self.models = models.values()
+
+    def __enter__(self):
+        for model in self.models:
+            model.eval()
+
+    def __exit__(self, *_):
+        for model in self.models:
+            model.train()
+
+
+def pipeline(components: dict) -> MezzotintPipeline:
+    return MezzotintPipeline(**components)
+
+
+def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str:
+    """Draw the validation prompts, a column each, every row from its own noise; write the grid as PNG and to trackers.
+
+    Returns:
+        the PNG's path, relative to `output_dir`.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    prompts, rows = config.validation_prompts, config.num_validation_images
+    images = []
+    for row in range(rows):
+        with torch.autocast(accelerator.device.type, enabled=False):
+            images += pipe(
+                prompts,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[torch.Generator().manual_seed(config.seed + row) for _ in prompts],
+            ).images
+    scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
+    size = [scale * x for x in images[0].size]
+    shown = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    grid = make_image_grid(shown, rows=rows, cols=len(prompts))
+    name = f"samples/step-{step:06d}.png"
+    (output_dir / "samples").mkdir(parents=True, exist_ok=True)
+    grid.save(output_dir / name)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
