@@ -7,6 +7,7 @@ Settings come in layers, each over the one before: these defaults, a named recip
 
 import argparse
 import difflib
+import inspect
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ class UserError(Exception):
 
 
 def setting(default: Any, help: str) -> Any:
+    """A field of `TrainConfig`: its default and its help."""
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
@@ -112,8 +114,18 @@ class TrainConfig:
     def __post_init__(self):
         for f in fields(self):
             setattr(self, f.name, _checked(f.name, HINTS[f.name], getattr(self, f.name)))
-        for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
-                     "validation_steps", "num_validation_images", "logging_steps", "num_inference_steps", "max_text_length"):  # fmt: skip
+        counts = (
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "checkpointing_steps",
+            "validation_steps",
+            "num_validation_images",
+            "logging_steps",
+            "num_inference_steps",
+            "max_text_length",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1: got {getattr(self, name)}")
         if not 0 <= self.proportion_empty_prompts <= 1:
@@ -159,14 +171,14 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
         raise UserError(str(error)) from None
     if unknown:
         flags = ["--recipe", "--config", *(f"--{f.name}" for f in fields(TrainConfig))]
-        raise UserError(f"unknown flag {unknown[0]}{_nearest(unknown[0].split('=')[0], flags)}")
+        raise UserError(f"unknown flag {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}")
 
     flags = vars(known)
     recipe, config = flags.pop("recipe", None), flags.pop("config", None)
     layers = []
     if recipe is not None:
         if recipe not in recipes():
-            raise UserError(f"unknown recipe {recipe!r}{_nearest(recipe, recipes())}; there are {', '.join(recipes())}")
+            raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, recipes())}; there are {', '.join(recipes())}")
         layers.append(_read_yaml(RECIPES / f"{recipe}.yaml"))
     if config is not None:
         layers.append(_read_yaml(Path(config)))
@@ -203,13 +215,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
     for key in settings:
         if key not in HINTS:
-            raise UserError(f"unknown setting {key!r} in {path}{_nearest(str(key), list(HINTS))}")
+            raise UserError(f"unknown setting {key!r} in {path}{nearest(str(key), list(HINTS))}")
     return settings
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """The close of an error's line: the known name most like `name`, if one is like it at all."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
+    """`arguments`, all of which `cls` takes; a UserError names the first that it does not."""
+    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{cls.__name__} has no argument {name!r}{nearest(name, known)}")
+    return arguments
 
 
 def _kind(hint: Any) -> type:

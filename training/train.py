@@ -5,13 +5,13 @@
     accelerate launch training/train.py --recipe emoji-32 --train_data_dir path/to/emoji-32
     accelerate launch training/train.py --pretrained_model_name_or_path runs/digits --train_data_dir pictures/
 
-One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `data.py`, the
-loss in `objective.py`, the state on disk in `checkpoint.py`.
+One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `data.py`, models
+in `components.py` and `text.py`, the loss in `objective.py`, the state on disk in `checkpoint.py`.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import platform
 import sys
@@ -27,14 +27,16 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel, hub
+from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training import checkpoint
-from mezzotint_training.config import TrainConfig, UserError, _nearest, parse_args
+from mezzotint_training.components import first_picture, new_components, picture_size, pretrained_components
+from mezzotint_training.config import TrainConfig, UserError, parse_args
 from mezzotint_training.data import CaptionedImages, KeyedBatches, collate, load_rows
 from mezzotint_training.objective import denoising_loss
+from mezzotint_training.text import TextEncoding
 
 # Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to learn
 FREE = {
@@ -93,8 +95,10 @@ def train(config: TrainConfig) -> Path:
     # 2. The models
     torch.manual_seed(config.seed)
     components = components or new_components(config, data)
-    unet, scheduler = components["unet"], components["scheduler"]
-    text_encoder, tokenizer = components["text_encoder"], components["tokenizer"]
+    unet, text_encoder, tokenizer = (components[name] for name in ("unet", "text_encoder", "tokenizer"))
+    unet.register_to_config(sample_size=data.size[0] if data.size[0] == data.size[1] else data.size)
+    # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
+    scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
     data.mean = torch.tensor(unet.config.sample_mean).reshape(-1, 1, 1)
     data.std = torch.tensor(unet.config.sample_std).reshape(-1, 1, 1)
     train_text = config.train_text_encoder
@@ -152,7 +156,8 @@ def train(config: TrainConfig) -> Path:
         f"{len(data):,} pictures of {data.size[0]}x{data.size[1]}"
         + (f" ({len(data.bad)} bad ones skipped)" if data.bad else "")
         + f", {sum(p.numel() for p in named.values()):,} trained parameters, updates of "
-        f"{config.train_batch_size * accumulation * world} pictures, {accelerator.device}, {accelerator.mixed_precision}"
+        f"{config.train_batch_size * accumulation * world} pictures, {accelerator.device}, "
+        f"precision {accelerator.mixed_precision}"
     )
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -229,8 +234,8 @@ def train(config: TrainConfig) -> Path:
                     file.write(json.dumps(line) + "\n")
         if config.validation_prompts and step % config.validation_steps == 0 and not last:
             if accelerator.is_main_process:
-                with averaged(ema, named), evaluating(trained):
-                    draw_samples(pipeline(components), config, output_dir, step, accelerator)
+                with publishable(ema, named, trained):
+                    draw_samples(MezzotintPipeline(**components), config, output_dir, step, accelerator)
             window_started = time.time()
         if step % config.checkpointing_steps == 0 or last:
             if accelerator.is_main_process:
@@ -256,7 +261,7 @@ def train(config: TrainConfig) -> Path:
     if accelerator.is_main_process:
         if ema is not None:
             ema.copy_to(named.values())
-        pipeline(components).save_pretrained(output_dir)
+        MezzotintPipeline(**components).save_pretrained(output_dir)
         loop_seconds, updates = time.time() - loop_started, step - first_step
         metrics = {
             "steps": step,
@@ -284,8 +289,15 @@ def train(config: TrainConfig) -> Path:
         hub.write_card(output_dir, asdict(config), metrics, grid)
         say(f"finished: {output_dir} ({step} steps, {metrics['seconds']:.0f} s, loss {loss_average:.4f})")
         if config.push_to_hub:
-            address = hub.push(output_dir, config.hub_model_id or output_dir.name, private=config.hub_private_repo)
-            say(f"published: {address}")
+            try:
+                name = config.hub_model_id or output_dir.name
+                say(f"published: {hub.push(output_dir, name, private=config.hub_private_repo)}")
+            except (OSError, ValueError) as error:  # the Hub client's errors are kinds of these
+                message = " ".join(str(error).split())
+                raise UserError(
+                    f"the pipeline is finished in {output_dir}, but its upload failed ({message}); "
+                    f"`mezzotint publish {output_dir} --hub_model_id ...` uploads it"
+                ) from None
     accelerator.end_training()
     return output_dir
 
@@ -326,96 +338,6 @@ def previous_run(config: TrainConfig, output_dir: Path):
     return checkpoint.latest(output_dir)
 
 
-def first_picture(rows, config: TrainConfig) -> Image.Image:
-    """The first readable picture, for its size and mode; whether others are readable is not its business."""
-    probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
-    for index in range(len(rows)):
-        if probe.pixels(index) is not None:
-            return probe.open(index)
-    raise UserError(f"no picture could be read; the first: {probe.bad[0]}")
-
-
-def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
-    """Height and width to train at: as asked, or the saved model's, or the first picture's."""
-    saved = components["unet"].config.sample_size if components else None
-    size = config.resolution or saved or (first.height, first.width)
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
-    default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
-    levels = (
-        components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
-    )
-    factor = 2 ** (len(levels) - 1)
-    if height % factor or width % factor:
-        nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
-        raise UserError(
-            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
-            f"possible is {nearest[0]}x{nearest[1]}"
-        )
-    return height, width
-
-
-def pretrained_components(config: TrainConfig) -> dict:
-    """The components of a saved pipeline, every weight accounted for."""
-    source = config.pretrained_model_name_or_path
-    try:
-        return dict(MezzotintPipeline.from_pretrained(source, revision=config.revision).components)
-    except (OSError, ValueError, KeyError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
-
-
-def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
-    """Untrained components: the U-Net at the data's scale, the scheduler, and a text encoder with its tokenizer."""
-    if config.text_encoder_name_or_path is not None:
-        text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
-    else:
-        # Bytes need no vocabulary file; 384 is the size of ByT5's table (<https://huggingface.co/papers/2105.13626>)
-        t5 = transformers.T5Config(
-            vocab_size=384, dropout_rate=0.0, **_known(config.text_encoder, transformers.T5Config)
-        )
-        text_encoder = transformers.T5EncoderModel(t5)
-        tokenizer = transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
-    mean, std = data.statistics()
-    height, width = data.size
-    arguments = {
-        "sample_size": height if height == width else (height, width),
-        "in_channels": data.channels,
-        "out_channels": data.channels,
-        "cross_attention_dim": text_encoder.config.hidden_size,
-        "sample_mean": mean,
-        "sample_std": std,
-    }
-    try:
-        unet = MezzotintUNetModel(**{**arguments, **_known(config.unet, MezzotintUNetModel)})
-        scheduler = MezzotintScheduler(**_known(config.scheduler, MezzotintScheduler))
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from None
-    return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
-
-
-def load_text_encoder(source: str):
-    """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        kind = transformers.AutoConfig.from_pretrained(source).model_type
-        cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
-        if cls is None:
-            known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
-            cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
-        return cls.from_pretrained(source, use_safetensors=True), tokenizer
-    except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())[:300]
-        raise UserError(f"text_encoder_name_or_path {source} cannot be loaded: {message}") from None
-
-
-def _known(arguments: dict, cls: type) -> dict:
-    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
-    for name in arguments:
-        if name not in known:
-            raise UserError(f"{cls.__name__} has no argument {name!r}{_nearest(name, known)}")
-    return arguments
-
-
 def trackers(config: TrainConfig) -> str | None:
     if config.report_to == "auto":
         return "tensorboard" if importlib.util.find_spec("tensorboard") else None
@@ -433,86 +355,19 @@ def recipe_yaml(config: TrainConfig) -> str:
 # ------------------------------------------------------------------------------------------------------- in the loop
 
 
-class TextEncoding:
-    """Captions to hidden states and mask. Each different caption of a batch is encoded once; by a frozen encoder, once
-    in the whole run."""
-
-    def __init__(self, text_encoder, tokenizer, accelerator: Accelerator, trained: bool):
-        self.text_encoder, self.tokenizer, self.trained = text_encoder, tokenizer, trained
-        self.device = accelerator.device
-        self.autocast = accelerator.autocast
-        self.tokens: dict[str, list[int]] = {}
-        self.frozen: dict[str, torch.Tensor] = {}
-
-    def __call__(self, captions: list[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if self.text_encoder is None:
-            return None, None
-        different = sorted(set(captions))
-        number = {caption: i for i, caption in enumerate(different)}
-        rows = torch.tensor([number[caption] for caption in captions], device=self.device)
-        if self.trained:
-            hidden_states, mask = self.encode(different)
-        else:
-            new = [caption for caption in different if caption not in self.frozen]
-            if new:
-                with torch.no_grad():
-                    hidden_states, mask = self.encode(new)
-                for caption, states, keep in zip(new, hidden_states, mask, strict=True):
-                    self.frozen[caption] = states[keep].cpu()
-            states = [self.frozen[caption] for caption in different]
-            hidden_states = torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(self.device)
-            lengths = torch.tensor([len(s) for s in states], device=self.device)
-            mask = torch.arange(hidden_states.shape[1], device=self.device)[None] < lengths[:, None]
-        return hidden_states[rows], mask[rows]  # (B, L, D), (B, L)
-
-    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.text_encoder.config if hasattr(self.text_encoder, "config") else self.text_encoder.module.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
-        for caption in captions:
-            if caption not in self.tokens:
-                self.tokens[caption] = self.tokenizer(caption, truncation=True, max_length=limit).input_ids
-        batch = self.tokenizer.pad({"input_ids": [self.tokens[c] for c in captions]}, return_tensors="pt").to(
-            self.device
-        )
-        with self.autocast():
-            return self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[
-                0
-            ], batch.attention_mask.bool()
-
-
-class averaged:
-    """Within it the models hold the moving average of their weights."""
-
-    def __init__(self, ema: EMAModel | None, named: dict[str, torch.nn.Parameter]):
-        self.ema, self.parameters = ema, list(named.values())
-
-    def __enter__(self):
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
-
-    def __exit__(self, *_):
-        if self.ema is not None:
-            self.ema.restore(self.parameters)
-
-
-class evaluating:
-    """Within it the models are in evaluation mode."""
-
-    def __init__(self, models: dict[str, torch.nn.Module]):
-        self.models = models.values()
-
-    def __enter__(self):
-        for model in self.models:
-            model.eval()
-
-    def __exit__(self, *_):
-        for model in self.models:
-            model.train()
-
-
-def pipeline(components: dict) -> MezzotintPipeline:
-    return MezzotintPipeline(**components)
+@contextlib.contextmanager
+def publishable(ema: EMAModel | None, named: dict[str, torch.nn.Parameter], models: dict[str, torch.nn.Module]):
+    """Within it the models hold the moving average of their weights and are in evaluation mode."""
+    if ema is not None:
+        ema.store(named.values())
+        ema.copy_to(named.values())
+    for model in models.values():
+        model.eval()
+    yield
+    for model in models.values():
+        model.train()
+    if ema is not None:
+        ema.restore(named.values())
 
 
 def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str:
@@ -535,6 +390,7 @@ def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, acceler
     scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
     size = [scale * x for x in images[0].size]
     shown = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    shown = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in shown]
     grid = make_image_grid(shown, rows=rows, cols=len(prompts))
     name = f"samples/step-{step:06d}.png"
     (output_dir / "samples").mkdir(parents=True, exist_ok=True)

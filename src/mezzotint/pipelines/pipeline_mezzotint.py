@@ -2,7 +2,7 @@
 """Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
 
 Only the order of these steps lives here, and how a pipeline is written to disk with its own code. The file stands alone
-(it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of its own project.
+(it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of ours.
 
 It lives two lives, told apart by `__name__`. As `mezzotint.pipelines.pipeline_mezzotint` it loads checkpoints with the
 installed package's classes and needs no trust in the checkpoint's code. As a file in a checkpoint it is loaded by
@@ -110,10 +110,12 @@ class MezzotintPipeline(DiffusionPipeline):
         if do_classifier_free_guidance:
             if negative_prompt_embeds is None:
                 texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-                texts = texts * len(prompt_embeds) if len(texts) == 1 else texts
                 negative_prompt_embeds, negative_prompt_attention_mask = self._encode_text(texts, device)
             elif negative_prompt_attention_mask is None:
                 negative_prompt_attention_mask = torch.ones(negative_prompt_embeds.shape[:2], dtype=torch.bool)
+            if len(negative_prompt_embeds) == 1:
+                negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
+                negative_prompt_attention_mask = negative_prompt_attention_mask.expand(len(prompt_embeds), -1)
             length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
             negative_prompt_embeds, negative_prompt_attention_mask = self._fit(
                 negative_prompt_embeds, negative_prompt_attention_mask, length, num_images_per_prompt, device
@@ -127,6 +129,8 @@ class MezzotintPipeline(DiffusionPipeline):
         return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
 
     def _encode_text(self, text: str | list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.text_encoder is None:
+            raise ValueError("this pipeline has no text encoder: pass negative_prompt_embeds, or guidance_scale=1")
         text = [text] if isinstance(text, str) else text
         config = self.text_encoder.config
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
@@ -170,12 +174,15 @@ class MezzotintPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}: got {sorted(unknown)}"
+                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}: "
+                f"got {sorted(unknown)}"
             )
-        if self.text_encoder is None and prompt is not None:
-            raise ValueError("this pipeline has no text encoder: leave prompt out, or pass prompt_embeds")
         if self.unet.config.cross_attention_dim is None:
+            if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
+                raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
             return
+        if self.text_encoder is None and (prompt is not None or negative_prompt is not None):
+            raise ValueError("this pipeline has no text encoder: pass prompt_embeds and negative_prompt_embeds instead")
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError(
                 f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
@@ -188,7 +195,7 @@ class MezzotintPipeline(DiffusionPipeline):
             raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
         count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if value is not None and not isinstance(value, str) and len(value) not in {count, len(value) and 1}:
+            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
                 raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
         for name, embeds, mask in (
             ("prompt", prompt_embeds, prompt_attention_mask),
@@ -297,7 +304,7 @@ class MezzotintPipeline(DiffusionPipeline):
             output_type (`"pil"`, `"np"`, `"pt"` or `"latent"`): PIL images, arrays `(pictures, height, width,
                 channels)` or tensors `(pictures, channels, height, width)` in [0, 1], or the normalised sample itself.
             return_dict (`bool`): whether an `ImagePipelineOutput` or the tuple `(images,)` comes back.
-            callback_on_step_end (`Callable`, *optional*): called as `callback(pipe, step, timestep, tensors)` after each
+            callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, tensors)` after every
                 step; the tensors that it returns replace the pipeline's own.
             callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
                 `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch.
@@ -309,7 +316,8 @@ class MezzotintPipeline(DiffusionPipeline):
         config = self.unet.config
         size = config.sample_size
         default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
-        height, width = height or default_height, width or default_width
+        height = default_height if height is None else height
+        width = default_width if width is None else width
         self.check_inputs(
             prompt,
             height,
@@ -348,18 +356,18 @@ class MezzotintPipeline(DiffusionPipeline):
         else:
             batch_size = num_images_per_prompt
 
-        # 3. Draw the noise, at a size that the U-Net can halve
+        # 3. Choose the timesteps; the noise starts at the level of the first one
+        timesteps = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._num_timesteps = len(timesteps)
+        accepted = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+
+        # 4. Draw the noise, at a size that the U-Net can halve
         factor = 2 ** (len(config.block_out_channels) - 1)
         padded_height, padded_width = -(-height // factor) * factor, -(-width // factor) * factor
         latents = self.prepare_latents(
             batch_size, config.in_channels, padded_height, padded_width, generator, latents, device
         )
-
-        # 4. Choose the timesteps
-        timesteps = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._num_timesteps = len(timesteps)
-        accepted = inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
 
         # 5. Denoise
         with self.progress_bar(total=len(timesteps)) as progress_bar:
@@ -422,7 +430,7 @@ class MezzotintPipeline(DiffusionPipeline):
     def load_config(cls, *args, **kwargs):
         loaded = super().load_config(*args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Installed: components come from the package's modules (imported by `import mezzotint`), not from the checkpoint
+        # Installed: components come from the package's modules (`import mezzotint` loads them), not from the checkpoint
         if __name__.startswith("mezzotint."):
             for name, entry in index.items():
                 match = VERSIONED.fullmatch(str(entry[0])) if isinstance(entry, list) and len(entry) == 2 else None

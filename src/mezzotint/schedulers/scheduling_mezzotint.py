@@ -57,7 +57,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule (`"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"` or `"sigmoid"`): the curve of the betas.
         trained_betas (list of `float`, *optional*): the betas themselves, each in (0, 1]; replaces the four above.
         prediction_type (`"epsilon"`, `"sample"` or `"v_prediction"`): what the network predicts: the noise, the clean
-            sample, or the velocity `alpha_t eps - sigma_t x_0` (<https://huggingface.co/papers/2202.00512>, appendix D).
+            sample, or the velocity `alpha_t eps - sigma_t x_0` (appendix D of <https://huggingface.co/papers/2202.00512>).
         sampler_type (`"ddim"` or `"ddpm"`): the rule of `step`.
         variance_type (`"fixed_small"` or `"fixed_large"`): the two fixed variances of DDPM section 3.2, for `ddpm`.
             `fixed_large` adds noise in the last step too unless the timesteps end in 0, as `leading` ones do.

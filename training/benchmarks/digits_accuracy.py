@@ -1,0 +1,73 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""How often a drawn digit is read as the one that was asked for.
+
+    python training/benchmarks/digits_accuracy.py runs/digits
+
+The reader is a support vector machine trained on scikit-learn's real digits (the training split; its accuracy on the
+test split is printed beside the result, as the ceiling). It is never used for fitting anything.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+
+from mezzotint import MezzotintPipeline
+from mezzotint_training.data import DIGIT_NAMES, digits
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson, 1927)."""
+    p, n = hits / count, count
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def reader() -> tuple[SVC, float]:
+    """The support vector machine, and its accuracy on real test digits."""
+    splits = digits()
+    pixels = {name: np.stack([np.asarray(x).ravel() / 255 for x in rows["image"]]) for name, rows in splits.items()}
+    svm = SVC(C=10, gamma=0.001 * 16**2).fit(pixels["train"], splits["train"]["label"])  # pixels in [0, 1]
+    return svm, svm.score(pixels["test"], splits["test"]["label"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a pipeline trained on digits: a folder or a Hub name")
+    parser.add_argument("--count", type=int, default=1000, help="pictures, a tenth for each digit")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--prompt", default="a handwritten {}", help="{} stands for the digit's name")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    pipe = MezzotintPipeline.from_pretrained(args.checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    svm, ceiling = reader()
+    table = np.zeros((10, 10), dtype=int)  # asked for, read as
+    for label, name in enumerate(DIGIT_NAMES):
+        pictures = pipe(
+            args.prompt.format(name),
+            num_images_per_prompt=args.count // 10,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            generator=torch.Generator().manual_seed(args.seed * 10 + label),
+            output_type="np",
+        ).images
+        for read in svm.predict(pictures.reshape(len(pictures), -1)):
+            table[label, read] += 1
+    hits, count = int(np.trace(table)), int(table.sum())
+    low, high = wilson(hits, count)
+    print("asked for (rows), read as (columns)")
+    print(table)
+    print(f"read as asked for: {hits} of {count}, {100 * hits / count:.1f} % (95 % interval {100 * low:.1f} to "
+          f"{100 * high:.1f}); the reader on real test digits: {100 * ceiling:.1f} %")  # fmt: skip
+    print(json.dumps({"accuracy": hits / count, "interval": [low, high], "ceiling": ceiling, **vars(args)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

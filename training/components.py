@@ -1,0 +1,89 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The components that a run trains: those of a saved pipeline, or new ones made from the settings and the data."""
+
+import inspect
+
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.data import CaptionedImages
+from mezzotint_training.text import load_text_encoder, new_text_encoder
+
+
+def first_picture(rows, config: TrainConfig) -> Image.Image:
+    """The first readable picture, for its size and mode; whether others are readable is not its business."""
+    probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
+    for index in range(len(rows)):
+        if probe.pixels(index) is not None:
+            return probe.open(index)
+    raise UserError(f"no picture could be read; the first: {probe.bad[0]}")
+
+
+def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
+    """Height and width to train at: as asked, or the saved model's, or the first picture's."""
+    saved = components["unet"].config.sample_size if components else None
+    size = config.resolution or saved or (first.height, first.width)
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
+    levels = (
+        components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
+    )
+    factor = 2 ** (len(levels) - 1)
+    if height % factor or width % factor:
+        nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
+        raise UserError(
+            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
+            f"possible is {nearest[0]}x{nearest[1]}"
+        )
+    return height, width
+
+
+def pretrained_components(config: TrainConfig) -> dict:
+    """The components of a saved pipeline, every weight accounted for.
+
+    Raises:
+        UserError: for one that cannot be loaded, or has missing or surplus weights.
+    """
+    source, revision = config.pretrained_model_name_or_path, config.revision
+    try:
+        index = MezzotintPipeline.load_config(source, revision=revision)
+        library, name = index.get("text_encoder") or (None, None)
+        text_encoder = None
+        if library is not None:
+            text_encoder, report = getattr(transformers, name).from_pretrained(
+                source, subfolder="text_encoder", revision=revision, use_safetensors=True, output_loading_info=True
+            )
+            for kind in ("missing", "unexpected"):
+                if keys := sorted(report[f"{kind}_keys"]):
+                    raise ValueError(f"its text encoder has {len(keys)} {kind} weights ({', '.join(keys[:3])})")
+        pipe = MezzotintPipeline.from_pretrained(source, revision=revision, text_encoder=text_encoder)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
+    return dict(pipe.components)
+
+
+def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
+    """Untrained components: the U-Net at the data's scale, the scheduler, and a text encoder with its tokenizer."""
+    if config.text_encoder_name_or_path is not None:
+        text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
+    else:
+        text_encoder, tokenizer = new_text_encoder(config)
+    mean, std = data.statistics()
+    arguments = {
+        "in_channels": data.channels,
+        "out_channels": data.channels,
+        "cross_attention_dim": text_encoder.config.hidden_size,
+        "sample_mean": mean,
+        "sample_std": std,
+        **known_arguments(config.unet, MezzotintUNetModel),
+    }
+    try:
+        unet = MezzotintUNetModel(**arguments)
+        scheduler = MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
