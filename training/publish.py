@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 def draw(source: str, prompt: str) -> np.ndarray:
     pipe = MezzotintPipeline.from_pretrained(source)
     text = {"prompt": prompt} if pipe.text_encoder is not None else {}
-    return pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
+    picture = pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
+    return np.asarray(picture.images)
 
 
 if __name__ == "__main__":

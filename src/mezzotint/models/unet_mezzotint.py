@@ -260,6 +260,10 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         super().__init__()
         if spatial_dims not in CONV:
             raise ValueError(f"spatial_dims must be 1, 2 or 3: got {spatial_dims!r}")
+        if isinstance(sample_size, (list, tuple)) and len(sample_size) != spatial_dims:
+            raise ValueError(f"sample_size needs one entry, or one for each of {spatial_dims} axes: got {sample_size}")
+        if layers_per_block < 1:
+            raise ValueError(f"layers_per_block must be at least 1: got {layers_per_block}")
         if len(transformer_layers_per_block) != len(block_out_channels):
             raise ValueError(
                 "transformer_layers_per_block needs one entry for each of block_out_channels: got "
@@ -329,7 +333,8 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         with_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, info = loaded
         for kind in ("missing", "unexpected"):
             if keys := sorted(info[f"{kind}_keys"]):
                 raise ValueError(
@@ -379,6 +384,18 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
                 f"{'none' if encoder_hidden_states is None else 'some'}, cross_attention_dim is "
                 f"{config.cross_attention_dim}"
             )
+        if encoder_hidden_states is not None:
+            batch_size, tokens, dim = encoder_hidden_states.shape
+            if (batch_size, dim) != (sample.shape[0], config.cross_attention_dim):
+                raise ValueError(
+                    f"encoder_hidden_states must have shape ({sample.shape[0]}, tokens, {config.cross_attention_dim}): "
+                    f"got {(batch_size, tokens, dim)}"
+                )
+            if encoder_attention_mask is not None and encoder_attention_mask.shape != (batch_size, tokens):
+                raise ValueError(
+                    f"encoder_attention_mask must have shape {(batch_size, tokens)}, one entry for each token: "
+                    f"got {tuple(encoder_attention_mask.shape)}"
+                )
 
         # 1. Conditioning
         timestep = torch.as_tensor(timestep, device=sample.device)

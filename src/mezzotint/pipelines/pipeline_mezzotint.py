@@ -357,8 +357,8 @@ class MezzotintPipeline(DiffusionPipeline):
             batch_size = num_images_per_prompt
 
         # 3. Choose the timesteps; the noise starts at the level of the first one
-        timesteps = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._num_timesteps = len(timesteps)
+        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._num_timesteps = len(schedule)
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
 
@@ -370,8 +370,8 @@ class MezzotintPipeline(DiffusionPipeline):
         )
 
         # 5. Denoise
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, t in enumerate(timesteps):
+        with self.progress_bar(total=len(schedule)) as progress_bar:
+            for i, t in enumerate(schedule):
                 if self.interrupt:
                     continue
                 model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
