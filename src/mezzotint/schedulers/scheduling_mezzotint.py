@@ -28,7 +28,6 @@ from diffusers.utils.torch_utils import randn_tensor
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
-SamplerType = Literal["ddim", "ddpm"]
 VarianceType = Literal["fixed_small", "fixed_large"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
@@ -58,9 +57,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         trained_betas (list of `float`, *optional*): the betas themselves, each in (0, 1]; replaces the four above.
         prediction_type (`"epsilon"`, `"sample"` or `"v_prediction"`): what the network predicts: the noise, the clean
             sample, or the velocity `alpha_t eps - sigma_t x_0` (appendix D of <https://huggingface.co/papers/2202.00512>).
-        sampler_type (`"ddim"` or `"ddpm"`): the rule of `step`.
-        variance_type (`"fixed_small"` or `"fixed_large"`): the two fixed variances of DDPM section 3.2, for `ddpm`.
-            `fixed_large` adds noise in the last step too unless the timesteps end in 0, as `leading` ones do.
+        variance_type (`"fixed_small"` or `"fixed_large"`, *optional*): makes `step` DDPM's instead of DDIM's, with one
+            of the two fixed variances of DDPM section 3.2. `fixed_large` adds noise in the last step too unless the
+            timesteps end in 0, as `leading` ones do.
         clip_sample (`bool`): whether predicted x_0 is clamped to `[-clip_sample_range, clip_sample_range]`.
         clip_sample_range (`float`): that range, in the units of the network's (normalised) data.
         thresholding (`bool`): whether predicted x_0 is thresholded dynamically, Imagen section 2.3
@@ -92,8 +91,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule: BetaSchedule = "linear",
         trained_betas: np.ndarray | list[float] | None = None,
         prediction_type: PredictionType = "v_prediction",
-        sampler_type: SamplerType = "ddim",
-        variance_type: VarianceType = "fixed_small",
+        variance_type: VarianceType | None = None,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
@@ -106,13 +104,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     ):
         _check_choice("beta_schedule", beta_schedule, BetaSchedule)
         _check_choice("prediction_type", prediction_type, PredictionType)
-        _check_choice("sampler_type", sampler_type, SamplerType)
-        _check_choice("variance_type", variance_type, VarianceType)
+        if variance_type is not None:
+            _check_choice("variance_type", variance_type, VarianceType)
         _check_choice("timestep_spacing", timestep_spacing, TimestepSpacing)
 
         # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
-        # own default there (`prediction_type="epsilon"`, for one). Only our own argument may be passed over like that.
-        self.register_to_config(_use_default_values=["sampler_type"] if sampler_type == "ddim" else [])
+        # own default there (`prediction_type="epsilon"`, for one). Only what is None may be passed over like that.
+        if "_use_default_values" in self.config:
+            self.register_to_config(_use_default_values=_passed_over(self.config))
 
         if trained_betas is not None:
             betas = torch.as_tensor(trained_betas, dtype=torch.float32)
@@ -158,7 +157,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     def extract_init_dict(cls, config_dict, **kwargs):
         # The other way round too: what a stock scheduler was left at (`prediction_type="epsilon"`) is what its network
         # was made for, and must not become our default.
-        return super().extract_init_dict({**config_dict, "_use_default_values": []}, **kwargs)
+        return super().extract_init_dict({**config_dict, "_use_default_values": _passed_over(config_dict)}, **kwargs)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -340,8 +339,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
             timestep (`float`): of `sample`; one for the whole batch.
             sample (`torch.Tensor` of the same shape): x_t.
-            eta (`float`): for `ddim`: 0 is the deterministic step, 1 adds as much noise as DDPM.
-            use_clipped_model_output (`bool`): for `ddim`: derive the noise again from the clipped x_0.
+            eta (`float`): for DDIM: 0 is the deterministic step, 1 adds as much noise as DDPM.
+            use_clipped_model_output (`bool`): for DDIM: derive the noise again from the clipped x_0.
             generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise that is added.
             variance_noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
             return_dict (`bool`): whether an output object or the tuple `(prev_sample, pred_original_sample)` comes.
@@ -354,7 +353,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         if prev_t >= 0:
             a_prev = self._alpha_cumprod(prev_t, like=sample)
         else:
-            a_prev = self.final_alpha_cumprod.to(a) if self.config.sampler_type == "ddim" else torch.ones_like(a)
+            a_prev = self.final_alpha_cumprod.to(a) if self.config.variance_type is None else torch.ones_like(a)
 
         x_0 = self.predict_original_sample(model_output, t, sample)
         eps = self.predict_noise(model_output, t, sample)
@@ -366,7 +365,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         # written in a, not in alpha**2: at little noise 1 - a and beta are differences of nearly equal numbers
         beta = 1 - a / a_prev  # of this step, which may span many of the schedule's
         variance = (1 - a_prev) / (1 - a) * beta
-        if self.config.sampler_type == "ddpm":
+        if self.config.variance_type is not None:
             # DDPM eq. 7: the posterior mean of x_{t-1} given x_t and x_0; the two fixed variances of section 3.2
             mean = a_prev.sqrt() * beta / (1 - a) * x_0 + (a / a_prev).sqrt() * (1 - a_prev) / (1 - a) * sample
             std = (variance.clamp(min=1e-20) if self.config.variance_type == "fixed_small" else beta).sqrt()
@@ -401,3 +400,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 def _check_choice(name: str, value: str, choices) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}: got {value!r}")
+
+
+def _passed_over(config) -> list[str]:
+    """Which arguments another class may take its own default for: those that were left at None here."""
+    return [name for name in ("trained_betas", "variance_type") if name in config.get("_use_default_values", [])]
