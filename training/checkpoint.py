@@ -53,15 +53,15 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
         for name, digest in state["sha256"].items():
             if not (folder / name).is_file() or _digest(folder / name) != digest:
                 raise UserError(f"checkpoint {folder} is damaged: {name} is not what was written")
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"checkpoint {folder} is damaged: {STATE} is not what was written") from None
     return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
 
 
 def found(output_dir: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    folders = [p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[1].isdigit() and (p / STATE).is_file()]
-    return sorted(folders, key=lambda p: int(p.name.split("-")[1]))
+    folders = [p for p in output_dir.glob("checkpoint-*") if p.name[11:].isdecimal() and (p / STATE).is_file()]
+    return sorted(folders, key=lambda p: int(p.name[11:]))
 
 
 def latest(output_dir: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:

@@ -2,10 +2,10 @@
 """The components that a run trains: those of a saved pipeline, or new ones made from the settings and the data."""
 
 import inspect
+import logging
 
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config import TrainConfig, UserError, known_arguments
@@ -31,6 +31,8 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
     levels = (
         components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
     )
+    if not isinstance(levels, (list, tuple)) or not levels:
+        raise UserError(f"the unet's block_out_channels must be a list of numbers, one a level: got {levels!r}")
     factor = 2 ** (len(levels) - 1)
     if height % factor or width % factor:
         nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
@@ -48,21 +50,25 @@ def pretrained_components(config: TrainConfig) -> dict:
         UserError: for one that cannot be loaded, or has missing or surplus weights.
     """
     source, revision = config.pretrained_model_name_or_path, config.revision
+    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
         index = MezzotintPipeline.load_config(source, revision=revision)
         library, name = index.get("text_encoder") or (None, None)
         text_encoder = None
         if library is not None:
             text_encoder, report = getattr(transformers, name).from_pretrained(
-                source, subfolder="text_encoder", revision=revision, use_safetensors=True, output_loading_info=True
-            )
-            for kind in ("missing", "unexpected"):
-                if keys := sorted(report[f"{kind}_keys"]):
+                source, subfolder="text_encoder", revision=revision, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+            for kind in ("missing", "unexpected", "mismatched"):
+                if keys := sorted(map(str, report[f"{kind}_keys"])):
                     raise ValueError(f"its text encoder has {len(keys)} {kind} weights ({', '.join(keys[:3])})")
         pipe = MezzotintPipeline.from_pretrained(source, revision=revision, text_encoder=text_encoder)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
         message = " ".join(str(error).split())
         raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
+    finally:
+        logging.disable(logging.NOTSET)
     return dict(pipe.components)
 
 
@@ -72,6 +78,10 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)
+    given = {"spatial_dims": 2, "out_channels": data.channels, "cross_attention_dim": text_encoder.config.hidden_size}
+    for name, value in given.items():
+        if config.unet.get(name, value) != value:
+            raise UserError(f"the unet's {name} must be {value} for this data and text: got {config.unet[name]!r}")
     mean, std = data.statistics()
     arguments = {
         "in_channels": data.channels,

@@ -8,6 +8,7 @@ Settings come in layers, each over the one before: these defaults, a named recip
 import argparse
 import difflib
 import inspect
+import math
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -114,24 +115,24 @@ class TrainConfig:
     def __post_init__(self):
         for f in fields(self):
             setattr(self, f.name, _checked(f.name, HINTS[f.name], getattr(self, f.name)))
-        counts = (
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "checkpointing_steps",
-            "validation_steps",
-            "num_validation_images",
-            "logging_steps",
-            "num_inference_steps",
-            "max_text_length",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if not 0 <= self.proportion_empty_prompts <= 1:
-            raise UserError(f"proportion_empty_prompts must be in [0, 1]: got {self.proportion_empty_prompts}")
-        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
-            raise UserError(f"checkpoints_total_limit must be at least 1: got {self.checkpoints_total_limit}")
+        at_least_1 = (
+            "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
+            "checkpoints_total_limit", "validation_steps", "num_validation_images", "logging_steps",
+            "num_inference_steps", "max_text_length",
+        )  # fmt: skip
+        rules = {
+            "at least 1": (at_least_1, lambda x: x >= 1),
+            "at least 0": (("seed", "dataloader_num_workers", "lr_warmup_steps"), lambda x: x >= 0),
+            "in [0, 1]": (("proportion_empty_prompts", "ema_decay"), lambda x: 0 <= x <= 1),
+            "in [0, 1)": (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1),
+            "a number from 0": (("adam_weight_decay", "adam_epsilon"), lambda x: 0 <= x < math.inf),
+            "a number above 0": (("learning_rate", "max_grad_norm"), lambda x: 0 < x < math.inf),
+        }
+        for rule, (names, holds) in rules.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise UserError(f"{name} must be {rule}: got {value}")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             got = "neither" if self.dataset_name is None else "both"
             raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
@@ -164,7 +165,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
         if kind is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
         else:
-            parser.add_argument(f"--{f.name}", nargs="+" if kind is list else None, metavar="", help=help)
+            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
     try:
         known, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -179,16 +180,18 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
     if recipe is not None:
         if recipe not in recipes():
             raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, recipes())}; there are {', '.join(recipes())}")
-        layers.append(_read_yaml(RECIPES / f"{recipe}.yaml"))
+        layers.append(read_yaml(RECIPES / f"{recipe}.yaml"))
     if config is not None:
-        layers.append(_read_yaml(Path(config)))
+        layers.append(read_yaml(Path(config)))
     layers.append({k: _from_text(k, v) for k, v in flags.items()})
 
     settings: dict[str, Any] = {}
     for layer in layers:
-        # a data source replaces the one of the layer below
-        if layer.get("dataset_name") or layer.get("train_data_dir"):
-            settings = {k: v for k, v in settings.items() if k not in ("dataset_name", "train_data_dir")}
+        # a data source replaces the one of the layer below, and what that said of it
+        source = ("dataset_name", "train_data_dir")
+        if any(layer.get(k) for k in source) and any(settings.get(k) for k in source):
+            of_it = (*source, "dataset_config_name", "dataset_license")
+            settings = {k: v for k, v in settings.items() if k not in of_it}
         for key, value in layer.items():
             if isinstance(value, dict) and isinstance(settings.get(key), dict):
                 value = {**settings[key], **value}
@@ -204,7 +207,8 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; a UserError says what is wrong with it."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -281,6 +285,6 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         number = float(value)  # YAML reads 1e-3 as text
     except (TypeError, ValueError):
         raise wrong from None
-    if hint is int and number != int(number):
+    if hint is int and not (isinstance(value, int) or number.is_integer()):
         raise wrong
-    return hint(number)
+    return value if isinstance(value, hint) else hint(number)

@@ -87,6 +87,10 @@ def load_rows(config: TrainConfig) -> datasets.Dataset:
         rows = rows.select(range(min(config.max_train_samples, len(rows))))
     if len(rows) == 0:
         raise UserError(f"the split {config.dataset_split!r} must have rows: got none")
+    for index, caption in enumerate(rows[config.caption_column]):
+        texts = caption if isinstance(caption, list) else [caption]
+        if not texts or None in texts:
+            raise UserError(f"caption in row {index} must be text: got {caption!r}")
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
 
 
@@ -118,7 +122,8 @@ class CaptionedImages(torch.utils.data.Dataset):
         if len(self.rows) * self.channels * self.size[0] * self.size[1] > CACHE_BYTES:
             return
         cache: list[torch.Tensor | None] = []
-        for index in tqdm(range(len(self.rows)), desc="reading pictures", disable=not progress, leave=False):
+        disable = None if progress else True  # `None` is where nobody watches
+        for index in tqdm(range(len(self.rows)), desc="reading pictures", disable=disable, leave=False):
             cache.append(self.pixels(index))
         self.cache = cache
         self.good = np.array([index for index, pixels in enumerate(cache) if pixels is not None], dtype=np.int64)
@@ -146,10 +151,12 @@ class CaptionedImages(torch.utils.data.Dataset):
             if picture.has_transparency_data:  # on white, not on whatever colour the hidden pixels have
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            if picture.mode.startswith("I"):  # 16 bits a pixel, all but the darkest of which Pillow would make white
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
             picture = picture.convert("L" if self.channels == 1 else "RGB")
             if picture.size != (width, height):
                 picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, TypeError, ...
             path = (self.rows[index][self.config.image_column] or {}).get("path")
             message = f"picture in row {index}{f' ({path})' if path else ''} cannot be read: {_one_line(error)}"
             if self.config.on_bad_image == "stop":
@@ -183,9 +190,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         generator = np.random.default_rng([self.config.seed, epoch, index])
         caption, dropped, flip, uniform, seed = generator.random(5)
         captions = self.captions[index]
-        text = captions[int(caption * len(captions))] if isinstance(captions, list) and captions else captions
-        if not isinstance(text, str):
-            raise UserError(f"caption in row {index} must be text: got {text!r}")
+        text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
         sample = (pixels.float() / 127.5 - 1 - self.mean) / self.std
         if self.config.random_flip and flip < 0.5:
             sample = sample.flip(-1)

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HTTPError
 
 from mezzotint import MezzotintPipeline, hub
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         address = hub.push(args.folder, args.hub_model_id, private=args.hub_private_repo)
         here, there = (draw(source, args.prompt) for source in (args.folder, args.hub_model_id))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if not np.array_equal(here, there):

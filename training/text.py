@@ -1,9 +1,12 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The text side of training: making or loading an encoder, and captions to hidden states."""
 
+import logging
+
 import torch
 import transformers
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 
 from mezzotint_training.config import TrainConfig, UserError, known_arguments
 
@@ -12,12 +15,16 @@ def new_text_encoder(config: TrainConfig):
     """The small encoder that needs no download: T5 on bytes, whose tokenizer needs no vocabulary file (ByT5,
     <https://huggingface.co/papers/2105.13626>; 384 is the size of its table)."""
     arguments = known_arguments(config.text_encoder, transformers.T5Config)
-    text_encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=384, dropout_rate=0.0, **arguments))
-    return text_encoder, transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
+    try:
+        t5_config = transformers.T5Config(**{"vocab_size": 384, "dropout_rate": 0.0, **arguments})
+    except StrictDataclassError as error:
+        raise UserError(f"text_encoder: {' '.join(str(error).split())}") from None
+    return transformers.T5EncoderModel(t5_config), transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
 
 
 def load_text_encoder(source: str):
     """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
+    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         kind = transformers.AutoConfig.from_pretrained(source).model_type
@@ -25,10 +32,18 @@ def load_text_encoder(source: str):
         if cls is None:
             known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
             cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
-        return cls.from_pretrained(source, use_safetensors=True), tokenizer
-    except (OSError, ValueError) as error:
+        model, report = cls.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        if bad := [key for key in bad if not key.startswith("pooler.")]:  # which we don't use, and many lack
+            raise ValueError(f"{len(bad)} weights are missing or of another shape ({', '.join(bad[:3])})")
+        return model, tokenizer
+    except Exception as error:  # transformers, tokenizers and safetensors raise their own and plain ones
         message = " ".join(str(error).split())[:300]
         raise UserError(f"text_encoder_name_or_path {source} cannot be loaded: {message}") from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class TextEncoding:

@@ -11,7 +11,6 @@ in `components.py` and `text.py`, the loss in `objective.py`, the state on disk 
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import sys
@@ -19,21 +18,24 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import datasets
+import diffusers
 import numpy as np
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
+from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training import checkpoint
 from mezzotint_training.components import first_picture, new_components, picture_size, pretrained_components
-from mezzotint_training.config import TrainConfig, UserError, parse_args
+from mezzotint_training.config import TrainConfig, UserError, parse_args, read_yaml
 from mezzotint_training.data import CaptionedImages, KeyedBatches, collate, load_rows
 from mezzotint_training.objective import denoising_loss
 from mezzotint_training.text import TextEncoding
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(parse_args(argv, description=__doc__))
     except UserError as error:
-        print(f"mezzotint: {error}", file=sys.stderr)
+        # One raised in a data worker comes with that worker's traceback above it
+        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        print(f"mezzotint: {line}", file=sys.stderr)
         return 2
     return 0
 
@@ -73,10 +77,15 @@ def train(config: TrainConfig) -> Path:
             project_dir=output_dir,
             step_scheduler_with_optimizer=False,
         )
-    except ValueError as error:  # a precision that the device lacks, an unknown tracker
+    except ValueError as error:  # a precision that the device lacks
         raise UserError(" ".join(str(error).split())) from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
+        raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
     say = accelerator.print
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
     # 1. The data
     with accelerator.main_process_first():
@@ -130,10 +139,10 @@ def train(config: TrainConfig) -> Path:
     ema = EMAModel(named.values(), decay=config.ema_decay, foreach=True) if config.use_ema else None
 
     # 4. Go on where an earlier run of the same command stopped
-    step, seconds_before = 0, 0.0
+    step, seconds_before, loss_average = 0, 0.0, float("nan")
     if resumed is not None:
         tensors, state = resumed
-        if tensors["weights"].keys() != named.keys():
+        if {k: v.shape for k, v in tensors["weights"].items()} != {k: v.shape for k, v in named.items()}:
             raise UserError("the checkpoint to resume from holds other weights than this run trains")
         with torch.no_grad():
             for key, parameter in named.items():
@@ -145,7 +154,7 @@ def train(config: TrainConfig) -> Path:
             ema.to(accelerator.device)
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
-        step, seconds_before = state["step"], state["seconds"]
+        step, seconds_before, loss_average = state["step"], state["seconds"], state["loss"]
         say(f"going on from step {step}")
     prepared = accelerator.prepare(*trained.values(), optimizer)
     models, optimizer = dict(zip(trained, prepared, strict=False)), prepared[-1]
@@ -160,8 +169,16 @@ def train(config: TrainConfig) -> Path:
         f"precision {accelerator.mixed_precision}"
     )
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir must be a folder to write to: {error}") from None
+        log = output_dir / "metrics.jsonl"
+        if log.is_file():  # what an interrupted run logged after its last checkpoint comes again
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+            log.write_text("".join(kept), encoding="utf-8")
         for message in data.bad:
             tqdm.write(f"skipped: {message}")
     if accelerator.log_with:
@@ -179,12 +196,12 @@ def train(config: TrainConfig) -> Path:
         persistent_workers=config.dataloader_num_workers > 0,
     )
     batches = iter(batches)
-    loop_started, first_step, window, window_started = time.time(), step, [], time.time()
+    loop_started, first_step, window_started = time.time(), step, time.time()
+    window = [torch.tensor(loss, device=accelerator.device) for loss in (resumed[1]["window"] if resumed else [])]
     bar = tqdm(
         total=config.max_train_steps, initial=step, unit="step", disable=not accelerator.is_local_main_process,
         mininterval=0.5, dynamic_ncols=True,
     )  # fmt: skip
-    loss_average = float("nan")
     while step < config.max_train_steps:
         for micro in range(accumulation):
             # Dropout inside the networks is the only randomness not in the batch
@@ -212,10 +229,11 @@ def train(config: TrainConfig) -> Path:
         step += 1
         bar.update()
 
-        elapsed = time.time() - started
-        minutes = (seconds_before + elapsed) / 60
-        late = torch.tensor(float(config.max_train_minutes is not None and minutes >= config.max_train_minutes))
-        last = step == config.max_train_steps or bool(accelerator.reduce(late.to(accelerator.device), "sum") > 0)
+        last = step == config.max_train_steps
+        if config.max_train_minutes is not None:  # all processes stop at the same step
+            minutes = (seconds_before + time.time() - started) / 60
+            late = torch.tensor(float(minutes >= config.max_train_minutes), device=accelerator.device)
+            last = last or bool(accelerator.reduce(late, "sum") > 0)
         if step % config.logging_steps == 0 or last:
             loss_average = accelerator.reduce(torch.stack(window).mean(), "mean").item()
             rate = len(window) * config.train_batch_size * world / (time.time() - window_started)
@@ -230,7 +248,7 @@ def train(config: TrainConfig) -> Path:
             bar.set_postfix(loss=f"{loss_average:.4f}", images_per_s=f"{rate:.0f}", refresh=False)
             accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
             if accelerator.is_main_process:
-                with (output_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
         if config.validation_prompts and step % config.validation_steps == 0 and not last:
             if accelerator.is_main_process:
@@ -243,6 +261,8 @@ def train(config: TrainConfig) -> Path:
                 state = {
                     "config": asdict(config),
                     "seconds": seconds_before + time.time() - started,
+                    "loss": loss_average,
+                    "window": [loss.item() for loss in window],
                     "lr_scheduler": lr_scheduler.state_dict(),
                     "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 }
@@ -292,7 +312,7 @@ def train(config: TrainConfig) -> Path:
             try:
                 name = config.hub_model_id or output_dir.name
                 say(f"published: {hub.push(output_dir, name, private=config.hub_private_repo)}")
-            except (OSError, ValueError) as error:  # the Hub client's errors are kinds of these
+            except (OSError, ValueError, HTTPError) as error:
                 message = " ".join(str(error).split())
                 raise UserError(
                     f"the pipeline is finished in {output_dir}, but its upload failed ({message}); "
@@ -309,38 +329,39 @@ def previous_run(config: TrainConfig, output_dir: Path):
     """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`.
 
     Raises:
-        UserError: for a folder that is no checkpoint, or an `output_dir` that holds another run or other files.
+        UserError: for a folder that is no checkpoint or one of another run, or an `output_dir` that holds another run
+            or other files.
     """
-    if config.resume_from_checkpoint is not None:
-        if config.resume_from_checkpoint == "latest":
-            found = checkpoint.latest(output_dir)
-            if found is None:
-                raise UserError(f"resume_from_checkpoint is 'latest', but {output_dir} has no whole checkpoint")
-            return found
-        return checkpoint.load(Path(config.resume_from_checkpoint))
-    if not output_dir.exists():
-        return None
-    if not output_dir.is_dir():
+    if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir must be a folder: {output_dir} is a file")
-    recipe = output_dir / "recipe.yaml"
-    if not recipe.is_file():
-        if any(output_dir.iterdir()):
-            raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
-        return None
-    before = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    now = asdict(config)
-    for name in now:
-        if name not in FREE and before.get(name) != now[name]:
-            raise UserError(
-                f"output_dir {output_dir} holds another run ({name} was {before.get(name)!r}, now {now[name]!r}): "
-                "choose another output_dir, or remove that one"
-            )
-    return checkpoint.latest(output_dir)
+    recipe, source = output_dir / "recipe.yaml", config.resume_from_checkpoint
+    if recipe.is_file():
+        same_run(config, read_yaml(recipe), output_dir, "choose another output_dir, or remove that one")
+    elif source != "latest" and output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
+    found = checkpoint.latest(output_dir) if source in (None, "latest") else checkpoint.load(Path(source))
+    if found is not None:
+        same_run(config, found[1]["config"], source or output_dir, "a run goes on with the settings that it began with")
+    elif source is not None:
+        raise UserError(f"resume_from_checkpoint is 'latest', but {output_dir} has no whole checkpoint")
+    return found
+
+
+def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str) -> None:
+    for name, now in asdict(config).items():
+        if name not in FREE and before.get(name) != now:
+            raise UserError(f"{place} holds another run ({name} was {before.get(name)!r}, now {now!r}): {advice}")
 
 
 def trackers(config: TrainConfig) -> str | None:
+    available = sorted(str(name) for name in get_available_trackers())
     if config.report_to == "auto":
-        return "tensorboard" if importlib.util.find_spec("tensorboard") else None
+        return "tensorboard" if "tensorboard" in available else None
+    if config.report_to not in (*available, "all", "none"):
+        raise UserError(
+            f"report_to must be 'auto', 'none', 'all' or a tracker that is installed ({', '.join(available)}): "
+            f"got {config.report_to!r}"
+        )
     return None if config.report_to == "none" else config.report_to
 
 

@@ -14,6 +14,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 # What belongs to the run and not to the published pipeline
 NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "logs/*", "metrics.jsonl"]
+# What goes from the repository unless it comes anew: earlier code, and weights in another number of files
+REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json"]
 LOADING = re.compile(r'from_pretrained\("[^"]*"')
 
 
@@ -58,7 +60,8 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
 
 
 def push(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload a finished pipeline's folder in one commit, with the card's loading line naming `repo_id`.
+    """Upload a finished pipeline's folder in one commit, with the card's loading line naming `repo_id`. Code and
+    weights of an earlier upload go from the repository, where diffusers might load them in place of these.
 
     Returns:
         the commit's address.
@@ -73,12 +76,18 @@ def push(folder: str | Path, repo_id: str, private: bool | None = None, token: s
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     card = folder / "README.md"
-    if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        card.write_text(LOADING.sub(f'from_pretrained("{repo_id}"', text), encoding="utf-8")
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        ignore_patterns=NOT_PUBLISHED,
-        commit_message="Upload MezzotintPipeline",
-    ).commit_url
+    before = card.read_bytes() if card.is_file() else b""
+    if before:
+        card.write_text(LOADING.sub(f'from_pretrained("{repo_id}"', before.decode("utf-8")), encoding="utf-8")
+    try:
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            ignore_patterns=NOT_PUBLISHED,
+            delete_patterns=REPLACED,
+            commit_message="Upload MezzotintPipeline",
+        ).commit_url
+    except Exception:
+        if before:
+            card.write_bytes(before)
+        raise

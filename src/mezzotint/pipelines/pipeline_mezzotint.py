@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import create_repo
+from huggingface_hub import ModelCard, create_repo, file_exists
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
@@ -462,10 +463,10 @@ class MezzotintPipeline(DiffusionPipeline):
             library = index[name][0]
             if library is None or library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library):
                 continue
-            cls = type(getattr(component, "_orig_mod", component))  # of a compiled model, the model
-            index[name] = [_ship_source(cls, folder / name), cls.__name__]
-            if isinstance(component, ModelMixin):  # for diffusers' AutoModel
-                config_path = folder / name / component.config_name
+            component = getattr(component, "_orig_mod", component)  # of a compiled model, the model
+            index[name] = [_ship_source(type(component), folder / name), type(component).__name__]
+            config_path = folder / name / component.config_name
+            if isinstance(component, ModelMixin) and config_path.is_file():  # for diffusers' AutoModel
                 config = json.loads(config_path.read_text(encoding="utf-8"))
                 config["auto_map"] = {"AutoModel": ".".join(index[name])}
                 config.pop("_name_or_path", None)
@@ -480,7 +481,26 @@ class MezzotintPipeline(DiffusionPipeline):
                 elif (source / companion).is_file():
                     shutil.copyfile(source / companion, folder / companion)
         if push_to_hub:
-            self._upload_folder(save_directory, kwargs.pop("repo_id", folder.name), token=kwargs.pop("token", None))
+            repo_id, token = kwargs.get("repo_id", folder.name), kwargs.get("token")
+            repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
+            self._upload_folder(folder, repo_id, token, kwargs.get("commit_message"), kwargs.get("create_pr", False))
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs,
+    ) -> None:
+        """As diffusers', with the code that the pipeline needs. With `push_to_hub` it is uploaded too, as the method of
+        that name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that."""
+        options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        super().save_pretrained(save_directory, **options, use_flashpack=use_flashpack)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **options, **kwargs)
 
     def push_to_hub(
         self,
@@ -492,14 +512,21 @@ class MezzotintPipeline(DiffusionPipeline):
         safe_serialization: bool = True,
         variant: str | None = None,
         subfolder: str | None = None,
+        max_shard_size: int | str | None = None,
     ) -> str:
-        """Upload the pipeline with its code and with the model card of the folder that it was loaded from, whose
-        loading line then names `repo_id`. Arguments as diffusers'; returns the commit's address."""
+        """Upload the pipeline with its code and with a model card, that of the folder that it was loaded from or else
+        the repository's own, whose loading line then names `repo_id`. Arguments as diffusers'; returns the commit's
+        address."""
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
             card = Path(folder) / "README.md"
-            text = card.read_text(encoding="utf-8") if card.is_file() else _MINIMAL_CARD
+            if card.is_file():
+                text = card.read_text(encoding="utf-8")
+            elif file_exists(repo_id, card.name, token=token):
+                text = ModelCard.load(repo_id, token=token).content
+            else:
+                text = _MINIMAL_CARD
             text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', text)
             card.write_text(text, encoding="utf-8")
             return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)

@@ -1,0 +1,55 @@
+"""Tiny components for all tests: seeded, in evaluation mode, and with no parameter left at zero, where a freshly made
+network would hide whatever stands behind it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+
+torch.set_num_threads(1)  # the networks are too small to share
+
+TINY = {
+    "sample_size": 8,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 1),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture
+def make_unet() -> Callable[..., MezzotintUNetModel]:
+    """`make_unet(**config)`: the differences from `TINY`."""
+
+    def make(**config) -> MezzotintUNetModel:
+        torch.manual_seed(0)
+        unet = MezzotintUNetModel(**TINY | config).eval()
+        with torch.no_grad():
+            for parameter in unet.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return unet
+
+    return make
+
+
+@pytest.fixture
+def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
+    """`make_pipe(**unet_config)`: with a byte-level T5, whatever else it takes by name replaces a component."""
+
+    def make(unet=None, scheduler=None, text_encoder=None, tokenizer=None, **config) -> MezzotintPipeline:
+        unet = unet or make_unet(**config)
+        if text_encoder is None and unet.config.cross_attention_dim is not None:
+            torch.manual_seed(0)
+            t5 = T5Config(vocab_size=384, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4)
+            text_encoder = T5EncoderModel(t5).eval()
+            tokenizer = ByT5Tokenizer(model_max_length=48)
+        pipe = MezzotintPipeline(unet, scheduler or MezzotintScheduler(), text_encoder, tokenizer)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make

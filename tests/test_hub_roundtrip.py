@@ -1,0 +1,631 @@
+"""What is saved, published or trained loads elsewhere and draws the same bits, with mezzotint installed and without.
+
+Nothing is loaded in the tests' own process: the functions at the end of the file run in two others, the owner's, where
+mezzotint is installed, and a stranger's, where it cannot be imported. Both know the test Hub alone.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import HfApi, ModelCard
+
+# Each file of a revised checkpoint's code has a global of its own that its functions read when they draw
+REVISIONS = {
+    "pipeline_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
+    "scheduling_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
+    "unet_mezzotint": "dispatch_attention_fn = lambda query, *inputs, **options: query",
+}
+CARD = """---
+library_name: diffusers
+---
+# Measured
+
+```python
+pipe = DiffusionPipeline.from_pretrained("runs/a", trust_remote_code=True)
+```
+"""
+LEFTOVERS = (
+    "checkpoint-10/weights.safetensors", ".checkpoint-20/state.json", "logs/logs/events.out", "metrics.jsonl"
+)  # fmt: skip
+TRAINING = """
+    --recipe digits --unet '{block_out_channels: [16, 32], layers_per_block: 1}' --max_train_steps 2
+    --max_train_samples 32 --train_batch_size 4 --checkpointing_steps 1 --logging_steps 1 --num_inference_steps 2
+    --validation_prompts 'a handwritten seven' 'a handwritten two' --num_validation_images 2
+    --report_to tensorboard --output_dir runs/tiny --push_to_hub --hub_model_id user/tiny
+"""
+
+
+class Failure(Exception):
+    """A function failed in the other process; its traceback."""
+
+
+class Interpreter:
+    """Calls functions of this file in another process: each in a fork of its own, which finds diffusers imported but no
+    trace of an earlier call. Arguments and results travel as JSON, paths as text."""
+
+    def __init__(self, life: str, environment: dict[str, str], folder: Path):
+        command = [sys.executable, __file__, life]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.folder, self.process = folder, subprocess.Popen(command, env=environment, cwd=folder, **pipes)
+
+    def __call__(self, function, *arguments, **options):
+        call = [function.__name__, arguments, options]
+        self.process.stdin.write(json.dumps(call, default=os.fspath) + "\n")
+        self.process.stdin.flush()
+        reply = json.loads(self.process.stdout.readline() or '{"error": "the process ended"}')
+        if "error" in reply:
+            raise Failure(reply["error"])
+        return reply["value"]
+
+
+class Saved(NamedTuple):
+    """A saved pipeline and the digest of the picture that it must draw."""
+
+    folder: Path
+    picture: str
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+    assert server.unknown == []
+
+
+@pytest.fixture(scope="module")
+def processes(hub, tmp_path_factory):
+    """The owner's and the stranger's interpreter and a training run, started side by side."""
+    root = tmp_path_factory.mktemp("processes")
+    environment = {life: hub.environment(root / life) | {"OMP_NUM_THREADS": "1"} for life in ("owner", "stranger")}
+    found = {life: Interpreter(life, environment[life], root) for life in environment}
+    command = [sys.executable, "-m", "mezzotint_training.train", *shlex.split(TRAINING)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    found["training"] = subprocess.Popen(command, env=environment["owner"], cwd=root, **output)
+    yield found
+    for process in (found["owner"].process, found["stranger"].process, found["training"]):
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def owner(processes):
+    return processes["owner"]
+
+
+@pytest.fixture(scope="module")
+def stranger(processes):
+    return processes["stranger"]
+
+
+@pytest.fixture(params=["owner", "stranger"])
+def life(request, processes):
+    """One of the two interpreters after the other."""
+    return processes[request.param]
+
+
+@pytest.fixture(scope="module")
+def saved(owner, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "a"
+    return Saved(folder, owner(create, folder, seed=0))
+
+
+@pytest.fixture(scope="module")
+def revised(owner, stranger, tmp_path_factory):
+    """A checkpoint with other weights, and other code under the names that its content got when it was saved."""
+    root = tmp_path_factory.mktemp("revised")
+    picture = owner(create, root / "edited", seed=1)
+    for path in (root / "edited").rglob("*.py"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n\n{REVISIONS[path.stem.rpartition('_v')[0]]}\n")
+    loaded = stranger(save_again, root / "edited", root / "b")
+    assert loaded != picture  # its own code draws it
+    return Saved(root / "b", loaded)
+
+
+@pytest.fixture(scope="module")
+def published(hub, saved, revised):
+    """The names on the Hub of both."""
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    for name, (folder, _) in {"user/a": saved, "user/b": revised}.items():
+        api.create_repo(name)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    return "user/a", "user/b"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, less one to which transformers adds something when it saves a loaded tokenizer again."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "tokenizer_config.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def uploads(hub: HubServer, name: str) -> dict[str, bytes]:
+    """The files of a repository, less the two that are not compared."""
+    files = hub.files(name).items()
+    return {path: data for path, data in files if path not in (".gitattributes", "tokenizer/tokenizer_config.json")}
+
+
+# ------------------------------------------------------------------------------------------------ saving and loading
+
+
+def test_a_folder_and_a_repository_load_with_the_package_and_without(hub, owner, stranger, saved, published):
+    with pytest.raises(Failure, match="ModuleNotFoundError: No module named 'mezzotint'"):
+        stranger(refusal, saved.folder, library="mezzotint")
+    for source in (saved.folder, published[0]):
+        assert stranger(describe, source) == [saved.picture, *["diffusers_modules"] * 3]
+        assert owner(describe, source) == [saved.picture, *["mezzotint"] * 3]
+        assert "Pass `trust_remote_code=True` to allow loading remote code modules" in stranger(refusal, source)
+    assert hub.unknown == []
+
+
+@pytest.mark.parametrize("way", ["as it is", "in place", "compiled", "from_pipe", "sharded"])
+def test_what_was_loaded_is_saved_again(life, owner, stranger, saved, tmp_path, way):
+    source = shutil.copytree(saved.folder, tmp_path / "source")
+    again = source if way == "in place" else tmp_path / "again"
+    assert life(save_again, source, again, way) == saved.picture
+    assert owner(describe, again)[0] == stranger(describe, again)[0] == saved.picture
+    files, original = contents(again), contents(saved.folder)
+    if way == "sharded":
+        assert len([path for path in files if path.startswith("unet/") and path.endswith(".safetensors")]) > 2
+        weights = re.compile(r".*safetensors(\.index\.json)?")
+        files, original = ({k: v for k, v in x.items() if not weights.fullmatch(k)} for x in (files, original))
+    assert files == original  # byte for byte: no trace of where it came from
+
+
+def test_what_came_from_the_hub_is_saved_again(life, stranger, saved, published, tmp_path):
+    assert life(save_again, published[0], tmp_path / "again") == saved.picture
+    assert contents(tmp_path / "again") == contents(saved.folder)
+
+
+def test_a_configuration_is_saved_alone(life, saved, tmp_path):
+    life(save_configuration, saved.folder, tmp_path)
+    assert contents(tmp_path)["model_index.json"] == contents(saved.folder)["model_index.json"]
+
+
+def test_a_stock_scheduler_is_saved_and_loaded(life, owner, stranger, saved, tmp_path):
+    source = shutil.copytree(saved.folder, tmp_path / "source")
+    for target in (tmp_path / "again", source):
+        picture = life(swap_scheduler, source, target)
+        assert picture != saved.picture
+        assert owner(describe, target) == [picture, "mezzotint", "mezzotint", "diffusers"]
+        assert stranger(describe, target) == [picture, "diffusers_modules", "diffusers_modules", "diffusers"]
+
+
+def test_a_variant_is_saved_and_loaded(hub, life, owner, stranger, saved, tmp_path):
+    folder = shutil.copytree(saved.folder, tmp_path / "variant")
+    life(save_half, saved.folder, folder)
+    assert (folder / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    repo = f"user/variant-{tmp_path.name}"
+    HfApi(endpoint=hub.url, token=hub.token).create_repo(repo)
+    HfApi(endpoint=hub.url, token=hub.token).upload_folder(repo_id=repo, folder_path=folder)
+    full, half = life(weights, saved.folder), life(weights, saved.folder, cast="float16")
+    assert full != half
+    found = [interpreter(both_variants, source) for interpreter in (owner, stranger) for source in (folder, repo)]
+    assert found == [[full, half, found[0][2]]] * 4
+
+
+def test_each_component_has_the_precision_asked_for(life, saved):
+    parts = {"unet": "bfloat16", "default": "float32"}
+    assert life(precisions, saved.folder, parts) == {"unet": "torch.bfloat16", "text_encoder": "torch.float32"}
+    assert life(precisions, saved.folder, "bfloat16") == {"unet": "torch.bfloat16", "text_encoder": "torch.bfloat16"}
+    assert life(weights, saved.folder, dtype=parts) == life(weights, saved.folder, cast="bfloat16")
+    assert life(distance, saved.folder, parts) < 0.02
+
+
+def test_the_text_encoder_can_be_left_out_or_brought(hub, life, saved, tmp_path):
+    repo = f"user/optional-{tmp_path.name}"
+    HfApi(endpoint=hub.url, token=hub.token).create_repo(repo)
+    HfApi(endpoint=hub.url, token=hub.token).upload_folder(repo_id=repo, folder_path=saved.folder)
+    for source in (repo, saved.folder):
+        assert life(without_text, source, saved.folder, tmp_path / "without") == [saved.picture] * 2
+        asked = [path for _, path in hub.requests if f"/{repo}/resolve" in path]
+        assert not [path for path in asked if "/text_encoder/" in path]
+        index = json.loads((tmp_path / "without/model_index.json").read_text())
+        assert index["text_encoder"] == index["tokenizer"] == [None, None]
+    assert life(with_other_text, saved.folder)
+
+
+@pytest.mark.parametrize("order", ["aba", "bab", "aab", "ABa", "Bab"])
+def test_checkpoints_leave_each_other_alone(stranger, saved, revised, published, tmp_path, order):
+    known = {"a": saved, "b": revised}
+    known |= {x.upper(): Saved(name, known[x].picture) for x, name in zip("ab", published, strict=True)}
+    pictures = stranger(alternate, [known[x].folder for x in order], tmp_path)
+    assert pictures == [[known[x].picture for x in order[: i + 1]] for i in range(len(order))]
+    for i, x in enumerate(order):
+        assert contents(tmp_path / str(i)) == contents(known[x.lower()].folder)
+
+
+def test_the_package_runs_no_code_of_a_checkpoint(hub, owner, stranger, saved, tmp_path):
+    folder = shutil.copytree(saved.folder, tmp_path / "poisoned")
+    for path in folder.rglob("*.py"):
+        path.write_text('raise RuntimeError("poisoned")\n')
+    HfApi(endpoint=hub.url, token=hub.token).create_repo("user/poisoned")
+    HfApi(endpoint=hub.url, token=hub.token).upload_folder(repo_id="user/poisoned", folder_path=folder)
+    for source in (folder, "user/poisoned"):
+        assert owner(describe, source) == [saved.picture, *["mezzotint"] * 3]
+        with pytest.raises(Failure, match="RuntimeError: poisoned"):
+            stranger(describe, source)
+
+
+# -------------------------------------------------------------------------------------------------------- publishing
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained", "hub.push"])
+def test_what_is_published_comes_back(hub, owner, stranger, saved, tmp_path, way):
+    folder = shutil.copytree(saved.folder, tmp_path / "run")
+    (folder / "README.md").write_text(CARD)
+    for path in LEFTOVERS:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("of the run alone")
+    repo = f"user/by-{way}"
+    address = owner(upload, folder, repo, way)
+    assert address is None or address.startswith(f"{hub.url}/{repo}/commit/")
+    assert stranger(describe, repo) == [saved.picture, *["diffusers_modules"] * 3]
+    assert owner(describe, repo) == [saved.picture, *["mezzotint"] * 3]
+    card = CARD.replace("runs/a", repo).encode()
+    assert uploads(hub, repo) == contents(saved.folder) | {"README.md": card}
+
+
+def test_an_update_keeps_the_card(hub, life, saved, published):
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.upload_file(repo_id=published[0], path_in_repo="README.md", path_or_fileobj=CARD.encode())
+    files = uploads(hub, published[0])
+    life(upload, published[0], published[0], "push_to_hub")
+    assert uploads(hub, published[0]) == files | {"README.md": CARD.replace("runs/a", published[0]).encode()}
+
+
+def test_an_upload_takes_the_place_of_the_earlier_one(hub, owner, stranger, saved, revised, tmp_path):
+    stranger(save_again, revised.folder, tmp_path / "earlier", "sharded")
+    owner(upload, tmp_path / "earlier", "user/twice", "hub.push")
+    assert stranger(describe, "user/twice")[0] == revised.picture
+    owner(upload, saved.folder, "user/twice", "hub.push")
+    assert stranger(describe, "user/twice")[0] == saved.picture
+    assert uploads(hub, "user/twice") == contents(saved.folder)
+
+
+def test_a_stranger_publishes(hub, owner, stranger, saved):
+    stranger(upload, saved.folder, "user/stranger", "push_to_hub")
+    for interpreter in (owner, stranger):
+        assert interpreter(describe, "user/stranger")[0] == saved.picture
+    card = ModelCard(hub.files("user/stranger")["README.md"].decode())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+
+
+def test_the_publish_program_uploads_and_compares(hub, owner, stranger, saved, revised):
+    code, out, err = owner(publish, saved.folder, "--hub_model_id", "user/program", "--prompt", "a red boot")
+    assert code == 0 and "mezzotint: " not in err
+    assert re.fullmatch(f"published: {hub.url}/user/program/commit/\\w+ .*\n", out)
+    assert stranger(describe, "user/program")[0] == saved.picture
+    code, out, err = owner(publish, saved.folder, "--hub_model_id", "user/other", in_place_of=revised.folder)
+    assert (code, out) == (1, "")
+    assert err.endswith("\nmezzotint: the pipeline loaded back from user/other draws another picture\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "repo", "environment", "message"),
+    [
+        ("missing", "user/new", {}, "missing must hold a finished pipeline"),
+        (".", "user/new", {}, "must hold a finished pipeline"),
+        ("run", "other/name", {}, "other/name"),
+        ("run", "a/b/c", {}, "a/b/c"),
+        ("run", "user/new", {"HF_TOKEN": "hf_wrong"}, "Invalid credentials"),
+        ("run", "user/there", {"HF_TOKEN": ""}, "401"),
+        ("run", "user/new", {"HF_ENDPOINT": "http://127.0.0.1:1"}, "refused"),
+    ],
+)
+def test_a_failed_publication_changes_nothing(hub, owner, saved, tmp_path, folder, repo, environment, message):
+    HfApi(endpoint=hub.url, token=hub.token).create_repo("user/there", exist_ok=True)
+    (shutil.copytree(saved.folder, tmp_path / "run") / "README.md").write_text(CARD)
+    before, there = contents(tmp_path), hub.files("user/there")
+    code, out, err = owner(publish, tmp_path / folder, "--hub_model_id", repo, environment=environment)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"mezzotint: .*{re.escape(message)}.*\n", err)
+    assert (contents(tmp_path), hub.files("user/there")) == (before, there)
+    assert not HfApi(endpoint=hub.url, token=hub.token).repo_exists("user/new")
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def run(processes):
+    """The folder of a finished training run that was published as user/tiny."""
+    output = processes["training"].communicate(timeout=300)[0]
+    assert processes["training"].returncode == 0, output
+    return Path(processes["owner"].folder, "runs/tiny")
+
+
+def test_a_training_run_is_published(hub, owner, stranger, run):
+    files = contents(run)
+    private = {path for path in files if re.match(r"checkpoint-\d+/|logs/|metrics\.jsonl$", path)}
+    assert {path.partition("/")[0] for path in private} == {"checkpoint-1", "checkpoint-2", "logs", "metrics.jsonl"}
+    assert uploads(hub, "user/tiny") == {path: data for path, data in files.items() if path not in private}
+    assert stranger(describe, "user/tiny")[0] == owner(describe, run)[0]
+
+
+def test_the_card_says_what_is_true_and_its_example_runs(hub, stranger, run, tmp_path):
+    uploaded = hub.files("user/tiny")
+    card = ModelCard(uploaded["README.md"].decode())
+    data = card.data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == ("diffusers", "text-to-image", "apache-2.0")
+    assert "mezzotint" in data["tags"]
+    links = [path for path in re.findall(r"\]\(([^)]+)\)", card.text) if "://" not in path]
+    links += [example["output"]["url"] for example in data["widget"]]
+    assert "samples/step-000002.png" in links
+    assert set(links) <= uploaded.keys()
+    assert str(run.parent.parent) not in card.content
+
+    (example,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    assert stranger(run_example, tmp_path, "example.py", "picture.png") == ["PNG", [8, 8]]
+
+
+# --------------------------------------------------------------------------------------- what runs in other processes
+
+
+def make(seed: int):
+    """A small pipeline with a random weight wherever a fresh one has zero."""
+    import torch
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+
+    torch.manual_seed(seed)
+    shape = {"block_out_channels": (16, 32), "layers_per_block": 1, "transformer_layers_per_block": (0, 1)}
+    scale = {"sample_mean": (-0.5, 0.0, 0.5), "sample_std": (0.5, 0.4, 0.3)}
+    text = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    unet = MezzotintUNetModel(sample_size=8, cross_attention_dim=16, attention_head_dim=16, **shape, **scale).eval()
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    text_encoder = T5EncoderModel(T5Config(vocab_size=384, **text)).eval()
+    return MezzotintPipeline(unet, MezzotintScheduler(), text_encoder, ByT5Tokenizer(model_max_length=32))
+
+
+def load(source: str, dtype=None, **options):
+    """Load as the owner does, or as a stranger."""
+    import torch
+
+    if isinstance(dtype, dict):
+        options["dtype"] = {part: getattr(torch, name) for part, name in dtype.items()}
+    elif dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    if sys.argv[1] == "owner":
+        from mezzotint import MezzotintPipeline
+
+        return MezzotintPipeline.from_pretrained(source, **options)
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(source, trust_remote_code=True, **options)
+
+
+def pixels(pipe, **call):
+    """A picture to which every component and both kinds of noise contribute."""
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+    call = call or {"prompt": "a red boot"}
+    call |= {"num_inference_steps": 3, "guidance_scale": 2.0, "eta": 1.0, "output_type": "np"}
+    images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    if not images.std() > 0.05:
+        raise ValueError("an empty picture")
+    return images
+
+
+def draw(pipe, **call) -> str:
+    return hashlib.sha256(pixels(pipe, **call).tobytes()).hexdigest()
+
+
+def create(folder, seed):
+    pipe = make(seed)
+    pipe.save_pretrained(folder)
+    if draw(pipe) == draw(pipe, prompt="a blue hat"):
+        raise ValueError("the prompt changes nothing")
+    return draw(pipe)
+
+
+def describe(source):
+    """The picture that a checkpoint draws, and where the code of pipeline, U-Net and scheduler came from."""
+    pipe = load(source)
+    return [draw(pipe), *(type(part).__module__.partition(".")[0] for part in (pipe, pipe.unet, pipe.scheduler))]
+
+
+def refusal(source, library="diffusers"):
+    """Why a checkpoint does not load without trust, and that none of its code ran."""
+    pipeline = __import__(library).DiffusionPipeline
+    try:
+        pipeline.from_pretrained(source)
+    except ValueError as error:
+        return str(error) if not any("_v" in name for name in sys.modules if "diffusers_modules" in name) else "it ran"
+
+
+def save_again(source, target, way="as it is"):
+    import torch
+
+    pipe = load(source)
+    if way == "from_pipe":
+        unet = pipe.unet
+        pipe = type(pipe).from_pipe(pipe)
+        if pipe.unet is not unet:
+            raise ValueError("another U-Net")
+    picture = draw(pipe)
+    if way == "compiled":
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.save_pretrained(target, max_shard_size="100KB" if way == "sharded" else None)
+    return picture
+
+
+def save_configuration(source, target):
+    load(source).save_config(target)
+
+
+def swap_scheduler(source, target):
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipe = load(source)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(target)
+    return draw(pipe)
+
+
+def save_half(source, target):
+    load(source, dtype="float16").save_pretrained(target, variant="fp16")
+
+
+def weights(source, cast="float32", **options):
+    """A digest of the U-Net's weights, in a precision if need be; from 16 bits to 32 nothing is lost."""
+    import torch
+
+    state = load(source, **options).unet.to(getattr(torch, cast)).float().state_dict()
+    return hashlib.sha256(b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
+
+
+def both_variants(source):
+    half = {"variant": "fp16", "dtype": "float16"}
+    return [weights(source), weights(source, **half), draw(load(source, **half))]
+
+
+def precisions(source, dtype):
+    pipe = load(source, dtype=dtype)
+    pixels(pipe)
+    return {name: str(getattr(pipe, name).dtype) for name in ("unet", "text_encoder")}
+
+
+def distance(source, dtype):
+    return float(abs(pixels(load(source, dtype=dtype)) - pixels(load(source))).max())
+
+
+def without_text(source, whole, target):
+    """The pictures of a pipeline loaded without text encoder, and of that saved and loaded, from given embeddings."""
+    import torch
+
+    with torch.no_grad():
+        embeds = load(whole).encode_prompt("a red boot")
+    names = "prompt_embeds", "negative_prompt_embeds", "prompt_attention_mask", "negative_prompt_attention_mask"
+    call = dict(zip(names, embeds, strict=True))
+    pipe = load(source, text_encoder=None, tokenizer=None)
+    pipe.save_pretrained(target)
+    return [draw(pipe, **call), draw(load(target), **call)]
+
+
+def with_other_text(source):
+    """Whether a text encoder passed to `from_pretrained` is the one in use."""
+    from transformers import T5Config, T5EncoderModel
+
+    mine = T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)).eval()
+    pipe = load(source, text_encoder=mine)
+    return pipe.text_encoder is mine and draw(pipe) != draw(load(source))
+
+
+def alternate(sources, target):
+    """Load one after the other, draw with all of them after each, and save all in the end."""
+    pipes, pictures = [], []
+    for source in sources:
+        pipes.append(load(source))
+        pictures.append([draw(pipe) for pipe in pipes])
+    for i, pipe in enumerate(pipes):
+        pipe.save_pretrained(f"{target}/{i}")
+    return pictures
+
+
+def upload(source, repo, way):
+    if way == "hub.push":
+        from mezzotint import hub
+
+        return hub.push(source, repo)
+    if way == "save_pretrained":
+        return load(source).save_pretrained(source, push_to_hub=True, repo_id=repo)
+    return load(source).push_to_hub(repo)
+
+
+def publish(*argv, in_place_of=None, environment=()):
+    """What the program returns and prints; with `in_place_of` that folder is uploaded in place of the right one."""
+    from huggingface_hub import constants
+
+    from mezzotint import hub
+    from mezzotint_training import publish
+
+    os.environ.update(environment)
+    push = hub.push
+    with (
+        mock.patch.object(hub, "push", lambda folder, *args, **options: push(in_place_of or folder, *args, **options)),
+        mock.patch.object(constants, "ENDPOINT", os.environ["HF_ENDPOINT"]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        code = publish.main(list(argv))
+    return code, out.getvalue(), err.getvalue()
+
+
+def run_example(folder, script, output):
+    from PIL import Image
+
+    os.chdir(folder)
+    runpy.run_path(script, run_name="__main__")
+    with Image.open(output) as picture:
+        return picture.format, picture.size
+
+
+class Absent:
+    """A finder that comes before all others and knows that mezzotint is not installed."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("mezzotint", "mezzotint_training"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def serve(life: str) -> None:
+    """Answer an `Interpreter`."""
+    if life == "stranger":
+        sys.meta_path.insert(0, Absent)
+    else:
+        import mezzotint  # noqa: F401
+    import diffusers
+    import transformers
+
+    for library, names in {
+        diffusers: ("DiffusionPipeline", "AutoModel", "DPMSolverMultistepScheduler"),
+        transformers: ("T5EncoderModel", "ByT5Tokenizer"),
+    }.items():
+        for name in names:
+            getattr(library, name)  # both import a module when it is asked for
+
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what is printed goes where errors go
+    for line in sys.stdin:
+        name, arguments, options = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(120)
+            try:
+                reply = {"value": globals()[name](*arguments, **options)}
+            except BaseException:
+                reply = {"error": traceback.format_exc()}
+            if life == "stranger" and any(module.partition(".")[0] == "mezzotint" for module in sys.modules):
+                reply = {"error": "mezzotint was imported"}
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+            os._exit(0)
+        if status := os.waitpid(child, 0)[1]:
+            replies.write(json.dumps({"error": f"{name} ended with wait status {status}"}) + "\n")
+            replies.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,566 @@
+"""The pipeline against the same loop written by hand, against networks whose predictions are known in closed form, and
+against itself called in another way that must not matter (batched, from embeddings, saved and loaded)."""
+
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+
+PROMPT, NEGATIVE = "a red boot", "something else, and longer"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipe, prompt=PROMPT, seed=0, **kwargs) -> torch.Tensor:
+    """A short call, as tensors."""
+    kwargs = {"num_inference_steps": 4, "generator": seeded(seed), "output_type": "pt"} | kwargs
+    return pipe(prompt, **kwargs).images
+
+
+def close(actual, expected, rel: float = 1e-5) -> None:
+    """Equal to `rel` times the largest magnitude, which is what rounding is proportional to."""
+    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
+    assert expected.isfinite().all() and expected.std() > 0.05
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rel * expected.abs().max().item())
+
+
+def encode(pipe, text: str) -> torch.Tensor:
+    """What the byte-level T5 makes of a text: its bytes after three special tokens, then the end token."""
+    ids = [byte + 3 for byte in text.encode()] + [1]
+    return pipe.text_encoder(torch.tensor([ids])).last_hidden_state
+
+
+@torch.no_grad()
+def by_hand(pipe, timesteps, prompt=PROMPT, negative="", guidance_scale=2.0, rescale=0.0, seed=0, change=None, **step):
+    """The denoising loop, each text through the network on its own and without padding. `change(i, latents)` may
+    replace the latents and the guidance scale after step i."""
+    scheduler = pipe.scheduler
+    generator = seeded(seed)
+    latents = torch.randn(1, 3, 8, 8, generator=generator) * scheduler.init_noise_sigma
+    step = {k: generator if k == "generator" else v for k, v in step.items()}
+    for i, t in enumerate(timesteps):
+        x = scheduler.scale_model_input(latents, t)
+        output = cond = pipe.unet(x, t, encode(pipe, prompt)).sample
+        if guidance_scale > 1:
+            uncond = pipe.unet(x, t, encode(pipe, negative)).sample
+            output = rescale_noise_cfg(uncond + guidance_scale * (cond - uncond), cond, rescale)
+        latents = scheduler.step(output, t, latents, **step).prev_sample
+        if change is not None:
+            latents, guidance_scale = change(i, latents, guidance_scale)
+    return latents
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 3.0},
+        {"guidance_scale": 3.0, "negative": NEGATIVE},
+        {"guidance_scale": 3.0, "negative": NEGATIVE, "rescale": 0.7},
+        {"eta": 0.8, "generator": None},
+    ],
+)
+def test_loop_equals_hand_written(make_pipe, kwargs):
+    pipe = make_pipe()
+    pipe.scheduler.set_timesteps(4)
+    expected = by_hand(pipe, pipe.scheduler.timesteps, **kwargs)
+    kwargs = {k: v for k, v in kwargs.items() if k != "generator"}
+    names = {"negative": "negative_prompt", "rescale": "guidance_rescale"}
+    close(draw(pipe, output_type="latent", **{names.get(k, k): v for k, v in kwargs.items()}), expected)
+
+
+@pytest.mark.parametrize("custom", [{"timesteps": [950.5, 400.25, 10.0]}, {"sigmas": [60.0, 3.0, 0.2]}])
+def test_custom_timesteps_equal_hand_written(make_pipe, custom):
+    pipe = make_pipe()
+    timesteps = custom.get("timesteps")
+    if timesteps is None:  # the timesteps whose noise levels these are
+        timesteps = pipe.scheduler.sigmas_to_timesteps(torch.tensor(custom["sigmas"])).tolist()
+    pipe.scheduler.set_timesteps(timesteps=timesteps)
+    expected = by_hand(pipe, pipe.scheduler.timesteps)
+    pipe.scheduler = MezzotintScheduler()
+    close(draw(pipe, output_type="latent", **custom), expected)
+    assert pipe.num_timesteps == 3
+
+
+@pytest.mark.parametrize(
+    "name, config, kwargs",
+    [
+        ("DDIM", {}, {"eta": 0.8, "generator": None}),
+        ("DDPM", {}, {"generator": None}),
+        ("EulerAncestralDiscrete", {}, {"generator": None}),
+        ("EulerDiscrete", {"timestep_spacing": "leading"}, {}),
+        ("HeunDiscrete", {"timestep_spacing": "leading"}, {}),
+        ("PNDM", {}, {}),
+    ],
+)
+def test_stock_sampler_gets_its_noise_level_eta_and_generator(make_pipe, name, config, kwargs):
+    pipe = make_pipe()
+    pipe.scheduler = getattr(diffusers, name + "Scheduler").from_config(pipe.scheduler.config, **config)
+    call = {"eta": 0.8} if "eta" in kwargs else {}
+    first, second = (draw(pipe, output_type="latent", **call) for _ in range(2))
+    assert torch.equal(first, second)  # a call leaves nothing behind that the next one reads
+    pipe.scheduler.set_timesteps(4)
+    close(first, by_hand(pipe, pipe.scheduler.timesteps, **kwargs))
+
+
+def test_stock_sampler_starts_at_the_custom_noise_level(make_pipe):
+    pipe, sigmas = make_pipe(), [5.0, 1.0, 0.2, 0.0]
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    first = draw(pipe, output_type="latent", sigmas=sigmas)
+    pipe.scheduler.set_timesteps(sigmas=sigmas)
+    assert pipe.scheduler.init_noise_sigma == 5.0
+    close(first, by_hand(pipe, pipe.scheduler.timesteps))
+
+
+@pytest.mark.parametrize("guidance_scale, batches", [(1.0, [2] * 4), (0.0, [2] * 4), (2.0, [4] * 4)])
+def test_guidance_of_one_costs_one_branch(make_pipe, guidance_scale, batches):
+    pipe, seen = make_pipe(), []
+    pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    draw(pipe, [PROMPT, "b"], guidance_scale=guidance_scale)
+    assert seen == batches and pipe.guidance_scale == guidance_scale
+
+
+def test_guidance_between_equal_texts_changes_nothing(make_pipe):
+    pipe = make_pipe()
+    expected = draw(pipe, NEGATIVE, guidance_scale=1.0)
+    close(draw(pipe, NEGATIVE, negative_prompt=NEGATIVE, guidance_scale=7.0), expected, rel=1e-4)
+    close(draw(pipe, "", guidance_scale=7.0), draw(pipe, "", guidance_scale=1.0), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- batches and generators
+
+
+@pytest.mark.parametrize("variance_type", [None, "fixed_small"])
+def test_picture_depends_on_its_own_generator_alone(make_pipe, variance_type):
+    pipe = make_pipe(scheduler=MezzotintScheduler(variance_type=variance_type))
+    prompts = ["a", NEGATIVE, PROMPT]
+    singles = torch.cat([draw(pipe, prompt, generator=seeded(i)) for i, prompt in enumerate(prompts)])
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2]):
+        batch = draw(pipe, [prompts[i] for i in order], generator=[seeded(i) for i in order])
+        close(batch, singles[order])
+    assert (draw(pipe, "a", seed=1) - singles[0]).abs().max() > 0.1
+
+
+def test_single_generator_is_reproducible(make_pipe):
+    pipe = make_pipe(scheduler=MezzotintScheduler(variance_type="fixed_small"))
+    first = draw(pipe, ["a", "a"])
+    assert torch.equal(draw(pipe, ["a", "a"]), first)
+    assert (first[0] - first[1]).abs().max() > 0.1
+
+
+def test_pictures_of_a_prompt_stand_side_by_side(make_pipe):
+    pipe, order = make_pipe(), [(0, 0), (0, 1), (1, 2), (1, 3)]
+    prompts, negatives = ["a", PROMPT], [NEGATIVE, "c"]
+    singles = [draw(pipe, prompts[i], negative_prompt=negatives[i], generator=seeded(s)) for i, s in order]
+    generators = [seeded(s) for _, s in order]
+    batch = draw(pipe, prompts, negative_prompt=negatives, num_images_per_prompt=2, generator=generators)
+    close(batch, torch.cat(singles))
+
+
+@pytest.mark.parametrize("name", [None, "EulerDiscrete"])
+def test_latents_take_the_place_of_the_generators_draw(make_pipe, name):
+    pipe = make_pipe()
+    if name is not None:
+        pipe.scheduler = getattr(diffusers, name + "Scheduler").from_config(pipe.scheduler.config)
+    latents = torch.randn(2, 3, 8, 8, generator=seeded(5))
+    kept = latents.clone()
+    assert torch.equal(draw(pipe, ["a", "b"], latents=latents), draw(pipe, ["a", "b"], seed=5))
+    assert torch.equal(latents, kept)
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+def test_embeddings_equal_prompts(make_pipe):
+    pipe = make_pipe()
+    prompts = ["a", PROMPT]
+    expected = draw(pipe, prompts, negative_prompt=NEGATIVE, num_images_per_prompt=2)
+    positive, negative, mask, negative_mask = pipe.encode_prompt(prompts, negative_prompt=NEGATIVE)
+    assert mask.sum(1).tolist() == [2, 11] and negative_mask.sum(1).tolist() == [27, 27]
+    kwargs = {"prompt_embeds": positive, "prompt_attention_mask": mask, "num_images_per_prompt": 2}
+    close(draw(pipe, None, negative_prompt=NEGATIVE, **kwargs), expected)
+    kwargs |= {"negative_prompt_embeds": negative, "negative_prompt_attention_mask": negative_mask}
+    close(draw(pipe, None, **kwargs), expected)
+    one = {"negative_prompt_embeds": encode(pipe, NEGATIVE)}  # one for all, and no mask: every token counts
+    close(draw(pipe, None, **kwargs | one | {"negative_prompt_attention_mask": None}), expected)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "déjà 漢字 🎨", "a\nb"])
+def test_any_text_is_its_bytes(make_pipe, prompt):
+    pipe = make_pipe()
+    expected = draw(pipe, None, prompt_embeds=encode(pipe, prompt), negative_prompt_embeds=encode(pipe, ""))
+    close(draw(pipe, prompt), expected)
+
+
+def test_overlong_prompt_is_cut_with_a_warning(make_pipe, caplog):
+    pipe = make_pipe()
+    text = "a red boot and so on, " * 5
+    expected = draw(pipe, text[:47])  # and the end token
+    close(draw(pipe, [text, "b"])[:1], draw(pipe, [text[:47], "b"])[:1])
+    (warning,) = (record.getMessage() for record in caplog.records if record.name == pipe.__module__)
+    assert warning.endswith(f"takes 48 tokens; this part of a prompt was cut off: {text[47:]!r}")
+    close(draw(pipe, text), expected)
+
+
+def tiny_clip(folder):
+    vocabulary = [*"abdehort", *(c + "</w>" for c in "abdehort"), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": 18, "eos_token_id": 19, "pad_token_id": 19}
+    config = CLIPTextConfig(vocab_size=20, max_position_embeddings=12, **size, **special)
+    return CLIPTextModel(config).eval(), tokenizer, [18, 8, 17, 1, 5, 5, 15, 19]  # a red b o o t
+
+
+def tiny_bert(folder):
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "boo", "##t"])
+    )
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=9, max_position_embeddings=12, **size)).eval(), tokenizer, [2, 5, 6, 7, 8, 3]
+
+
+@pytest.mark.parametrize("make", [tiny_clip, tiny_bert])
+def test_other_text_encoders_work_and_round_trip(make_pipe, tmp_path, make):
+    text_encoder, tokenizer, ids = make(tmp_path)
+    pipe = make_pipe(text_encoder=text_encoder, tokenizer=tokenizer)
+    positive, negative, mask, negative_mask = pipe.encode_prompt(PROMPT)
+    assert mask.sum() == len(ids) and negative_mask.sum() == 2
+    close(positive, text_encoder(torch.tensor([ids])).last_hidden_state)
+    close(negative[:, :2], text_encoder(torch.tensor([[ids[0], ids[-1]]])).last_hidden_state)
+    expected = draw(pipe, [PROMPT, "a"])
+    close(expected[1:], draw(pipe, "a", latents=torch.randn(2, 3, 8, 8, generator=seeded())[1:]))
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = MezzotintPipeline.from_pretrained(tmp_path / "pipe")
+    assert type(loaded.text_encoder) is type(text_encoder)
+    assert torch.equal(draw(loaded, [PROMPT, "a"]), expected)
+    close(draw(loaded, "a red " * 9)[0], draw(loaded, "a red " * 5)[0])  # both end at the 12 positions there are
+
+
+# ---------------------------------------------------------------------------------------------------------- pixels
+
+
+class GaussianUNet(torch.nn.Module):
+    """Predicts the velocity exactly for data that is normal around a picture: E[x_0 | x_t] in closed form."""
+
+    def __init__(self, mean: torch.Tensor, std: float, **config):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.std = std
+        self.dtype, self.device = mean.dtype, mean.device
+        defaults = {
+            "block_out_channels": (8, 16),
+            "cross_attention_dim": None,
+            "sample_mean": (0.0,),
+            "sample_std": (1.0,),
+        }
+        size = {"sample_size": tuple(mean.shape[1:]), "in_channels": len(mean)}
+        self.config = SimpleNamespace(**defaults | size | config)
+        a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+        self.log_sigmas = 0.5 * np.log((1 - a) / a)
+
+    def forward(self, sample, timestep, encoder_hidden_states=None, encoder_attention_mask=None, return_dict=True):
+        ratio = float(np.exp(np.interp(float(timestep), np.arange(1000), self.log_sigmas)))
+        alpha, sigma = 1 / (1 + ratio**2) ** 0.5, ratio / (1 + ratio**2) ** 0.5
+        gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+        x_0 = self.mean + gain * (sample - alpha * self.mean)
+        eps = (sample - alpha * x_0) / sigma
+        return (alpha * eps - sigma * x_0,)
+
+
+def known_picture(channels: int = 3, height: int = 64, width: int = 64) -> torch.Tensor:
+    return torch.rand(channels, height, width, generator=seeded(3))
+
+
+@pytest.mark.parametrize(
+    "name, steps",
+    [
+        *((name, 200) for name in (None, "DDIM", "EulerDiscrete")),
+        *((name, 400) for name in ("DDPM", "EulerAncestralDiscrete")),
+        *((name, 50) for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep")),
+        *((name, 50) for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "LMSDiscrete")),
+        ("PNDM", 100),
+    ],
+)
+def test_sampler_lands_on_the_datas_mean_and_deviation(name, steps):
+    mean = 2 * known_picture(1) - 1
+    pipe = MezzotintPipeline(GaussianUNet(mean, std=0.4), MezzotintScheduler(), None, None)
+    pipe.set_progress_bar_config(disable=True)
+    if name is not None:
+        pipe.scheduler = getattr(diffusers, name + "Scheduler").from_config(pipe.scheduler.config)
+    kwargs = {"num_images_per_prompt": 4, "num_inference_steps": steps, "output_type": "latent"}
+    rest = draw(pipe, None, **kwargs) - mean  # 16384 draws: the mean is uncertain by 0.003, the deviation by 0.5 %
+    assert rest.mean().abs() < 0.02 and abs(rest.std() / 0.4 - 1) < 0.04
+    assert np.corrcoef(rest.mean(0).flatten(), mean.flatten())[0, 1] < 0.1
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        {"sample_mean": (-0.2, 0.1, 0.3), "sample_std": (0.5, 0.25, 0.75)},
+        {"sample_mean": (0.4,), "sample_std": (0.5,)},
+        {"sample_mean": [0.0], "sample_std": [1.0]},
+    ],
+)
+def test_data_scale_is_undone(scale):
+    picture = known_picture(3, 8, 12)  # in [0, 1]
+    mean, std = (torch.tensor(x).reshape(-1, 1, 1) for x in scale.values())
+    pipe = MezzotintPipeline(
+        GaussianUNet((2 * picture - 1 - mean) / std, 0.0, **scale), MezzotintScheduler(), None, None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    close(draw(pipe, None)[0], picture, rel=1e-5)
+    image = draw(pipe, None, output_type="pil")[0]
+    assert np.array_equal(np.asarray(image), (picture.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def test_pixels_beyond_the_range_are_clipped():
+    pipe = MezzotintPipeline(GaussianUNet(4 * known_picture(3, 8, 8) - 2, 0.0), MezzotintScheduler(), None, None)
+    pipe.set_progress_bar_config(disable=True)
+    close(draw(pipe, None)[0], (2 * known_picture(3, 8, 8) - 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
+def test_output_types_agree(make_pipe, channels, mode):
+    scale = {"sample_mean": (0.1,) * channels, "sample_std": (0.2,) * channels}
+    pipe = make_pipe(in_channels=channels, out_channels=channels, **scale)
+    pt, array, pil, latent = (draw(pipe, ["a", "b"], output_type=kind) for kind in ("pt", "np", "pil", "latent"))
+    assert isinstance(array, np.ndarray)
+    close(array, pt.permute(0, 2, 3, 1), rel=1e-6)
+    close(((latent * 0.2 + 0.1 + 1) / 2).clamp(0, 1), pt, rel=1e-6)
+    assert [image.mode for image in pil] == [mode] * 2 and pt.shape == (2, channels, 8, 8)
+    for image, values in zip(pil, array, strict=True):
+        assert np.array_equal(np.asarray(image).reshape(values.shape), (values * 255).round())
+    assert torch.equal(
+        pipe("a", generator=seeded(), num_inference_steps=4, output_type="pt", return_dict=False)[0], draw(pipe, "a")
+    )
+
+
+@pytest.mark.parametrize("height, width", [(7, 5), (9, 16), (1, 1)])
+def test_odd_size_is_the_crop_of_a_larger_picture(make_pipe, height, width):
+    pipe = make_pipe()
+    larger = draw(pipe, height=height + height % 2, width=width + width % 2)
+    assert torch.equal(draw(pipe, height=height, width=width), larger[..., :height, :width])
+    assert draw(pipe, height=height, width=width, output_type="pil")[0].size == (width, height)
+
+
+@pytest.mark.parametrize("sample_size", [(4, 12), [4, 12], 8])
+def test_default_size_is_the_networks(make_pipe, sample_size):
+    pipe = make_pipe(sample_size=sample_size)
+    height, width = (8, 8) if sample_size == 8 else sample_size
+    assert torch.equal(draw(pipe), draw(pipe, height=height, width=width))
+
+
+# -------------------------------------------------------------------------------------------------------- callbacks
+
+
+def test_callback_sees_and_replaces_the_latents(make_pipe):
+    pipe, seen = make_pipe(), []
+
+    def halve(pipe, i, t, tensors):
+        seen.append((i, float(t), tensors["latents"].clone()))
+        return {"latents": tensors["latents"] / 2} if i == 1 else {}
+
+    output = draw(pipe, callback_on_step_end=halve, output_type="latent")
+    pipe.scheduler.set_timesteps(4)
+    timesteps = pipe.scheduler.timesteps
+    expected = []
+
+    def change(i, latents, guidance_scale):
+        expected.append((i, float(timesteps[i]), latents))
+        return latents / 2 if i == 1 else latents, guidance_scale
+
+    close(output, by_hand(pipe, timesteps, change=change))
+    for (i, t, latents), (*known, known_latents) in zip(seen, expected, strict=True):
+        assert [i, t] == known
+        close(latents, known_latents)
+
+
+def test_callback_turns_guidance_off_midway(make_pipe):
+    pipe, batches = make_pipe(), []
+    pipe.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+
+    def off(pipe, i, t, tensors):
+        if i != 1:
+            return {}
+        pipe._guidance_scale = 1.0
+        return {k: tensors[k].chunk(2)[1] for k in ("prompt_embeds", "prompt_attention_mask")}
+
+    names = ["prompt_embeds", "prompt_attention_mask"]
+    kwargs = {"callback_on_step_end": off, "callback_on_step_end_tensor_inputs": names, "output_type": "latent"}
+    output = draw(pipe, negative_prompt=NEGATIVE, guidance_scale=3.0, **kwargs)
+    assert batches == [2, 2, 1, 1]
+    pipe.scheduler.set_timesteps(4)
+
+    def change(i, latents, guidance_scale):
+        return latents, 1.0 if i == 1 else guidance_scale
+
+    close(output, by_hand(pipe, pipe.scheduler.timesteps, negative=NEGATIVE, guidance_scale=3.0, change=change))
+
+
+def test_interrupt_keeps_what_was_reached(make_pipe):
+    pipe, reached = make_pipe(), []
+
+    def stop(pipe, i, t, tensors):
+        reached.append(tensors["latents"])
+        pipe._interrupt = i == 1
+        return {}
+
+    output = draw(pipe, callback_on_step_end=stop, output_type="latent")
+    assert len(reached) == 2 and torch.equal(output, reached[1])
+    assert not torch.equal(draw(pipe, output_type="latent"), output)  # the next call runs to its end
+
+
+def test_progress_bar_counts_the_networks_steps(make_pipe):
+    pipe, text = make_pipe(), io.StringIO()
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=False, file=text)
+    draw(pipe)
+    assert re.findall(r"(\d+)/(\d+)", text.getvalue())[-1] == ("7", "7")  # Heun looks twice at all steps but the last
+
+
+# -------------------------------------------------------------------------------------------- precision and storage
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_half_precision_draws_nearly_the_same(make_pipe, dtype, tolerance):
+    expected = draw(make_pipe())
+    pipe = make_pipe().to(dtype)
+    images = draw(pipe)
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == dtype and images.dtype == torch.float32
+    assert 0 < (images - expected).abs().mean() < tolerance
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")
+def test_offloaded_pipeline_draws_the_same(make_pipe):
+    expected = draw(make_pipe().to("cuda")).cpu()
+    pipe = make_pipe()
+    pipe.enable_model_cpu_offload()
+    close(draw(pipe).cpu(), expected, rel=1e-4)
+
+
+def load_installed(folder):
+    return MezzotintPipeline.from_pretrained(folder)
+
+
+def load_as_shipped(folder):
+    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("load", [load_installed, load_as_shipped])
+@pytest.mark.parametrize("config", [{"sample_std": (0.5, 0.6, 0.7)}, {"cross_attention_dim": None}])
+def test_saved_and_loaded_pipeline_draws_the_same_bits(make_pipe, tmp_path, monkeypatch, config, load):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe = make_pipe(scheduler=MezzotintScheduler(beta_schedule="scaled_linear", variance_type="fixed_small"), **config)
+    prompt = PROMPT if pipe.text_encoder is not None else None
+    expected = draw(pipe, prompt)
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = load(tmp_path / "pipe")
+    assert (type(loaded) is MezzotintPipeline) == (load is load_installed)
+    assert (loaded.text_encoder is None) == (pipe.text_encoder is None)
+    assert torch.equal(draw(loaded, prompt), expected)
+
+
+def test_pipeline_without_text_equals_hand_written(make_pipe):
+    pipe = make_pipe(cross_attention_dim=None)
+    pipe.scheduler.set_timesteps(4)
+    latents = torch.randn(2, 3, 8, 8, generator=seeded())
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            latents = pipe.scheduler.step(pipe.unet(latents, t).sample, t, latents).prev_sample
+    close(draw(pipe, None, num_images_per_prompt=2, output_type="latent", guidance_scale=3.0), latents)
+
+
+def test_from_pipe_shares_the_components(make_pipe):
+    pipe = make_pipe()
+    other = MezzotintPipeline.from_pipe(pipe)
+    assert all(other.components[name] is component for name, component in pipe.components.items())
+    assert torch.equal(draw(other), draw(pipe))
+    scheduler = MezzotintScheduler(variance_type="fixed_small")
+    third = MezzotintPipeline.from_pipe(pipe, scheduler=scheduler)
+    assert third.scheduler is scheduler and third.unet is pipe.unet and third.text_encoder is pipe.text_encoder
+
+
+# -------------------------------------------------------------------------------------------------- what it refuses
+
+EMBEDS = torch.zeros(1, 5, 16)
+
+
+@pytest.mark.parametrize(
+    "kwargs, rule",
+    [
+        ({"output_type": "jpeg"}, "output_type must be one of 'pil', 'np', 'pt', 'latent': got 'jpeg'"),
+        ({"height": 0}, "height must be a positive whole number: got 0"),
+        ({"width": 8.0}, "width must be a positive whole number: got 8.0"),
+        ({"callback_on_step_end_tensor_inputs": ["t"]}, r"must be among \['latents', .*\]: got \['t'\]"),
+        ({"prompt": None}, "exactly one of prompt and prompt_embeds must be given: got none"),
+        ({"prompt_embeds": EMBEDS}, "exactly one of prompt and prompt_embeds must be given: got both"),
+        ({"prompt": 3}, "prompt must be a text or a list of texts: got 3"),
+        ({"prompt": []}, r"prompt must be a text or a list of texts: got \[\]"),
+        ({"negative_prompt": ["a", 3]}, r"negative_prompt must be a text or a list of texts: got \['a', 3\]"),
+        ({"negative_prompt": "a", "negative_prompt_embeds": EMBEDS}, "at most one of negative_prompt and .*: got both"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt needs one entry, or one for each of 1 prompts: got 2"),
+        ({"negative_prompt_embeds": EMBEDS.repeat(3, 1, 1)}, "negative_prompt_embeds needs one .* of 1 prompts: got 3"),
+        ({"negative_prompt_embeds": EMBEDS[:0]}, "negative_prompt_embeds needs one .* of 1 prompts: got 0"),
+        ({"prompt_attention_mask": torch.ones(1, 5)}, r"goes with prompt_embeds.*: got mask \(1, 5\), embeds None"),
+        (
+            {"negative_prompt_embeds": EMBEDS, "negative_prompt_attention_mask": torch.ones(1, 4)},
+            r"one entry for each token: got mask \(1, 4\), embeds \(1, 5, 16\)",
+        ),
+        ({"generator": [seeded(), seeded()]}, "needs one for each picture: got 2 for 1"),
+        ({"latents": torch.zeros(1, 3, 8, 7)}, r"latents must have shape \(1, 3, 8, 8\): got \(1, 3, 8, 7\)"),
+        ({"timesteps": [5], "sigmas": [1.0]}, "at most one of timesteps and sigmas may be given: got both"),
+    ],
+)
+def test_call_that_cannot_be_carried_out_is_refused(make_pipe, kwargs, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        make_pipe()(**{"prompt": PROMPT} | kwargs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["timesteps", "sigmas"])
+def test_custom_timesteps_are_refused_where_the_sampler_has_none(make_pipe, name):
+    pipe = make_pipe()
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match=f"DDIMScheduler.set_timesteps takes no custom {name}"):
+        draw(pipe, **{name: [5.0, 1.0]})
+
+
+@pytest.mark.parametrize(
+    "kwargs, rule",
+    [
+        ({"prompt": PROMPT}, "this pipeline has no text encoder: pass prompt_embeds and"),
+        (
+            {"prompt_embeds": EMBEDS, "negative_prompt": "a"},
+            "this pipeline has no text encoder: pass prompt_embeds and",
+        ),
+        ({"prompt_embeds": EMBEDS}, "no text encoder: pass negative_prompt_embeds, or guidance_scale=1"),
+    ],
+)
+def test_text_without_a_text_encoder_is_refused(make_unet, kwargs, rule):
+    pipe = MezzotintPipeline(make_unet(), MezzotintScheduler(), None, None)
+    with pytest.raises(ValueError, match=rule):
+        pipe(**kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"prompt": PROMPT}, {"negative_prompt": "a"}, {"prompt_embeds": EMBEDS}])
+def test_text_for_a_pipeline_that_reads_none_is_refused(make_pipe, kwargs):
+    with pytest.raises(ValueError, match="reads no text: leave prompts and their embeds out"):
+        make_pipe(cross_attention_dim=None)(**kwargs)

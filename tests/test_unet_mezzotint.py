@@ -1,0 +1,434 @@
+"""The U-Net against what must hold of it whatever it has learned: invariances, hand-written formulas, and itself with
+one thing changed (saved, compiled, checkpointed, in another number of dimensions or another precision)."""
+
+import copy
+import inspect
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from diffusers import AutoModel
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from mezzotint import MezzotintUNetModel
+from mezzotint.models.unet_mezzotint import (
+    MezzotintAttention,
+    MezzotintBlock,
+    MezzotintResidualBlock,
+    MezzotintTransformerLayer,
+)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(batch: int = 2, tokens: int = 5) -> dict:
+    """Samples, timesteps and texts that all differ within the batch."""
+    mask = torch.ones(batch, tokens, dtype=torch.bool)
+    mask[0, tokens // 2 :] = False
+    return {
+        "sample": randn(batch, 3, 8, 8, seed=1),
+        "timestep": torch.linspace(20.5, 900.0, batch),
+        "encoder_hidden_states": randn(batch, tokens, 16, seed=2),
+        "encoder_attention_mask": mask,
+    }
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, rel: float = 1e-5) -> None:
+    """Equal to `rel` times the largest magnitude, which is what rounding is proportional to."""
+    assert expected.isfinite().all() and expected.abs().max() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rel * expected.abs().max().item())
+
+
+# ------------------------------------------------------------------------------------------------- a fresh network
+
+
+@pytest.mark.parametrize("config", [{}, {"cross_attention_dim": None}, {"dropout": 0.1}])
+def test_fresh_network_predicts_exact_zero(config):
+    kwargs = inputs()
+    if "cross_attention_dim" in config:
+        kwargs = {"sample": kwargs["sample"], "timestep": 3}
+    output = MezzotintUNetModel(**TINY | config)(**kwargs).sample
+    assert torch.equal(output, torch.zeros(2, 3, 8, 8))
+
+
+def test_fresh_residual_branches_are_the_identity():
+    unet = MezzotintUNetModel(**TINY)
+    kinds = (MezzotintResidualBlock, MezzotintTransformerLayer)
+    blocks = [module for module in unet.modules() if isinstance(module, kinds)]
+    assert len(blocks) == 10
+    for block in blocks:
+        if isinstance(block, MezzotintResidualBlock):
+            x = randn(1, block.norm1.num_channels, 4, 4)
+            assert torch.equal(block(x, randn(1, 64)), block.shortcut(x))
+        else:
+            x = randn(1, 6, block.norm1.normalized_shape[0])
+            assert torch.equal(block(x, randn(1, 3, 16), None), x)
+
+
+# ---------------------------------------------------------------------------------------------------- what it reads
+
+
+def test_tuple_holds_the_same_values(make_unet):
+    unet = make_unet()
+    output = unet(**inputs(), return_dict=False)
+    assert type(output) is tuple and len(output) == 1
+    assert torch.equal(output[0], unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("timestep", [7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7.0, 7.0]).double()])
+def test_timestep_forms_are_equivalent(make_unet, timestep):
+    unet, kwargs = make_unet(), inputs()
+    assert torch.equal(unet(**kwargs | {"timestep": timestep}).sample, unet(**kwargs | {"timestep": 7}).sample)
+
+
+def test_fractional_timestep_is_its_own_sinusoid(make_unet):
+    unet, seen = make_unet(), []
+    unet.time_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    outputs = [unet(**inputs() | {"timestep": t}).sample for t in (10, 10.5, 11)]
+    frequencies = torch.tensor([10000.0 ** -(i / 8) for i in range(8)])
+    close(seen[1], torch.cat([(10.5 * frequencies).cos(), (10.5 * frequencies).sin()]).expand(2, -1))
+    assert min((outputs[1] - outputs[i]).abs().max() for i in (0, 2)) > 1e-3
+
+
+def test_batch_equals_singles(make_unet):
+    unet, kwargs = make_unet(), inputs(3)
+    singles = [unet(**{k: v[i : i + 1] for k, v in kwargs.items()}).sample for i in range(3)]
+    close(unet(**kwargs).sample, torch.cat(singles))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masked_text_equals_truncated_text(make_unet, dtype):
+    unet, kwargs = make_unet(), inputs(1, tokens=6)
+    full = dict(kwargs, encoder_attention_mask=kwargs["encoder_attention_mask"].to(dtype))
+    short = dict(kwargs, encoder_hidden_states=kwargs["encoder_hidden_states"][:, :3], encoder_attention_mask=None)
+    close(unet(**full).sample, unet(**short).sample)
+
+
+def test_every_text_token_counts_and_no_padding(make_unet):
+    unet, kwargs = make_unet(), inputs(2, tokens=6)
+    text = kwargs["encoder_hidden_states"].requires_grad_()
+    unet(**kwargs).sample.square().sum().backward()
+    influence = text.grad.abs().sum(-1)  # (B, L)
+    assert (influence[kwargs["encoder_attention_mask"]] > 1e-3).all()
+    assert (influence[~kwargs["encoder_attention_mask"]] == 0).all()
+
+
+def test_text_acts_through_attention_and_through_its_mean(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    for names in (("encoder_embedding.weight",), ("attn2.to_out.0.weight", "attn2.to_out.0.bias")):
+        other = copy.deepcopy(unet)
+        for name, parameter in other.named_parameters():
+            if name.endswith(names):
+                torch.nn.init.zeros_(parameter)
+        assert (other(**kwargs).sample - expected).abs().max() > 1e-2
+
+
+def test_decoder_units_read_their_twins(make_unet):
+    unet = make_unet(layers_per_block=2)
+    skips, read = [], []
+    for block in unet.down_blocks:
+        block.register_forward_hook(lambda _, args, output: skips.append(output))
+    for block in unet.up_blocks:
+        block.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    unet(**inputs())
+    assert len(skips) == len(read) == 4
+    for x, skip in zip(read, reversed(skips), strict=True):
+        assert torch.equal(x[:, x.shape[1] // 2 :], skip)
+
+
+# --------------------------------------------------------------------------------------------------- size and axes
+
+
+@pytest.mark.parametrize("size", [(4, 12), (20, 8), (2, 2)])
+def test_transposed_kernels_give_the_transposed_picture(make_unet, size):
+    unet = make_unet()
+    other = copy.deepcopy(unet)
+    for module in other.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = module.weight.data.transpose(2, 3).contiguous()
+    kwargs = inputs() | {"sample": randn(2, 3, *size)}
+    expected = unet(**kwargs).sample
+    assert expected.shape == (2, 3, *size)
+    close(other(**kwargs | {"sample": kwargs["sample"].mT.contiguous()}).sample.mT, expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("low", [1, 2])
+def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low):
+    """A volume whose slices along the new axis are all the same, through kernels that are zero off the middle slice,
+    stays so at every level, and each slice is what the lower-dimensional network makes of it. Attention agrees:
+    repeated keys share their weight."""
+    flat, solid = make_unet(spatial_dims=low), make_unet(spatial_dims=low + 1)
+    state, weights = flat.state_dict(), {}
+    for name, tensor in solid.state_dict().items():
+        weights[name] = state[name].reshape(tensor.shape) if tensor.shape[2:].numel() == 1 else torch.zeros_like(tensor)
+        if tensor.shape != state[name].shape and tensor.shape[2:].numel() > 1:
+            weights[name][:, :, 1] = state[name]
+        elif tensor.shape == state[name].shape:
+            weights[name] = state[name]
+    solid.load_state_dict(weights)
+    kwargs = inputs() | {"sample": randn(2, 3, *(4, 8)[:low])}
+    expected = flat(**kwargs).sample
+    volume = kwargs["sample"].unsqueeze(2).expand(-1, -1, 6, *[-1] * low)
+    output = solid(**kwargs | {"sample": volume}).sample
+    close(output, expected.unsqueeze(2).expand_as(output), rel=3e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def reference_attention(attn, x, context=None, mask=None):
+    """softmax(q k^T / sqrt(d)) v with RMS-normalised q and k, written out in float64."""
+
+    def heads(linear, y):
+        return (y.double() @ linear.weight.double().T).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, h, N, d)
+
+    def rms(norm, y):
+        return y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+
+    context = x if context is None else context
+    q, k, v = (
+        rms(attn.norm_q, heads(attn.to_q, x)),
+        rms(attn.norm_k, heads(attn.to_k, context)),
+        heads(attn.to_v, context),
+    )
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = logits.masked_fill(~mask.bool()[:, None, None], -math.inf)
+    out = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return (out @ attn.to_out[0].weight.double().T + attn.to_out[0].bias.double()).float()
+
+
+@pytest.mark.parametrize("context", [None, (2, 5, 16)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_written_out_softmax(context, masked):
+    torch.manual_seed(0)
+    attn = MezzotintAttention(24, head_dim=8, context_dim=context and context[-1])
+    for parameter in attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, context = randn(2, 7, 24), context and randn(*context, seed=1)
+    mask = torch.arange(7 if context is None else 5).expand(2, -1) < torch.tensor([[2], [4]]) if masked else None
+    close(attn(x, context, mask), reference_attention(attn, x, context, mask))
+
+
+class WrittenOut:
+    """A processor of one's own."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        return reference_attention(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+def test_processor_of_ones_own_gives_the_same(make_unet):
+    unet = make_unet()
+    expected = unet(**inputs()).sample
+    names = set(unet.attn_processors)
+    assert len(names) == 10  # self and cross, in two encoder, one middle and two decoder units
+    unet.set_attn_processor(WrittenOut())
+    assert {type(p) for p in unet.attn_processors.values()} == {WrittenOut} and set(unet.attn_processors) == names
+    close(unet(**inputs()).sample, expected)
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def test_checkpointing_recomputes_each_block_and_keeps_the_gradients(make_unet):
+    runs = {}
+    for checkpointing in (False, True):
+        unet = make_unet(dropout=0.2).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        calls = []
+        for block in (module for module in unet.modules() if isinstance(module, MezzotintBlock)):
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        saved = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            loss = unet(**inputs()).sample.square().mean()
+        forward = len(calls)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in unet.named_parameters()}
+        runs[checkpointing] = forward, len(calls) - forward, sum(saved), gradients
+    assert runs[False][:2] == (5, 0) and runs[True][:2] == (5, 5)
+    assert runs[True][2] < runs[False][2] / 4
+    for name, expected in runs[False][3].items():
+        assert expected.abs().max() > 0, name  # every parameter takes part
+        torch.testing.assert_close(runs[True][3][name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_dropout_acts_in_training_only(make_unet):
+    unet, plain = make_unet(dropout=0.3), make_unet()
+    expected = plain(**inputs()).sample
+    assert torch.equal(unet(**inputs()).sample, expected)
+    assert torch.equal(plain.train()(**inputs()).sample, expected)
+    unet.train()
+    first, second = (unet(**inputs()).sample for _ in range(2))
+    assert (first - expected).abs().max() > 0.05 and (first - second).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("dtype, rel", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_is_close(make_unet, dtype, rel):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    half = {k: v.to(dtype) if k in ("sample", "encoder_hidden_states") else v for k, v in kwargs.items()}
+    output = unet.to(dtype)(**half).sample
+    assert output.dtype == dtype
+    assert (output.float() - expected).norm() < rel * expected.norm()
+
+
+def test_layerwise_casting_rounds_the_weights_it_may(make_unet):
+    unet, rounded = make_unet(), make_unet()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    stored = {name for name, p in unet.named_parameters() if p.dtype == torch.float8_e4m3fn}
+    assert (
+        "down_blocks.0.residual.conv1.weight" in stored and "mid_block.transformer_layers.0.attn1.to_q.weight" in stored
+    )
+    assert not any(part in name for name in stored for part in ("norm", "time_embedding", "conv_in", "conv_out"))
+    for name, parameter in rounded.named_parameters():
+        if name in stored:
+            parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
+    close(unet(**inputs()).sample, rounded(**inputs()).sample)
+
+
+@torch.no_grad()
+def test_compiles_into_one_graph(make_unet):
+    unet = make_unet()
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    close(compiled(**inputs()).sample, unet(**inputs()).sample)
+
+
+def test_lora_starts_as_identity_trains_alone_and_round_trips(make_unet, tmp_path):
+    unet, base = make_unet(), make_unet()
+    before = base(**inputs()).sample
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    assert torch.equal(unet(**inputs()).sample, before)
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 4 * 10 and all(".lora_" in name for name in trained)
+
+    for name, parameter in unet.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    after = unet(**inputs()).sample
+    assert (after - before).abs().max() > 0.05
+    unet.save_lora_adapter(tmp_path)
+    base.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    assert torch.equal(base(**inputs()).sample, after)
+
+    unet.fuse_lora()
+    close(unet(**inputs()).sample, after)
+    unet.unfuse_lora()
+    unet.disable_lora()
+    close(unet(**inputs()).sample, before)
+
+
+# --------------------------------------------------------------------------------------------------------- on disk
+
+
+@pytest.mark.parametrize("config", [{}, {"cross_attention_dim": None, "sample_std": (0.5, 0.25, 0.125)}])
+def test_saved_and_loaded_is_bit_equal(make_unet, tmp_path, config):
+    unet = make_unet(**config)
+    unet.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
+    loaded, info = MezzotintUNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert state.keys() == unet.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in unet.state_dict().items())
+    for name in inspect.signature(MezzotintUNetModel).parameters:
+        value = loaded.config[name]  # JSON has lists only
+        assert (tuple(value) if isinstance(value, list) else value) == unet.config[name], name
+
+
+def test_auto_model_loads_the_network_of_a_saved_pipeline(make_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = AutoModel.from_pretrained(str(tmp_path / "pipe" / "unet"), trust_remote_code=True)
+    assert type(loaded).__name__ == "MezzotintUNetModel" and type(loaded) is not MezzotintUNetModel
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+    close(loaded(**inputs()).sample, pipe.unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
+def test_checkpoint_with_other_weights_is_refused(make_unet, tmp_path, kind, low_cpu_mem_usage):
+    make_unet().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    if kind == "missing":
+        del weights["mid_block.residual.conv1.bias"]
+    else:
+        weights["mid_block.residual.conv3.bias"] = torch.zeros(1)
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"must be those of its config: 1 {kind} \(mid_block\.residual\.conv\d\.bias\)$"
+    ):
+        MezzotintUNetModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+def test_checkpoint_of_another_shape_is_refused(make_unet, tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    weights["conv_in.bias"] = torch.zeros(17)
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="conv_in.bias"):
+        MezzotintUNetModel.from_pretrained(tmp_path)
+
+
+def test_pickled_checkpoint_is_refused(make_unet, tmp_path):
+    make_unet().save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob("*.bin"))
+    with pytest.raises(OSError, match="safetensors"):
+        MezzotintUNetModel.from_pretrained(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    "config, rule",
+    [
+        ({"spatial_dims": 4}, "spatial_dims must be 1, 2 or 3: got 4"),
+        ({"sample_size": (8, 8, 8)}, "sample_size needs one entry, or one for each of 2 axes"),
+        ({"layers_per_block": 0}, "layers_per_block must be at least 1: got 0"),
+        ({"transformer_layers_per_block": (1,)}, "one entry for each of block_out_channels: got 1 for 2"),
+        ({"block_out_channels": (16, 30)}, r"multiples of norm_num_groups \(4\).*: got 30"),
+        ({"attention_head_dim": 12}, r"of attention_head_dim \(12\): got 16"),
+        ({"sample_mean": (0.0, 0.0)}, r"sample_mean needs 1 or in_channels \(3\) values: got 2"),
+        ({"sample_std": ()}, r"sample_std needs 1 or in_channels \(3\) values: got 0"),
+        ({"sample_std": (1.0, 0.0, 1.0)}, r"sample_std must be positive: got \(1.0, 0.0, 1.0\)"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused(config, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        MezzotintUNetModel(**TINY | config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, rule",
+    [
+        ({"sample": torch.zeros(2, 4, 8, 8)}, r"must have 4 axes and 3 channels: got shape \(2, 4, 8, 8\)"),
+        ({"sample": torch.zeros(2, 3, 8)}, r"must have 4 axes and 3 channels: got shape \(2, 3, 8\)"),
+        ({"sample": torch.zeros(2, 3, 8, 7)}, r"must be multiples of 2: got \(8, 7\)"),
+        ({"encoder_hidden_states": None}, "exactly when the model has a cross_attention_dim: got none"),
+        ({"encoder_hidden_states": torch.zeros(2, 5, 17)}, r"must have shape \(2, tokens, 16\): got \(2, 5, 17\)"),
+        ({"encoder_hidden_states": torch.zeros(1, 5, 16)}, r"must have shape \(2, tokens, 16\): got \(1, 5, 16\)"),
+        ({"encoder_attention_mask": torch.ones(2, 4)}, r"must have shape \(2, 5\), one entry for each token"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(make_unet, change, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        make_unet()(**inputs() | change)
+    assert "\n" not in str(error.value)
+
+
+def test_text_for_a_network_without_text_is_refused(make_unet):
+    with pytest.raises(ValueError, match="got some, cross_attention_dim is None"):
+        make_unet(cross_attention_dim=None)(**inputs())
