@@ -1,0 +1,250 @@
+"""Settings: which layer wins, what is refused and in which words, and that what is written down is what was set."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from mezzotint_training import config
+from mezzotint_training.config import TrainConfig, UserError, parse_args
+
+DEFAULT = TrainConfig(dataset_name="digits")
+
+
+def parse(*argv: str) -> TrainConfig:
+    return parse_args(list(argv), description="")
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse(*argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """`recipe(name, text)` adds to a folder of recipes that takes the place of the package's."""
+    monkeypatch.setattr(config, "RECIPES", tmp_path / "recipes")
+    (tmp_path / "recipes").mkdir()
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+    return write
+
+
+@pytest.fixture
+def file(tmp_path):
+    """`file(text)` is the path of a YAML file."""
+
+    def write(text: str) -> str:
+        (tmp_path / "settings.yaml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "settings.yaml")
+
+    return write
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+def test_each_layer_is_over_the_one_before(recipe, file):
+    recipe("mine", "dataset_name: digits\nseed: 1\ntrain_batch_size: 1\nlearning_rate: 1")
+    path = file("train_batch_size: 2\nlearning_rate: 2")
+    settings = parse("--recipe", "mine", "--config", path, "--learning_rate", "3")
+    assert settings == dataclasses.replace(DEFAULT, seed=1, train_batch_size=2, learning_rate=3.0)
+    settings = parse("--learning_rate", "3", "--config", path, "--recipe", "mine")  # their order is not the order typed
+    assert (settings.seed, settings.train_batch_size, settings.learning_rate) == (1, 2, 3.0)
+
+
+def test_mappings_are_merged_name_by_name(recipe, file):
+    recipe("mine", "dataset_name: digits\nunet: {dropout: 0.1, layers_per_block: 1}\ntext_encoder: {d_model: 1}")
+    path = file("unet: {layers_per_block: 2, norm_num_groups: 2}\ntext_encoder: {d_kv: 2}")
+    settings = parse("--recipe", "mine", "--config", path, "--unet", "{norm_num_groups: 3}")
+    assert settings.unet == {"dropout": 0.1, "layers_per_block": 2, "norm_num_groups": 3}
+    assert settings.text_encoder == DEFAULT.text_encoder | {"d_model": 1, "d_kv": 2}
+
+
+def test_a_data_source_replaces_the_one_below_with_what_was_said_of_it(recipe, file):
+    recipe("mine", "dataset_name: digits\ndataset_config_name: small\ndataset_license: CC BY 4.0\nlicense: mit")
+    settings = parse("--recipe", "mine", "--train_data_dir", "pictures")
+    assert (settings.dataset_name, settings.train_data_dir) == (None, "pictures")
+    assert (settings.dataset_config_name, settings.dataset_license, settings.license) == (None, None, "mit")
+    path = file("train_data_dir: pictures\ndataset_license: CC0")
+    settings = parse("--recipe", "mine", "--config", path)
+    assert (settings.dataset_name, settings.train_data_dir, settings.dataset_license) == (None, "pictures", "CC0")
+    settings = parse("--config", path, "--dataset_name", "user/set")
+    assert (settings.dataset_name, settings.train_data_dir, settings.dataset_license) == ("user/set", None, None)
+    recipe("licence", "dataset_license: CC0")  # of data that are still to be named
+    assert parse("--recipe", "licence", "--train_data_dir", "pictures").dataset_license == "CC0"
+
+
+@pytest.mark.parametrize("argv, got", [([], "neither"), (["--dataset_name", "x", "--train_data_dir", "y"], "both")])
+def test_there_is_one_data_source(argv, got):
+    assert refused(*argv) == f"exactly one of dataset_name and train_data_dir must be given: got {got}"
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", ".001"])
+def test_numbers_are_read_as_people_write_them(file, number):
+    for settings in (
+        parse("--config", file(f"dataset_name: digits\nlearning_rate: {number}\nmax_train_steps: 1e4")),
+        parse("--dataset_name", "digits", "--learning_rate", number, "--max_train_steps=1e4"),
+    ):
+        assert (settings.learning_rate, settings.max_train_steps) == (1e-3, 10_000)
+        assert (type(settings.learning_rate), type(settings.max_train_steps)) == (float, int)
+
+
+def test_values_keep_their_types():
+    argv = "--dataset_name digits --no-use_ema --random_flip --resolution 24 32 --max_train_minutes 5 --hub_model_id 1"
+    settings = parse(*argv.split(), "--validation_prompts", "yes", "1", "--checkpoints_total_limit", "null")
+    assert (settings.use_ema, settings.random_flip, settings.resolution) == (False, True, [24, 32])
+    assert (settings.max_train_minutes, type(settings.max_train_minutes)) == (5.0, float)
+    assert (settings.hub_model_id, settings.validation_prompts) == ("1", ["yes", "1"])
+    assert settings.checkpoints_total_limit is None
+    assert parse("--dataset_name", "digits", "--seed", str(2**64 - 1)).seed == 2**64 - 1  # no float holds that
+    assert parse("--dataset_name", "digits", "--resolution", "32").resolution == [32]
+
+
+def test_prompts_of_a_recipe_can_be_taken_away(recipe):
+    recipe("mine", "dataset_name: digits\nvalidation_prompts: [a, b]")
+    assert parse("--recipe", "mine").validation_prompts == ["a", "b"]
+    assert parse("--recipe", "mine", "--validation_prompts").validation_prompts == []
+
+
+COUNTS = [
+    *("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps", "validation_steps"),
+    *("num_validation_images", "logging_steps", "num_inference_steps", "max_text_length", "checkpoints_total_limit"),
+]
+WRONG = [
+    *((name, "0", "at least 1") for name in COUNTS),
+    *((name, "2.5", "of type int") for name in ["seed", *COUNTS]),
+    *((name, "-1", "at least 0") for name in ["seed", "dataloader_num_workers", "lr_warmup_steps"]),
+    *((name, value, "in [0, 1]") for name in ["proportion_empty_prompts", "ema_decay"] for value in ("-0.1", "1.1")),
+    *((name, value, "in [0, 1)") for name in ["adam_beta1", "adam_beta2"] for value in ("-0.1", "1", ".nan")),
+    *(("learning_rate", value, "a number above 0") for value in ("0", "-1", ".inf", ".nan")),
+    *((name, "-1", "a number from 0") for name in ["adam_weight_decay", "adam_epsilon"]),
+    *(("max_train_steps", value, "of type int") for value in (".inf", ".nan", "many", "true", "[1]")),
+    ("learning_rate", "fast", "of type float"),
+    ("lr_scheduler", "cosin", "one of linear, cosine, "),
+    ("mixed_precision", "fp8", "one of no, fp16, bf16"),
+    ("on_bad_image", "go", "one of stop, skip"),
+    ("resolution", "0", "one or two positive numbers"),
+    ("resolution", "big", "of type int"),
+    ("unet", "[1]", "a mapping of names to values"),
+    ("unet", "{", "YAML"),
+]
+
+
+@pytest.mark.parametrize("name, value, rule", WRONG)
+def test_wrong_values_are_refused_with_rule_and_value(name, value, rule):
+    message = refused("--dataset_name", "digits", f"--{name}={value}")
+    assert message.startswith(f"{name} must be {rule}")
+    assert value.strip("[].") in message
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("use_ema: 1", "use_ema must be of type bool: got 1"),
+        ("output_dir: 1", "output_dir must be text: got 1"),
+        ("validation_prompts: [1]", "validation_prompts must be text: got 1"),
+        ("resolution: [1, 2, 3]", "resolution must be one or two positive numbers (height, width): got [1, 2, 3]"),
+    ],
+)
+def test_values_of_a_file_are_checked_alike(file, text, message):
+    assert refused("--config", file(f"dataset_name: digits\n{text}")) == message
+
+
+def test_settings_made_in_python_are_checked_alike():
+    with pytest.raises(UserError, match="lr_scheduler must be one of linear, .*: got 'cosin'"):
+        TrainConfig(dataset_name="digits", lr_scheduler="cosin")
+    assert TrainConfig(dataset_name="digits", learning_rate="1e-3", resolution=32).resolution == [32]
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def test_unknown_names_are_refused_with_the_nearest(recipe, file):
+    recipe("digits", "")
+    recipe("emoji-32", "")
+    assert refused("--recipe", "emoji") == "unknown recipe 'emoji'; did you mean emoji-32?; there are digits, emoji-32"
+    for flag in ("--learning_rat", "--learning_rat=1", "--learning-rate"):
+        assert refused("--dataset_name", "digits", flag) == f"unknown flag {flag}; did you mean --learning_rate?"
+    assert refused("--dataset_name", "digits", "--qqqqq") == "unknown flag --qqqqq"
+    path = file("train_batchsize: 3")
+    assert refused("--config", path) == f"unknown setting 'train_batchsize' in {path}; did you mean train_batch_size?"
+
+
+@pytest.mark.parametrize(
+    "text, rule",
+    [("a: [1\nb: 2", "cannot be read as YAML: "), ("- 1", "must hold 'name: value' lines: got list")],
+)
+def test_a_file_that_holds_no_settings_is_refused(file, text, rule):
+    path = file(text)
+    assert refused("--config", path).startswith(f"config file {path} {rule}")
+    assert refused("--config", path + "x") == f"config file {path}x does not exist"
+
+
+def test_a_flag_without_its_value_is_refused():
+    assert refused("--learning_rate") == "argument --learning_rate: expected one argument"
+    assert refused("--use_ema=1").startswith("argument --use_ema")
+
+
+def test_help_names_every_setting_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "%" in text or True
+    for f in dataclasses.fields(TrainConfig):
+        value = getattr(DEFAULT, f.name) if f.name != "dataset_name" else None
+        assert f"--{f.name}" in text and f"{' '.join(f.metadata['help'].split())} (default: {value})" in text, f.name
+
+
+# ----------------------------------------------------------------------------------------------------------- round trip
+
+
+def changed(f: dataclasses.Field):
+    """A legal value that is not the field's default."""
+    special = {
+        "dataset_name": None,
+        "train_data_dir": "null",  # a folder of that name
+        "hub_model_id": "1e-3",
+        "validation_prompts": ["yes", "ein rotes Schloß, 赤い城", "a: [b", ""],
+        "license": "off",
+        "resolution": [24, 32],
+        "unet": {"block_out_channels": [1, 2], "dropout": 0.1},
+        "scheduler": {"prediction_type": "epsilon"},
+        "text_encoder": DEFAULT.text_encoder | {"d_model": 3},
+        "lr_scheduler": "linear",
+        "mixed_precision": "bf16",
+        "on_bad_image": "skip",
+        "checkpoints_total_limit": None,
+        "learning_rate": 1e-05,
+        "adam_beta1": 0.3,
+        "max_train_minutes": 0.1,
+    }
+    if f.name in special:
+        return special[f.name]
+    value = getattr(DEFAULT, f.name)
+    kinds = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value / 3, str: lambda: f"{value} x"}
+    return kinds[type(value)]() if value is not None else {"int | None": 7, "bool | None": True}.get(f.type, "text")
+
+
+def test_what_is_written_down_gives_the_same_settings_again(file):
+    settings = TrainConfig(**{f.name: changed(f) for f in dataclasses.fields(TrainConfig)})
+    same = {f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) == getattr(DEFAULT, f.name)}
+    assert same == set()
+    text = settings.to_yaml()
+    assert parse("--config", file(text)) == settings
+    assert yaml.safe_load(text) == json.loads(json.dumps(dataclasses.asdict(settings)))
+    assert parse("--config", file(DEFAULT.to_yaml())) == DEFAULT
+
+
+def test_defaults_are_not_shared_between_runs():
+    TrainConfig(dataset_name="digits").text_encoder["d_model"] = 1
+    TrainConfig(dataset_name="digits").validation_prompts.append("x")
+    assert TrainConfig(dataset_name="digits") == DEFAULT
