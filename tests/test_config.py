@@ -143,7 +143,7 @@ WRONG = [
 def test_wrong_values_are_refused_with_rule_and_value(name, value, rule):
     message = refused("--dataset_name", "digits", f"--{name}={value}")
     assert message.startswith(f"{name} must be {rule}")
-    assert value.strip("[].") in message
+    assert value.strip("[].") in message.lower()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_help_names_every_setting_with_its_default(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and "%" in text or True
+    assert stop.value.code == 0
     for f in dataclasses.fields(TrainConfig):
         value = getattr(DEFAULT, f.name) if f.name != "dataset_name" else None
         assert f"--{f.name}" in text and f"{' '.join(f.metadata['help'].split())} (default: {value})" in text, f.name
@@ -231,7 +231,7 @@ def changed(f: dataclasses.Field):
         return special[f.name]
     value = getattr(DEFAULT, f.name)
     kinds = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value / 3, str: lambda: f"{value} x"}
-    return kinds[type(value)]() if value is not None else {"int | None": 7, "bool | None": True}.get(f.type, "text")
+    return kinds[type(value)]() if value is not None else {int | None: 7, bool | None: True}.get(f.type, "text")
 
 
 def test_what_is_written_down_gives_the_same_settings_again(file):

@@ -200,6 +200,16 @@ def test_embeddings_equal_prompts(make_pipe):
     close(draw(pipe, None, **kwargs | one | {"negative_prompt_attention_mask": None}), expected)
 
 
+def test_prompts_can_be_encoded_before_there_is_a_network(make_pipe):
+    pipe = make_pipe()
+    first = MezzotintPipeline(None, None, pipe.text_encoder, pipe.tokenizer)
+    positive, negative, mask, negative_mask = first.encode_prompt(PROMPT, negative_prompt=NEGATIVE)
+    masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": negative_mask}
+    then = MezzotintPipeline(pipe.unet, pipe.scheduler, None, None)
+    output = draw(then, None, prompt_embeds=positive, negative_prompt_embeds=negative, **masks)
+    close(output, draw(pipe, negative_prompt=NEGATIVE))
+
+
 @pytest.mark.parametrize("prompt", ["", " ", "déjà 漢字 🎨", "a\nb"])
 def test_any_text_is_its_bytes(make_pipe, prompt):
     pipe = make_pipe()
@@ -417,6 +427,7 @@ def test_callback_turns_guidance_off_midway(make_pipe):
 
 def test_interrupt_keeps_what_was_reached(make_pipe):
     pipe, reached = make_pipe(), []
+    expected = draw(pipe, output_type="latent")
 
     def stop(pipe, i, t, tensors):
         reached.append(tensors["latents"])
@@ -425,7 +436,7 @@ def test_interrupt_keeps_what_was_reached(make_pipe):
 
     output = draw(pipe, callback_on_step_end=stop, output_type="latent")
     assert len(reached) == 2 and torch.equal(output, reached[1])
-    assert not torch.equal(draw(pipe, output_type="latent"), output)  # the next call runs to its end
+    assert torch.equal(draw(pipe, output_type="latent"), expected)  # the next call runs to its end
 
 
 def test_progress_bar_counts_the_networks_steps(make_pipe):

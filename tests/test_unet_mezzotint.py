@@ -130,6 +130,29 @@ def test_text_acts_through_attention_and_through_its_mean(make_unet):
         assert (other(**kwargs).sample - expected).abs().max() > 1e-2
 
 
+def test_residual_block_equals_written_out_formula():
+    """conv2(silu(GN(conv1(silu(GN(x)))) (1 + scale) + shift)) + shortcut(x); the embedding gives the scale first."""
+    torch.manual_seed(0)
+    block = MezzotintResidualBlock(torch.nn.Conv2d, 8, 12, embed_dim=6, groups=4, eps=1e-5, dropout=0.0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    x, embedding = randn(2, 8, 4, 4), randn(2, 6, seed=1)
+
+    def norm(module, y):
+        groups = y.unflatten(1, (4, -1))
+        variance, mean = torch.var_mean(groups, (2, 3, 4), keepdim=True, correction=0)
+        y = ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+        return y * module.weight[:, None, None] + module.bias[:, None, None]
+
+    def silu(y):
+        return y / (1 + (-y).exp())
+
+    modulation = block.embedding_proj(silu(embedding))[..., None, None]
+    residual = norm(block.norm2, block.conv1(silu(norm(block.norm1, x))))
+    residual = block.conv2(silu(residual * (1 + modulation[:, :12]) + modulation[:, 12:]))
+    close(block(x, embedding), residual + block.shortcut(x))
+
+
 def test_decoder_units_read_their_twins(make_unet):
     unet = make_unet(layers_per_block=2)
     skips, read = [], []
@@ -269,6 +292,16 @@ def test_dropout_acts_in_training_only(make_unet):
     unet.train()
     first, second = (unet(**inputs()).sample for _ in range(2))
     assert (first - expected).abs().max() > 0.05 and (first - second).abs().max() > 0.05
+
+
+def test_dropout_reaches_every_residual_branch(make_unet):
+    """At probability 1 a branch is what its last layer makes of zeros, or zero."""
+    unet = make_unet(dropout=1.0).train()
+    x, text = randn(2, 6, 16), randn(2, 5, 16)
+    layer = unet.down_blocks[0].transformer_layers[0]
+    close(layer(x, text, None), x + layer.ff.net[-1].bias)
+    block, x = unet.mid_block.residual, randn(2, 32, 4, 4)
+    close(block(x, randn(2, 64)), x + block.conv2.bias[:, None, None])
 
 
 @pytest.mark.parametrize("dtype, rel", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])

@@ -80,6 +80,45 @@ def prune(output_dir: Path, limit: int | None) -> None:
         shutil.rmtree(folder)
 
 
+def capture(named, optimizer, lr_scheduler, ema, scaler) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """What a run has learned, for `save`.
+
+    Args:
+        named: the trained parameters by name.
+        optimizer, lr_scheduler: as torch's.
+        ema (`diffusers.training_utils.EMAModel`, or `None`): of the parameters in the order of `named`.
+        scaler (`torch.amp.GradScaler`, or `None`): of float16 training.
+    """
+    tensors = {"weights": named, "optimizer": optimizer_tensors(optimizer)}
+    state = {"lr_scheduler": lr_scheduler.state_dict(), "scaler": scaler.state_dict() if scaler is not None else None}
+    if ema is not None:
+        tensors["ema"] = dict(zip(named, ema.shadow_params, strict=True))
+        state["ema"] = {k: v for k, v in ema.state_dict().items() if k != "shadow_params"}
+    return tensors, state
+
+
+def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler) -> None:
+    """The inverse of `capture`, into objects made alike.
+
+    Raises:
+        UserError: for the weights of another model.
+    """
+    if {k: v.shape for k, v in tensors["weights"].items()} != {k: v.shape for k, v in named.items()}:
+        raise UserError("the checkpoint to resume from holds other weights than this run trains")
+    with torch.no_grad():
+        for key, parameter in named.items():
+            parameter.copy_(tensors["weights"][key])
+    load_optimizer(optimizer, tensors["optimizer"])
+    lr_scheduler.load_state_dict(state["lr_scheduler"])
+    for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate  # torch sets it in the next step of the schedule only
+    if ema is not None:
+        ema.load_state_dict({**state["ema"], "shadow_params": [tensors["ema"][key] for key in named]})
+        ema.to(next(iter(named.values())).device)
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's moments as a flat dict, by parameter number and name: `3.exp_avg`."""
     state = optimizer.state_dict()["state"]

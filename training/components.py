@@ -94,6 +94,8 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
     try:
         unet = MezzotintUNetModel(**arguments)
         scheduler = MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from None
+    except (TypeError, ArithmeticError, RuntimeError) as error:  # from inside, about a value of the wrong kind
+        raise UserError(f"unet or scheduler got an argument that it cannot take: {error}") from None
     return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}

@@ -142,18 +142,7 @@ def train(config: TrainConfig) -> Path:
     step, seconds_before, loss_average = 0, 0.0, float("nan")
     if resumed is not None:
         tensors, state = resumed
-        if {k: v.shape for k, v in tensors["weights"].items()} != {k: v.shape for k, v in named.items()}:
-            raise UserError("the checkpoint to resume from holds other weights than this run trains")
-        with torch.no_grad():
-            for key, parameter in named.items():
-                parameter.copy_(tensors["weights"][key])
-        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
-        lr_scheduler.load_state_dict(state["lr_scheduler"])
-        if ema is not None:
-            ema.load_state_dict({**state["ema"], "shadow_params": [tensors["ema"][key] for key in named]})
-            ema.to(accelerator.device)
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler)
         step, seconds_before, loss_average = state["step"], state["seconds"], state["loss"]
         say(f"going on from step {step}")
     prepared = accelerator.prepare(*trained.values(), optimizer)
@@ -257,18 +246,9 @@ def train(config: TrainConfig) -> Path:
             window_started = time.time()
         if step % config.checkpointing_steps == 0 or last:
             if accelerator.is_main_process:
-                tensors = {"weights": named, "optimizer": checkpoint.optimizer_tensors(optimizer.optimizer)}
-                state = {
-                    "config": asdict(config),
-                    "seconds": seconds_before + time.time() - started,
-                    "loss": loss_average,
-                    "window": [loss.item() for loss in window],
-                    "lr_scheduler": lr_scheduler.state_dict(),
-                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                }
-                if ema is not None:
-                    state["ema"] = {k: v for k, v in ema.state_dict().items() if k != "shadow_params"}
-                    tensors["ema"] = dict(zip(named, ema.shadow_params, strict=True))
+                tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler)
+                state |= {"config": asdict(config), "loss": loss_average, "window": [loss.item() for loss in window]}
+                state["seconds"] = seconds_before + time.time() - started
                 checkpoint.save(output_dir, step, tensors, state)
                 checkpoint.prune(output_dir, config.checkpoints_total_limit)
             accelerator.wait_for_everyone()

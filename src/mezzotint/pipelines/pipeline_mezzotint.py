@@ -142,12 +142,13 @@ class MezzotintPipeline(DiffusionPipeline):
                 logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {cut!r}")
         mask = tokens.attention_mask.to(device)
         hidden_states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]  # (P, L, D)
-        return hidden_states.to(self.unet.dtype), mask.bool()
+        return hidden_states, mask.bool()
 
     def _fit(self, embeds, mask, length: int, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Pad to `length` tokens, repeat each row, move and cast."""
         missing = length - embeds.shape[1]
-        embeds = F.pad(embeds.to(device, self.unet.dtype), (0, 0, 0, missing)).repeat_interleave(repeats, dim=0)
+        dtype = embeds.dtype if self.unet is None else self.unet.dtype  # prompts can be encoded before there is a U-Net
+        embeds = F.pad(embeds.to(device, dtype), (0, 0, 0, missing)).repeat_interleave(repeats, dim=0)
         mask = F.pad(mask.to(device).bool(), (0, missing)).repeat_interleave(repeats, dim=0)
         return embeds, mask
 

@@ -1,0 +1,505 @@
+"""Data: what becomes of a picture and its captions, and that what happens to a row in an epoch depends on the seed, the
+epoch and the row alone."""
+
+import io
+import json
+import struct
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_digits
+from tiny_run import digits, pictures
+from torch.utils.data import DataLoader
+
+from mezzotint_training import data
+from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.data import DIGIT_NAMES, CaptionedImages, KeyedBatches, collate, load_rows
+
+NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def cached_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data, "digits", digits)
+
+
+def of_digits(channels: int = 1, size=(8, 8), **settings) -> CaptionedImages:
+    config = TrainConfig(dataset_name="digits", **settings)
+    return CaptionedImages(load_rows(config), config, channels, size)
+
+
+def of_files(files: list[bytes | None], channels: int = 3, size=(12, 8), captions=None, **settings) -> CaptionedImages:
+    """A set of files' contents."""
+    config = TrainConfig(train_data_dir="none", **settings)
+    images = [file and {"bytes": file, "path": None} for file in files]
+    features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
+    rows = {"image": images, "text": captions or ["a"] * len(files)}
+    return CaptionedImages(datasets.Dataset.from_dict(rows, features=features), config, channels, size)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(file: bytes, channels: int = 3, size=(12, 8)) -> np.ndarray:
+    """The pixels that a file becomes, (height, width, channels)."""
+    return of_files([file], channels, size).pixels(0).permute(1, 2, 0).numpy()
+
+
+def refused(**settings) -> str:
+    with pytest.raises(UserError) as error:
+        load_rows(TrainConfig(**settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_are_scikit_learns():
+    bunch, splits = load_digits(), digits()
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1498, "test": 299}
+    place = {"train": [i for i in range(1797) if i % 6 != 5], "test": range(5, 1797, 6)}
+    for name, rows in splits.items():
+        names = [DIGIT_NAMES[x] for x in bunch.target[place[name]]]
+        assert rows["label"][:] == bunch.target[place[name]].tolist()
+        assert rows["text"][:] == [
+            [f"a handwritten {n}", f"the digit {n}", str(x)]
+            for n, x in zip(names, bunch.target[place[name]], strict=True)
+        ]
+        for row in (0, 7, len(rows) - 1):
+            expected = bunch.images[place[name][row]] / 16 * 255
+            assert np.abs(np.asarray(rows[row]["image"]) - expected).max() <= 0.5
+
+
+def test_the_split_and_the_first_rows_are_chosen():
+    rows = load_rows(TrainConfig(dataset_name="digits", dataset_split="test", max_train_samples=3))
+    assert rows["label"][:] == load_digits().target[[5, 11, 17]].tolist()
+    message = refused(dataset_name="digits", dataset_split="trian")
+    assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
+    assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
+
+
+# ------------------------------------------------------------------------------------------------------- normalisation
+
+
+def test_the_statistics_normalise_to_unit_variance():
+    images = of_digits(max_train_samples=300)
+    pixels = np.stack([np.asarray(x) for x in digits()["train"][:300]["image"]]) / 127.5 - 1
+    (mean,), (std,) = images.statistics()
+    assert (mean, std) == (round(pixels.mean(), 4), round(pixels.std(), 4))
+    images.mean, images.std = torch.tensor([[[mean]]]), torch.tensor([[[std]]])
+    samples = torch.stack([images[0, i]["sample"] for i in range(len(images))])
+    assert samples.mean().item() == pytest.approx(0, abs=1e-3) and samples.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_each_channel_has_its_own_statistics():
+    rng = np.random.default_rng(0)
+    low, spread = np.array([0, 100, 200]), np.array([255, 100, 10])
+    arrays = [(low + spread * rng.random((12, 8, 3))).astype(np.uint8) for _ in range(5)]
+    images = of_files([encoded(Image.fromarray(x)) for x in arrays])
+    pixels = np.stack(arrays).reshape(-1, 3) / 127.5 - 1
+    mean, std = images.statistics()
+    np.testing.assert_allclose(mean, pixels.mean(0), atol=1e-4)
+    np.testing.assert_allclose(std, pixels.std(0), atol=1e-4)
+    images.mean, images.std = torch.tensor(mean).reshape(3, 1, 1), torch.tensor(std).reshape(3, 1, 1)
+    samples = torch.stack([images[0, i]["sample"] for i in range(5)])
+    np.testing.assert_allclose(samples.std((0, 2, 3), correction=0), 1, rtol=1e-2)
+    np.testing.assert_allclose(samples.mean((0, 2, 3)), 0, atol=1e-2)
+
+
+def test_pictures_of_one_colour_do_not_divide_by_zero():
+    mean, std = of_files([encoded(Image.new("RGB", (8, 12), "red"))]).statistics()
+    assert mean == [1, -1, -1] and std == [0.01] * 3
+
+
+# --------------------------------------------------------------------------------------------------- keyed randomness
+
+
+def items(images: CaptionedImages, batches: list[list[tuple[int, int]]], workers: int = 0) -> dict:
+    """The items of batches of keys, by key."""
+    found = {}
+    loader = DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    for keys, batch in zip(batches, loader, strict=True):
+        for i, key in enumerate(keys):
+            found[key] = (batch["captions"][i], *(batch[name][i] for name in ("sample", "noise", "uniform")))
+    return found
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key][0] == b[key][0] and all(torch.equal(x, y) for x, y in zip(a[key][1:], b[key][1:], strict=True))
+
+
+def test_an_item_depends_on_seed_epoch_and_row_alone(monkeypatch):
+    settings = {"max_train_samples": 24, "random_flip": True, "proportion_empty_prompts": 0.3}
+    keys = [(epoch, row) for epoch in (0, 3) for row in range(24)]
+    images = of_digits(**settings)
+    images.read_all(progress=False)
+    expected = items(images, [keys])
+    shuffled = [keys[i] for i in np.random.default_rng(0).permutation(len(keys))]
+    assert_same(items(images, [shuffled[i : i + 7] for i in range(0, len(keys), 7)]), expected)
+    assert_same(items(images, [shuffled[i : i + 5] for i in range(0, len(keys), 5)], workers=2), expected)
+    assert_same(items(of_digits(**settings | {"max_train_samples": 200}), [keys]), expected)  # nothing read ahead
+
+    monkeypatch.setattr(data, "CACHE_BYTES", 24 * 64 - 1)
+    images = of_digits(**settings)
+    images.read_all(progress=False)
+    assert images.cache is None
+    assert_same(items(images, [keys]), expected)
+
+    # and on each of the three
+    changed = items(of_digits(**settings, seed=1), [keys])
+    for key, item in expected.items():
+        other_epoch, other_row = expected[3 - key[0], key[1]], expected[key[0], 23 - key[1]]
+        for other in (changed[key], other_epoch, other_row):
+            assert not torch.equal(item[2], other[2]) and item[3] != other[3]
+    assert any(a[0] != b[0] for a, b in zip(expected.values(), changed.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def draws() -> dict[str, np.ndarray]:
+    """What is drawn for 1,498 rows in 3 epochs, at a third of captions dropped."""
+    config = TrainConfig(dataset_name="digits", proportion_empty_prompts=0.2, random_flip=True)
+    rows = data.digits()["train"].cast_column("image", datasets.Image(decode=False))
+    images = CaptionedImages(rows, config, 1, (8, 8))
+    images.read_all(progress=False)
+    drawn = [[images[epoch, row] for row in range(len(images))] for epoch in range(3)]
+    pixels = [images.pixels(row) / 127.5 - 1 for row in range(len(images))]
+    return {
+        "noise": np.array([[item["noise"].numpy().ravel() for item in epoch] for epoch in drawn]),  # (3, 1498, 64)
+        "uniform": np.array([[item["uniform"] for item in epoch] for epoch in drawn]),  # (3, 1498)
+        "caption": np.array([[item["caption"] for item in epoch] for epoch in drawn]),
+        "flipped": np.array([[not torch.equal(i["sample"], p) for i, p in zip(e, pixels, strict=True)] for e in drawn]),
+    }
+
+
+def within(share: float, expected: float, count: int) -> bool:
+    """Whether a share of `count` independent draws is within four standard deviations of what it should be."""
+    return abs(share - expected) <= 4 * (expected * (1 - expected) / count) ** 0.5
+
+
+def test_noise_is_standard_normal_and_never_the_same(draws):
+    noise = draws["noise"]
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert abs(noise.mean()) < 4 / noise.size**0.5 and abs(noise.var() - 1) < 4 * (2 / noise.size) ** 0.5
+    flat = noise.reshape(-1, 64)
+    norms = (flat**2).sum(1)  # chi-squared if the 64 are independent of each other
+    assert stats.kstest(norms, "chi2", args=(64,)).pvalue > 1e-3
+    for a, b in ((flat[:-1], flat[1:]), (noise[0], noise[1]), (noise[0], noise[2]), (flat[:, :-1], flat[:, 1:])):
+        assert abs((a * b).mean()) < 4 / a.size**0.5  # rows, epochs and pixels know nothing of each other
+
+
+def test_noise_levels_are_uniform(draws):
+    uniform = draws["uniform"]
+    assert uniform.min() >= 0 and uniform.max() < 1 and stats.kstest(uniform.ravel(), "uniform").pvalue > 1e-3
+    for a, b in ((uniform[0], uniform[1]), (uniform.ravel()[:-1], uniform.ravel()[1:])):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / a.size**0.5
+
+
+def test_captions_are_dropped_and_chosen_as_often_as_they_should(draws):
+    captions = draws["caption"]
+    empty = captions == ""
+    assert within(empty.mean(), 0.2, empty.size)
+    kinds = Counter("handwritten" if "a h" in c else "digit" if "the d" in c else "number" for c in captions[~empty])
+    assert all(within(count / (~empty).sum(), 1 / 3, (~empty).sum()) for count in kinds.values()) and len(kinds) == 3
+    # of its own row
+    names = [DIGIT_NAMES[x] for x in digits()["train"]["label"]]
+    numbers = [str(x) for x in digits()["train"]["label"]]
+    assert all(
+        c in ("", f"a handwritten {name}", f"the digit {name}", number)
+        for epoch in captions
+        for c, name, number in zip(epoch, names, numbers, strict=True)
+    )
+    # whether one is dropped says nothing of its noise level, nor of the next epoch
+    assert abs(draws["uniform"][empty].mean() - 0.5) < 4 * (1 / 12 / empty.sum()) ** 0.5
+    assert within((empty[0] & empty[1]).mean(), 0.04, empty[0].size)
+
+
+def test_half_of_the_pictures_are_mirrored(draws):
+    assert within(draws["flipped"].mean(), 0.5, draws["flipped"].size)
+    plain, mirrored = of_digits(), of_digits(random_flip=True)
+    for row in range(20):
+        sample, other = plain[0, row]["sample"], mirrored[0, row]["sample"]
+        assert torch.equal(other, sample.flip(2) if draws["flipped"][0, row] else sample)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_dropping_all_or_none(share):
+    images = of_digits(proportion_empty_prompts=share, max_train_samples=100)
+    assert {images[0, row]["caption"] == "" for row in range(100)} == {bool(share)}
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+def updates(length, batch_size, accumulation, world, count, seed=0, start=0) -> list[list[tuple[int, int]]]:
+    """The keys of `count` updates from `start` on, over all micro-steps and processes."""
+    made = [[] for _ in range(count)]
+    for rank in range(world):
+        batches = iter(KeyedBatches(length, batch_size, accumulation, rank, world, seed, start))
+        for update in made:
+            for _ in range(accumulation):
+                batch = next(batches)
+                assert len(batch) == batch_size
+                update += batch
+    return made
+
+
+def test_an_update_has_the_same_pictures_however_they_are_dealt_out():
+    expected = updates(13, 8, 1, 1, count=9)
+    for dealt in ((1, 8, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)):
+        assert [sorted(x) for x in updates(13, *dealt, count=9)] == [sorted(x) for x in expected]
+
+
+@pytest.mark.parametrize("length, batch_size", [(13, 8), (13, 13), (3, 8), (64, 1)])
+def test_an_epoch_is_a_permutation_and_each_is_another(length, batch_size):
+    keys = [key for update in updates(length, batch_size, 1, 1, count=6 * length // batch_size + 1) for key in update]
+    orders = [[row for e, row in keys if e == epoch] for epoch in range(6)]
+    assert [sorted(order) for order in orders] == [list(range(length))] * 6
+    assert [epoch for epoch, _ in keys] == sorted(epoch for epoch, _ in keys)
+    assert len({tuple(order) for order in orders}) > (6 if length > 3 else 1) - 1
+    other = [key for update in updates(length, batch_size, 1, 1, len(keys) // batch_size, seed=1) for key in update]
+    assert other != keys[: len(other)]
+
+
+@pytest.mark.parametrize("dealt", [(8, 1, 1), (2, 2, 2), (3, 5, 1)])
+def test_a_start_skips_what_came_before(dealt):
+    whole = updates(13, *dealt, count=12)
+    for start in (1, 5, 11):
+        assert updates(13, *dealt, count=12 - start, start=start) == whole[start:]
+
+
+def test_batches_leave_bad_pictures_out():
+    good = [{"sample": torch.full((1, 2, 2), i), "noise": torch.full((1, 2, 2), -i), "uniform": torch.tensor(i / 4)}
+            | {"caption": str(i)} for i in range(3)]  # fmt: skip
+    batch = collate([good[0], None, good[1], good[2], None])
+    assert batch["captions"] == ["0", "1", "2"]
+    assert batch["sample"].shape == (3, 1, 2, 2) and batch["sample"][:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert batch["noise"][:, 0, 0, 0].tolist() == [0, -1, -2] and batch["uniform"].tolist() == [0, 0.25, 0.5]
+    with pytest.raises(UserError, match="every picture of a batch was bad"):
+        collate([None, None])
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_a_picture_of_the_right_size_and_mode_is_left_as_it_is():
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(NOISE))), NOISE)
+    grey = NOISE[:, :, 0]
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey)), channels=1)[:, :, 0], grey)
+
+
+def test_a_sample_is_the_picture_in_channels_rows_and_columns():
+    images = of_files([encoded(Image.fromarray(NOISE))])
+    assert images.pixels(0).shape == (3, 12, 8) and images.pixels(0).dtype == torch.uint8
+    np.testing.assert_allclose(images[0, 0]["sample"], NOISE.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+def test_grey_becomes_colour_and_colour_grey():
+    grey = NOISE[:, :, 0]
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, axis=2))
+    luma = NOISE @ [0.299, 0.587, 0.114]  # ITU-R 601
+    assert np.abs(decoded(encoded(Image.fromarray(NOISE)), channels=1)[:, :, 0] - luma).max() <= 1
+    black_and_white = encoded(Image.fromarray(grey > 127))
+    np.testing.assert_array_equal(decoded(black_and_white, channels=1)[:, :, 0], (grey > 127) * 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_a_pixel_become_eight(kind, channels):
+    wide = np.random.default_rng(0).integers(0, 65536, (12, 8), dtype=np.uint16)
+    for pixels in (wide, wide.astype(np.int32)) if kind == "TIFF" else (wide,):
+        made = decoded(encoded(Image.fromarray(pixels), kind), channels)
+        np.testing.assert_array_equal(made, np.repeat((wide // 256)[:, :, None], channels, axis=2))
+
+
+def test_what_is_transparent_becomes_white():
+    alpha = np.linspace(0, 255, 96).astype(np.uint8).reshape(12, 8)
+    rgba = np.dstack([NOISE, alpha])
+    expected = NOISE * (alpha / 255)[:, :, None] + 255 * (1 - alpha / 255)[:, :, None]
+    assert np.abs(decoded(encoded(Image.fromarray(rgba))) - expected).max() <= 1
+    expected = NOISE[:, :, 0] * (alpha / 255) + 255 * (1 - alpha / 255)
+    grey = Image.fromarray(np.dstack([NOISE[:, :, 0], alpha]), "LA")
+    assert np.abs(decoded(encoded(grey), channels=1)[:, :, 0] - expected).max() <= 1
+
+    palette = Image.new("P", (8, 12))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.paste(1, (0, 0, 4, 12))
+    made = decoded(encoded(palette, transparency=0))  # red is see-through
+    assert (made[:, :4] == [0, 255, 0]).all() and (made[:, 4:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation, upright", [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, np.rot90)])
+def test_pictures_are_turned_upright(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = upright(NOISE) if orientation != 6 else np.rot90(NOISE, -1)  # 6: the top is at the right of the file
+    size = expected.shape[:2]
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(NOISE), exif=exif), size=size), expected)
+
+
+def test_other_sizes_are_scaled_to_cover_and_cropped_about_the_centre():
+    stripes = np.zeros((10, 30, 3), dtype=np.uint8)
+    stripes[:, :10, 0] = stripes[:, 10:20, 1] = stripes[:, 20:, 2] = 255  # red, green, blue
+    made = decoded(encoded(Image.fromarray(stripes)), size=(10, 10))
+    np.testing.assert_array_equal(made, stripes[:, 10:20])
+    made = decoded(encoded(Image.fromarray(stripes.transpose(1, 0, 2))), size=(5, 5))  # half of the middle's size
+    assert made.shape == (5, 5, 3) and np.abs(made[2].astype(int) - [0, 255, 0]).max() <= 2
+    made = decoded(encoded(Image.fromarray(stripes)), size=(20, 60))
+    assert made.shape == (20, 60, 3) and (made[:, [5, 30, 55]].argmax(-1) == [0, 1, 2]).all()
+    flat = Image.new("RGB", (31, 17), (10, 20, 30))
+    assert (decoded(encoded(flat), size=(8, 4)) == [10, 20, 30]).all()
+
+
+def test_only_grey_and_colour_are_possible():
+    with pytest.raises(UserError, match="pictures of 1 or 3 channels: got 4"):
+        of_files([b""], channels=4)
+
+
+# -------------------------------------------------------------------------------------------------------- bad pictures
+
+GOOD = encoded(Image.fromarray(NOISE))
+EXIF = struct.pack(">HHHIHHHHI4sI", 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 4, b"abc", 0)  # orientation 6, resolution "abc"
+BAD = {
+    "no picture": b"words",
+    "cut short": GOOD[:100],
+    "damaged": GOOD[:60] + bytes(20) + GOOD[80:],
+    "empty": b"",
+    "none": None,
+    # a resolution that is no number, over which Pillow stumbles with a TypeError where it turns the picture
+    "strange EXIF": encoded(Image.fromarray(NOISE), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + EXIF),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_picture_stops_or_is_counted(kind):
+    files = [GOOD, GOOD, BAD[kind], GOOD]
+    with pytest.raises(
+        UserError, match=r"^picture in row 2 cannot be read: .*; --on_bad_image skip goes on without it$"
+    ):
+        of_files(files).read_all(progress=False)
+    images = of_files(files, captions=list("abcd"), on_bad_image="skip", proportion_empty_prompts=0)
+    images.read_all(progress=False)
+    assert len(images) == 3 and len(images.bad) == 1 and images.bad[0].startswith("picture in row 2 cannot be read: ")
+    assert [images[0, position]["caption"] for position in range(3)] == ["a", "b", "d"]
+    assert images.statistics() == of_files([GOOD]).statistics()
+
+
+def test_a_bad_picture_found_late_is_left_out(monkeypatch):
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    images = of_files([GOOD, b"words", GOOD], captions=list("abc"), on_bad_image="skip", proportion_empty_prompts=0)
+    images.read_all(progress=False)
+    assert len(images) == 3 and images[0, 1] is None
+    assert collate([images[0, i] for i in range(3)])["captions"] == ["a", "c"]
+
+
+def test_a_set_without_a_good_picture_is_refused():
+    with pytest.raises(UserError, match="no picture could be read; the first: picture in row 0 cannot be read"):
+        of_files([b"words", b"more"], on_bad_image="skip").read_all(progress=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+def test_a_folder_of_pictures_with_their_captions(tmp_path):
+    folder = pictures(tmp_path / "flat", count=4)
+    rows = load_rows(TrainConfig(train_data_dir=str(folder)))
+    assert rows["text"][:] == [f"picture {i}" for i in range(4)]
+    images = CaptionedImages(rows, TrainConfig(train_data_dir=str(folder)), 3, (8, 8))
+    expected = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for i in range(4):
+        np.testing.assert_array_equal(images.pixels(i).permute(1, 2, 0), expected[i])
+    folder = pictures(tmp_path / "several", count=2, captions=[["a", "b"], ["c"]])
+    assert load_rows(TrainConfig(train_data_dir=str(folder)))["text"][:] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_folder_of_parquet_files(tmp_path, large):
+    text = datasets.Value("large_string" if large else "string")
+    features = datasets.Features({"picture": datasets.Image(), "words": datasets.List(text)})
+    (tmp_path / "set").mkdir()
+    for part in range(2):
+        rows = {"picture": [{"bytes": GOOD, "path": None}] * 2, "words": [[f"{part}"], [f"{part}", "more"]]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / f"train-{part}.parquet")
+    config = TrainConfig(train_data_dir=str(tmp_path / "set"), image_column="picture", caption_column="words")
+    rows = load_rows(config)
+    assert rows["words"][:] == [["0"], ["0", "more"], ["1"], ["1", "more"]]
+    np.testing.assert_array_equal(CaptionedImages(rows, config, 3, (12, 8)).pixels(3).permute(1, 2, 0), NOISE)
+
+
+@pytest.mark.parametrize(
+    "captions, got",
+    [([1, 2], "Value('int64')"), ([[1], [2]], "List(Value('int64'))"), (["a", None], "None"), ([["a"], []], "[]")],
+)
+def test_captions_must_be_text(tmp_path, captions, got):
+    message = refused(train_data_dir=str(pictures(tmp_path / "set", count=2, captions=captions)))
+    kind = "caption in row 1 must be text" if got in ("None", "[]") else "caption_column 'text' must hold text or lists"
+    assert message.startswith(kind) and message.endswith(f"got {got}")
+
+
+def test_columns_that_are_not_there_or_are_something_else(tmp_path):
+    folder = str(pictures(tmp_path / "set", count=2))
+    for column in ("image", "caption"):
+        message = refused(train_data_dir=folder, **{f"{column}_column": "titel"})
+        assert message == f"{column}_column 'titel' is not there: got columns 'image', 'text'"
+    message = refused(train_data_dir=folder, image_column="text")
+    assert message == "image_column 'text' must hold pictures: got Value('string')"
+    message = refused(train_data_dir=str(pictures(tmp_path / "bare", count=2, captions=False)))
+    assert message.startswith(
+        "caption_column 'text' is not there: got columns 'image'; a folder of pictures needs a meta"
+    )
+
+
+def test_folders_that_hold_no_set(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("words")
+    assert refused(train_data_dir=str(tmp_path / "none")).startswith("train_data_dir must be a folder: ")
+    assert refused(train_data_dir=str(tmp_path / "notes.txt")).startswith("train_data_dir must be a folder: ")
+    assert refused(train_data_dir=str(tmp_path / "empty")).startswith(
+        "train_data_dir must hold parquet files or pictur"
+    )
+    (tmp_path / "empty" / "train.parquet").write_bytes(b"words")
+    assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
+    folder = pictures(tmp_path / "set", count=2)
+    (folder / "metadata.jsonl").write_text("{words")
+    assert refused(train_data_dir=str(folder)).startswith(f"cannot load {folder}: ")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    folder = pictures(tmp_path / "set", count=3)
+    (folder / "1.png").unlink()
+    config = TrainConfig(train_data_dir=str(folder))
+    with pytest.raises(UserError, match="picture in row 1 .*1.png.* cannot be read"):
+        CaptionedImages(load_rows(config), config, 3, (8, 8)).read_all(progress=False)
+
+
+def test_a_hub_set_is_asked_for_by_name_and_its_failure_is_one_line(monkeypatch):
+    asked = []
+
+    def fail(*names):
+        asked.append(names)
+        raise ConnectionError("no way\n  to the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    message = refused(dataset_name="user/set", dataset_config_name="small")
+    assert message == "cannot load user/set: no way to the Hub" and asked == [("user/set", "small")]
+
+
+def test_metadata_is_found_by_its_reader(tmp_path):
+    folder = pictures(tmp_path / "set", count=2, captions=False)
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
+    assert load_rows(TrainConfig(train_data_dir=str(folder)))["text"][:] == ["a", "b"]
+    deep = pictures(tmp_path / "deep" / "inner", count=2, captions=False)
+    lines = [json.dumps({"file_name": f"inner/{i}.png", "text": str(i)}) for i in range(2)]
+    (deep.parent / "metadata.jsonl").write_text("\n".join(lines))
+    assert load_rows(TrainConfig(train_data_dir=str(deep.parent)))["text"][:] == ["0", "1"]
