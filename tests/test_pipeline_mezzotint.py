@@ -459,6 +459,17 @@ def test_half_precision_draws_nearly_the_same(make_pipe, dtype, tolerance):
     assert 0 < (images - expected).abs().mean() < tolerance
 
 
+def test_half_precision_ends_at_the_network(make_pipe):
+    pipe, outputs = make_pipe().to(torch.bfloat16), []
+    pipe.unet.register_forward_hook(lambda _, args, output: outputs.append(output[0].float()))
+    actual = draw(pipe, guidance_scale=3.0, output_type="latent")
+    latents = torch.randn(1, 3, 8, 8, generator=seeded())
+    for t, output in zip(pipe.scheduler.timesteps, outputs, strict=True):
+        uncond, cond = output.chunk(2)
+        latents = pipe.scheduler.step(uncond + 3 * (cond - uncond), t, latents).prev_sample
+    close(actual, latents, rel=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs an accelerator")
 def test_offloaded_pipeline_draws_the_same(make_pipe):
     expected = draw(make_pipe().to("cuda")).cpu()

@@ -414,9 +414,12 @@ def test_checkpoint_of_another_shape_is_refused(make_unet, tmp_path):
         MezzotintUNetModel.from_pretrained(tmp_path)
 
 
-def test_pickled_checkpoint_is_refused(make_unet, tmp_path):
-    make_unet().save_pretrained(tmp_path, safe_serialization=False)
-    assert not list(tmp_path.glob("*.safetensors")) and list(tmp_path.glob("*.bin"))
+def test_nothing_is_pickled(make_unet, tmp_path):
+    unet = make_unet()
+    unet.save_pretrained(tmp_path, safe_serialization=False)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    (tmp_path / WEIGHTS).unlink()
     with pytest.raises(OSError, match="safetensors"):
         MezzotintUNetModel.from_pretrained(tmp_path)
 

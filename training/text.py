@@ -88,6 +88,5 @@ class TextEncoding:
             self.device
         )
         with self.autocast():
-            return self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[
-                0
-            ], batch.attention_mask.bool()
+            output = self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)
+        return output.last_hidden_state, batch.attention_mask.bool()

@@ -343,6 +343,25 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
                 )
         return (model, info) if with_info else model
 
+    # The signature is diffusers': a pipeline reads from it what may be passed
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        save_function=None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs,
+    ) -> None:
+        """As diffusers', but as safetensors whatever `safe_serialization` says: nothing is pickled."""
+        super().save_pretrained(
+            save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
+            **kwargs,
+        )  # fmt: skip
+
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # A checkpoint's config names its source file for diffusers' AutoModel; that is no argument of the model

@@ -141,8 +141,8 @@ class MezzotintPipeline(DiffusionPipeline):
                 cut = self.tokenizer.decode(words[limit - 1 :], skip_special_tokens=True)
                 logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {cut!r}")
         mask = tokens.attention_mask.to(device)
-        hidden_states = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]  # (P, L, D)
-        return hidden_states, mask.bool()
+        output = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)
+        return output.last_hidden_state, mask.bool()  # (P, L, D), (P, L)
 
     def _fit(self, embeds, mask, length: int, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Pad to `length` tokens, repeat each row, move and cast."""

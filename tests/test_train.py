@@ -1,0 +1,659 @@
+"""Training runs as a whole, each against another that must end the same: a run that was stopped and went on against one
+that was not, one way of dealing out a batch against another, a moving average against its definition."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DPMSolverMultistepScheduler
+from diffusers.optimization import get_scheduler
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_run import TINY, UNET, distance, flags, logged, pictures, run, saved, trained, tree
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mezzotint import MezzotintPipeline
+from mezzotint.models.unet_mezzotint import MezzotintBlock
+from mezzotint_training import checkpoint, data, train
+from mezzotint_training.config import TrainConfig, parse_args
+from mezzotint_training.text import TextEncoding
+
+STATES = ("weights", "optimizer", "ema")
+# Six updates of two micro-steps, with a checkpoint after every other one and a line in the log after every third
+LONG = {
+    "train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_train_steps": 6,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": "null",
+    "logging_steps": 3,
+}
+# With everything that a user sees
+SHOWN = {
+    "validation_prompts": ["a handwritten three", "7", ""],
+    "num_validation_images": 2,
+    "validation_steps": 2,
+    "num_inference_steps": 3,
+    "guidance_scale": 1.5,
+    "report_to": "tensorboard",
+    "license": "mit",
+    "max_train_steps": 4,
+    "checkpointing_steps": 1,
+}
+STILL = {"unet": UNET | {"dropout": 0.0}, "lr_warmup_steps": 0}  # nothing random but the batches
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("whole") / "run", **LONG)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("finished") / "my-digits", **SHOWN)
+
+
+def component(folder: Path, name: str = "unet") -> dict[str, torch.Tensor]:
+    return load_file(next((folder / name).glob("*.safetensors")))
+
+
+def assert_same_end(a: Path, b: Path, step: int = 6) -> None:
+    """Bit for bit the same weights, moments, averages, losses and pipeline."""
+    for name in STATES:
+        assert distance(saved(a, step, name), saved(b, step, name)) == 0, name
+    for column in ("loss", "gradient_norm", "learning_rate"):
+        assert logged(a, column) == logged(b, column)
+    assert json.loads((a / "metrics.json").read_text())["loss"] == json.loads((b / "metrics.json").read_text())["loss"]
+    for name in ("unet", "text_encoder"):
+        assert distance(component(a, name), component(b, name)) == 0, name
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+
+
+class Stop(BaseException):
+    """As an interruption from outside would come."""
+
+
+def stop_at(monkeypatch, place, name: str, call: int, before: bool = True) -> None:
+    """Make a function raise at its n-th call, before or after its work."""
+    original, calls = getattr(place, name), []
+
+    def function(*args, **kwargs):
+        calls.append(None)
+        if len(calls) < call or not before:
+            result = original(*args, **kwargs)
+        if len(calls) == call:
+            raise Stop
+        return result
+
+    monkeypatch.setattr(place, name, function)
+
+
+@pytest.mark.parametrize(
+    "place, name, call, before, left",
+    [
+        (train, "denoising_loss", 10, True, 4),  # in the middle of the fifth update
+        (checkpoint, "_digest", 5, True, 2),  # while the second checkpoint is written
+        (checkpoint, "save", 3, False, 6),  # after the last update, before there is a pipeline
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, tmp_path, monkeypatch, place, name, call, before, left):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, place, name, call, before)
+        trained(tmp_path / "run", **LONG)
+    assert max(int(path.name.split("-")[1]) for path in checkpoint.found(tmp_path / "run")) == left
+    assert not (tmp_path / "run" / "model_index.json").exists()
+    result = run(output_dir=tmp_path / "run", **LONG)
+    assert result.code == 0 and f"going on from step {left}\n" in result.out
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_run_that_ran_out_of_time_is_finished_and_goes_on(whole, tmp_path):
+    folder = trained(tmp_path / "run", max_train_minutes=0, **LONG)
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 1
+    assert MezzotintPipeline.from_pretrained(folder).unet.config.in_channels == 1
+    trained(folder, **LONG)
+    assert not logged(folder).keys() - {1, 3, 6}
+    for name in STATES:
+        assert distance(saved(folder, 6, name), saved(whole, 6, name)) == 0
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoint-6" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    result = run(output_dir=tmp_path / "run", **LONG)
+    assert result.code == 0 and "checkpoint-6 is damaged: weights.safetensors" in result.out
+    assert "going on from step 4\n" in result.out
+    assert_same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("source", ["folder", "latest"])
+def test_a_run_goes_on_from_a_checkpoint_that_is_named(whole, tmp_path, source):
+    if source == "latest":
+        shutil.copytree(whole / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
+    name = "latest" if source == "latest" else whole / "checkpoint-2"
+    result = run(output_dir=tmp_path / "run", resume_from_checkpoint=name, **LONG)
+    assert result.code == 0 and "going on from step 2\n" in result.out
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    def kept() -> dict[str, str]:
+        return {path: content for path, content in tree(finished).items() if not path.startswith("logs")}
+
+    before = kept()
+    result = run(output_dir=finished, **SHOWN)
+    assert result.code == 0 and "going on from step 4\n" in result.out and "nan" not in result.out
+    assert kept() == before
+
+
+def test_more_steps_go_on_from_the_end(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    folder = trained(tmp_path / "run", **LONG | {"max_train_steps": 8})
+    assert sorted(logged(folder)) == [3, 6, 8]
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 8
+    assert distance(saved(folder, 8), saved(whole, 6)) > 0
+
+
+# ------------------------------------------------------------------------------------------- what does not change a run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"validation_prompts": ["3", "8"], "validation_steps": 1, "num_inference_steps": 2, "num_validation_images": 1},
+        {"dataloader_num_workers": 2, "checkpointing_steps": 1, "checkpoints_total_limit": 1},
+    ],
+)
+def test_what_is_shown_and_kept_does_not_change_what_is_learned(whole, tmp_path, settings):
+    folder = trained(tmp_path / "run", **LONG | settings)
+    assert_same_end(folder, whole)
+    if "validation_prompts" in settings:
+        assert len(list((folder / "samples").iterdir())) == 6
+    else:
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_the_seed_changes_everything(whole, tmp_path):
+    folder = trained(tmp_path / "run", seed=1, **LONG)
+    assert distance(saved(folder, 6), saved(whole, 6)) > 1e-3 and logged(folder)[3] != logged(whole)[3]
+
+
+@pytest.fixture(scope="module")
+def eight_by_one(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("dealt") / "run", **STILL, adam_epsilon=1e-3)
+
+
+def assert_close_end(folder: Path, expected: Path) -> None:
+    """Equal but for rounding. At Adam's usual epsilon rounding of a gradient near zero would become a full step."""
+    for column in ("loss", "gradient_norm"):
+        for step, value in logged(expected, column).items():
+            assert logged(folder, column)[step] == pytest.approx(value, rel=1e-4)
+    moved = distance(saved(expected, 3), saved(expected, 3, "ema"))
+    assert moved > 1e-4 and distance(saved(folder, 3), saved(expected, 3)) < 0.02 * moved
+
+
+@pytest.mark.parametrize("batch, accumulation", [(1, 8), (4, 2)])
+def test_a_batch_may_be_accumulated(eight_by_one, tmp_path, batch, accumulation):
+    settings = {"train_batch_size": batch, "gradient_accumulation_steps": accumulation, "adam_epsilon": 1e-3}
+    assert_close_end(trained(tmp_path / "run", **STILL, **settings), eight_by_one)
+
+
+def test_a_batch_may_be_shared_by_two_processes(eight_by_one, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # what `accelerate launch` does for several GPUs; for several processes on a CPU it wants MPI
+    launch = f"-m torch.distributed.run --nproc_per_node 2 --master_port {port} -m mezzotint_training.train"
+    argv = flags(output_dir=tmp_path / "run", **STILL, train_batch_size=4, adam_epsilon=1e-3)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launch.split(), *argv]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "updates of 8 pictures" in result.stdout and result.stdout.count("finished: ") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["processes"] == 2
+    assert_close_end(tmp_path / "run", eight_by_one)
+
+
+# -------------------------------------------------------------------------------------------------------- optimisation
+
+
+@pytest.fixture
+def updates():
+    """`updates(optimizer, ...)` of each step of any optimizer: its learning rate, and the norm of all gradients."""
+    seen = []
+
+    def see(optimizer, args, kwargs):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.cat([g.flatten() for g in grads]).double().norm().item()
+        seen.append((optimizer.param_groups[0]["lr"], norm))
+
+    handle = register_optimizer_step_pre_hook(see)
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("name, warmup", [("cosine", 2), ("linear", 0), ("constant_with_warmup", 99)])
+def test_the_learning_rate_follows_diffusers_schedule(tmp_path, updates, name, warmup):
+    settings = {"lr_scheduler": name, "lr_warmup_steps": warmup, "learning_rate": 1e-4, "max_train_steps": 5}
+    folder = trained(tmp_path / "run", gradient_accumulation_steps=2, train_batch_size=2, **settings)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    # a warm-up longer than the run ends with it
+    expected = get_scheduler(name, optimizer, num_warmup_steps=min(warmup, 5), num_training_steps=5)
+    rates = []
+    for _ in range(5):
+        rates.append(expected.get_last_lr()[0])
+        optimizer.step()
+        expected.step()
+    assert [rate for rate, _ in updates[:5]] == rates and len(set(rates)) > 2
+    assert list(logged(folder, "learning_rate").values()) == [*rates[1:], expected.get_last_lr()[0]]
+
+
+@pytest.mark.parametrize("limit", [0.01, 1000])
+def test_gradients_are_scaled_down_to_a_norm(tmp_path, updates, limit):
+    folder = trained(tmp_path / "run", max_grad_norm=limit, learning_rate=0.01)
+    norms = list(logged(folder, "gradient_norm").values())
+    assert len(updates) == 3 and min(norms) > 0.02
+    assert [norm for _, norm in updates] == pytest.approx([min(norm, limit) for norm in norms], rel=1e-3)
+
+
+def test_the_moving_average_is_that_of_the_weights(tmp_path):
+    settings = {"checkpointing_steps": 1, "checkpoints_total_limit": "null", "learning_rate": 0.01}
+    folder = trained(tmp_path / "run", ema_decay=0.24, max_train_steps=5, **settings)
+    average = {}
+    for step in range(1, 6):
+        # the decay after n updates before this one is (1 + n) / (10 + n), at most 0.24; nothing is kept of the start
+        n = step - 1
+        decay = min((1 + n) / (10 + n), 0.24) if n > 0 else 0
+        for key, weight in saved(folder, step).items():
+            average[key] = decay * average.get(key, 0) + (1 - decay) * weight.double()
+        assert distance(saved(folder, step, "ema"), average) < 1e-6
+    published = {f"{name}.{key}": x for name in ("unet", "text_encoder") for key, x in component(folder, name).items()}
+    assert distance({key: x for key, x in published.items() if key in average}, saved(folder, 5, "ema")) == 0
+    assert distance(saved(folder, 5), saved(folder, 5, "ema")) > 1e-4
+
+
+def test_without_a_moving_average_the_weights_are_published(tmp_path):
+    folder = trained(tmp_path / "run", use_ema=False)
+    assert sorted(path.name for path in (folder / "checkpoint-3").iterdir()) == [
+        *("optimizer.safetensors", "state.json", "weights.safetensors")
+    ]
+    weights = {key.removeprefix("unet."): x for key, x in saved(folder, 3).items() if key.startswith("unet.")}
+    assert distance(component(folder), weights) == 0
+
+
+def test_the_loss_goes_down(tmp_path):
+    settings = {"max_train_samples": 8, "learning_rate": 5e-3, "lr_scheduler": "constant", "max_train_steps": 40}
+    loss = list(logged(trained(tmp_path / "run", **STILL | settings)).values())
+    assert np.mean(loss[:5]) > 0.9 and np.mean(loss[-10:]) < 0.7 * np.mean(loss[:5])
+
+
+def test_half_precision_keeps_full_weights(tmp_path):
+    settings = STILL | {"learning_rate": 0.01}
+    expected = trained(tmp_path / "full", **settings)
+    folder = trained(tmp_path / "half", mixed_precision="bf16", **settings)
+    assert json.loads((folder / "metrics.json").read_text())["mixed_precision"] == "bf16"
+    for tensors in (*(saved(folder, 3, name) for name in STATES), component(folder), component(folder, "text_encoder")):
+        assert {x.dtype for x in tensors.values()} == {torch.float32}
+    a, b = list(logged(folder).values()), list(logged(expected).values())
+    assert a != b and a == pytest.approx(b, rel=0.02)
+    assert 0 < distance(saved(folder, 3), saved(expected, 3)) < 0.05
+
+
+def test_recomputed_activations_give_the_same_run(tmp_path, monkeypatch):
+    blocks, forward = [], MezzotintBlock.forward
+    monkeypatch.setattr(MezzotintBlock, "forward", lambda self, *args: (blocks.append(0), forward(self, *args))[1])
+    expected = trained(tmp_path / "kept")
+    once = len(blocks)
+    folder = trained(tmp_path / "recomputed", gradient_checkpointing=True)
+    assert len(blocks) - once == 2 * once > 0  # each of them again on the way back
+    assert distance(saved(folder, 3), saved(expected, 3)) < 1e-6 and logged(folder) == pytest.approx(logged(expected))
+
+
+@pytest.mark.parametrize("share, captions", [(1, {""}), (0, None)])
+def test_captions_are_dropped(tmp_path, monkeypatch, share, captions):
+    seen = []
+    call = TextEncoding.__call__
+    monkeypatch.setattr(TextEncoding, "__call__", lambda self, texts: (seen.extend(texts), call(self, texts))[1])
+    trained(tmp_path / "run", proportion_empty_prompts=share)
+    assert len(seen) == 24 and (set(seen) == captions if captions else "" not in seen)
+
+
+# --------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.fixture(scope="module")
+def base(whole, tmp_path_factory) -> Path:
+    """A pipeline with a stock sampler, to start from."""
+    pipe = MezzotintPipeline.from_pretrained(whole)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="sde-dpmsolver++")
+    folder = tmp_path_factory.mktemp("base") / "base"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_fine_tuning_keeps_all_but_the_unets_weights(base, tmp_path, monkeypatch):
+    encoded, encode = [], TextEncoding.encode
+    monkeypatch.setattr(
+        TextEncoding, "encode", lambda self, texts: (encoded.extend(texts), encode(self, texts))[1]
+    )  # fmt: skip
+    dark = pictures(tmp_path / "dark", count=6, size=(16, 16), mode="L", captions=["a", "b", "a", "b", "a", "b"])
+    settings = {"pretrained_model_name_or_path": base, "train_data_dir": dark, "resolution": 16, "unet": ...}
+    folder = trained(tmp_path / "run", max_train_steps=4, text_encoder=..., max_text_length=..., **settings)
+
+    for name in ("text_encoder", "tokenizer", "scheduler"):
+        for path in (base / name).iterdir():
+            if path.suffix == ".safetensors":
+                assert distance(component(folder, name), component(base, name)) == 0
+            elif path.suffix != ".py":
+                assert json.loads((folder / name / path.name).read_text()) == json.loads(path.read_text())
+    assert json.loads((folder / "model_index.json").read_text())["scheduler"][1] == "DPMSolverMultistepScheduler"
+    before, after = (json.loads((x / "unet" / "config.json").read_text()) for x in (base, folder))
+    assert after == before | {"sample_size": 16}  # the data's scale too, though these are other data
+    assert sorted(set(encoded)) == sorted(encoded) and set(encoded) <= {"a", "b", ""}  # each caption once in 32 rows
+    assert {key.split(".")[0] for key in saved(folder, 4)} == {"unet"}
+    changed = [key for key, x in component(base).items() if not torch.equal(x, component(folder)[key])]
+    assert len(changed) == len(component(base))
+    assert "fine-tuned from" in (folder / "README.md").read_text()
+
+
+def test_fine_tuning_begins_at_the_saved_weights(base, tmp_path):
+    settings = {"pretrained_model_name_or_path": base, "unet": ..., "text_encoder": ..., "learning_rate": 1e-9}
+    folder = trained(tmp_path / "run", train_text_encoder=True, max_train_steps=1, lr_warmup_steps=0, **settings)
+    for name in ("unet", "text_encoder"):
+        assert 0 < distance(component(folder, name), component(base, name)) < 2e-9
+
+
+def test_a_loaded_text_encoder_is_frozen(base, tmp_path):
+    encoder = tmp_path / "encoder"
+    shutil.copytree(base / "text_encoder", encoder)
+    shutil.copytree(base / "tokenizer", encoder, dirs_exist_ok=True)
+    folder = trained(tmp_path / "run", text_encoder_name_or_path=encoder, text_encoder=...)
+    assert distance(component(folder, "text_encoder"), component(base, "text_encoder")) == 0
+    assert {key.split(".")[0] for key in saved(folder, 3)} == {"unet"}
+
+
+# ---------------------------------------------------------------------------------------------------- the output folder
+
+
+def test_the_folder_is_a_repository(finished):
+    names = {path.name for path in finished.iterdir()}
+    (code,) = [name for name in names if name.endswith(".py")]
+    assert names == {
+        *("model_index.json", "unet", "scheduler", "text_encoder", "tokenizer", code),
+        *(
+            "README.md",
+            "recipe.yaml",
+            "metrics.json",
+            "metrics.jsonl",
+            "samples",
+            "logs",
+            "checkpoint-3",
+            "checkpoint-4",
+        ),
+    }
+    for name in ("unet", "scheduler"):
+        assert len(list((finished / name).glob("*_v????????.py"))) == 1
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file() and "logs" not in path.parts}
+    assert suffixes == {".json", ".jsonl", ".md", ".png", ".py", ".safetensors", ".yaml"}  # nothing pickled
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["loss"] == logged(finished)[4] and (metrics["steps"], metrics["pictures"]) == (4, 40)
+    counts = {name: sum(x.numel() for x in component(finished, name).values()) for name in ("unet", "text_encoder")}
+    assert metrics["parameters"] == counts and metrics["bad_pictures"] == 0
+
+
+def test_its_recipe_is_the_run(finished, tmp_path):
+    recipe = finished / "recipe.yaml"
+    text = recipe.read_text()
+    for name in ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets"):
+        assert f"{name} " in text.splitlines()[0]
+    config = parse_args(["--config", str(recipe)], description="")
+    settings = TINY | yaml.safe_load(text)
+    assert config == TrainConfig(**{k: v for k, v in settings.items() if k != "recipe"})
+    assert {f.name for f in dataclasses.fields(config)} == set(yaml.safe_load(text))
+    none = {name: ... for name in TINY}
+    folder = trained(tmp_path / "again", f"--config={recipe}", **none | {"report_to": "none", "validation_prompts": []})
+    assert distance(saved(folder, 4), saved(finished, 4)) == 0
+
+
+def test_its_card_says_what_was_measured(finished):
+    card = ModelCard.load(finished / "README.md")
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("diffusers", "text-to-image", "mit")
+    assert card.data.widget[0]["output"]["url"] == "samples/step-000004.png"
+    assert card.text.lstrip().startswith("# my-digits\n")
+    for words in (
+        f"{metrics['parameters']['unet']:,} (unet), {metrics['parameters']['text_encoder']:,} (text_encoder)",
+        f"{metrics['loss']:.4f}",
+        "40 captioned pictures of `digits` (UCI",
+        "4 of 8 pictures",
+        '"a handwritten three", "7", ""',
+        f'from_pretrained("{finished.as_posix()}", trust_remote_code=True)',
+        'pipe("a handwritten three", num_inference_steps=3, guidance_scale=1.5)',
+    ):
+        assert words in card.text, words
+    assert "{" not in card.text and "None" not in card.text and "nan" not in card.text
+
+
+def test_its_samples_are_the_pipelines(finished):
+    assert [path.name for path in sorted((finished / "samples").iterdir())] == ["step-000002.png", "step-000004.png"]
+    grid = Image.open(finished / "samples" / "step-000004.png")
+    cell = 64 + 2 * 2  # eight pixels shown as 64, in a frame
+    assert grid.size == (3 * cell, 2 * cell)
+    pipe = MezzotintPipeline.from_pretrained(finished)
+    for row in range(2):
+        for column, prompt in enumerate(["a handwritten three", "7", ""]):
+            picture = pipe(
+                prompt, num_inference_steps=3, guidance_scale=1.5, generator=torch.Generator().manual_seed(row)
+            ).images[0]
+            drawn = np.asarray(grid)[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+            assert (drawn[[0, -1]] == 255).all() and (drawn[:, [0, -1]] == 255).all()
+            drawn = drawn[2:-2, 2:-2].reshape(8, 8, 8, 8, 3)
+            assert (drawn == drawn[:, :1, :, :1, :1]).all()
+            # a batch of three and one alone may round to neighbouring greys
+            assert np.abs(drawn[:, 0, :, 0, 0].astype(int) - np.asarray(picture)).max() <= 1
+
+
+def test_its_log_goes_to_the_tracker(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (finished / "logs").glob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        values = {event.step: event.value for event in events.Scalars(name)}
+        assert values == pytest.approx(logged(finished, name))
+    assert {event.step for event in events.Images("samples")} == {2, 4}
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def edit(change):
+    """Change the tensors of a safetensors file."""
+
+    def damage(path: Path) -> None:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return damage
+
+
+def pickle(path: Path) -> None:
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+
+
+DAMAGE = {
+    "missing": edit(lambda tensors: tensors.pop(sorted(tensors)[0])),
+    "surplus": edit(lambda tensors: tensors.update(extra=torch.zeros(1))),
+    "another-shape": edit(lambda tensors: tensors.update({sorted(tensors)[0]: torch.zeros(2)})),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:500]),
+    "none": Path.unlink,
+    "pickle": pickle,
+}
+
+
+@pytest.fixture(scope="module")
+def world(whole, base, tmp_path_factory) -> Path:
+    """A folder with all kinds of good and bad things to start from."""
+    world = tmp_path_factory.mktemp("world")
+    pictures(world / "good")
+    pictures(world / "bare", captions=False)
+    pictures(world / "numbers", captions=list(range(10)))
+    pictures(world / "gaps", captions=["a"] * 7 + [None] * 3)
+    pictures(world / "odd", size=(9, 8))
+    broken = pictures(world / "broken")
+    (broken / "3.png").write_bytes((broken / "3.png").read_bytes()[:50])
+    (broken / "5.png").write_text("words")
+    (world / "empty").mkdir()
+    (world / "file").write_text("words")
+    (world / "foreign").mkdir()
+    (world / "foreign" / "thesis.txt").write_text("words")
+    (world / "invalid.yaml").write_text("seed: [1\nunet: 2")
+    (world / "unknown.yaml").write_text("trian_batch_size: 3")
+    shutil.copytree(whole, world / "run", ignore=shutil.ignore_patterns("checkpoint-[24]"))
+    shutil.copytree(world / "run", world / "scrawled")
+    (world / "scrawled" / "recipe.yaml").write_text("seed: [1")
+    for name in ("unet", "text_encoder"):
+        for kind, damage in DAMAGE.items():
+            shutil.copytree(base, world / f"{name}-{kind}")
+            damage(next((world / f"{name}-{kind}" / name).glob("*.safetensors")))
+    return world
+
+
+# The settings, with `@` for the world's folder, and what the line must say: the rule, what was got, what is possible
+NEW = {"recipe": ..., "unet": UNET, "dataset_name": ...}
+TUNED = {"unet": ..., "text_encoder": ..., "max_text_length": ...}
+BAD = {
+    "no folder": (NEW | {"train_data_dir": "@/none"}, ["train_data_dir must be a folder", "@/none does not exist"]),
+    "a file for a folder": (NEW | {"train_data_dir": "@/file"}, ["train_data_dir must be a folder", "@/file"]),
+    "an empty folder": (NEW | {"train_data_dir": "@/empty"}, ["must hold parquet files or pictures", "@/empty"]),
+    "no captions": (NEW | {"train_data_dir": "@/bare"}, ["'text' is not there", "'image'", "needs a metadata.jsonl"]),
+    "no such column": (
+        NEW | {"train_data_dir": "@/good", "caption_column": "title"},
+        ["caption_column 'title' is not there", "'image', 'text'"],
+    ),
+    "captions of numbers": (NEW | {"train_data_dir": "@/numbers"}, ["'text' must hold text", "Value('int64')"]),
+    "a caption missing": (NEW | {"train_data_dir": "@/gaps"}, ["caption in row 7 must be text", "None"]),
+    "a broken picture": (NEW | {"train_data_dir": "@/broken"}, ["row 3 (@/broken/3.png)", "--on_bad_image skip"]),
+    "no such split": ({"dataset_split": "trian"}, ["dataset_split 'trian' is not there", "'train', 'test'"]),
+    "no source": ({"recipe": ...}, ["exactly one of dataset_name and train_data_dir must be given: got neither"]),
+    "two sources": (
+        {"train_data_dir": "@/good", "dataset_name": "digits"},
+        ["exactly one of dataset_name and train_data_dir must be given: got both"],
+    ),
+    "a size of the pictures": (NEW | {"train_data_dir": "@/odd"}, ["a multiple of 2", "got 9x8", "possible is 8x8"]),
+    "a size asked for": ({"resolution": [13, 8]}, ["a multiple of 2", "got 13x8", "possible is 12x8"]),
+    "no such recipe": ({"recipe": "digit"}, ["unknown recipe 'digit'; did you mean digits?; there are digits"]),
+    "no such flag": ({"learning_rat": 1}, ["unknown flag --learning_rat; did you mean --learning_rate?"]),
+    "no such key": ({"config": "@/unknown.yaml"}, ["unknown setting 'trian_batch_size'", "mean train_batch_size?"]),
+    "no YAML": ({"config": "@/invalid.yaml"}, ["@/invalid.yaml cannot be read as YAML", "line 1"]),
+    "no such file": ({"config": "@/none.yaml"}, ["@/none.yaml does not exist"]),
+    "no such argument": (
+        {"unet": UNET | {"droput": 0.1}},
+        ["MezzotintUNetModel has no argument 'droput'; did you mean dropout?"],
+    ),
+    "an argument of another type": ({"unet": UNET | {"block_out_channels": 16}}, ["must be a list of numbers", "16"]),
+    "a seed": ({"seed": -1}, ["seed must be at least 0: got -1"]),
+    "half precision on a CPU": (
+        {"mixed_precision": "fp16"},
+        ["fp16 needs a GPU", "got a CPU", "possible are bf16 and"],
+    ),
+    "no such tracker": ({"report_to": "tensorbord"}, ["report_to must be 'auto', 'none'", "'tensorbord'"]),
+    "a tracker not there": ({"report_to": "aim"}, ["a tracker that is installed (", "tensorboard", "got 'aim'"]),
+    "no checkpoint": ({"resume_from_checkpoint": "@/empty"}, ["must be a checkpoint folder", "state.json", "@/empty"]),
+    "no latest": ({"resume_from_checkpoint": "latest"}, ["resume_from_checkpoint is 'latest', but", "no whole checkp"]),
+    "a checkpoint of another run": (
+        LONG | {"resume_from_checkpoint": "@/run/checkpoint-6", "learning_rate": 1},
+        ["@/run/checkpoint-6 holds another run", "learning_rate was 0.002, now 1.0"],
+    ),
+    "another run's folder": (
+        LONG | {"output_dir": "@/run", "seed": 1},
+        ["output_dir", "@/run holds another run", "seed was 0, now 1", "choose another output_dir"],
+    ),
+    "a run's folder that cannot be read": (
+        LONG | {"output_dir": "@/scrawled"},
+        ["@/scrawled/recipe.yaml cannot be rea"],
+    ),
+    "a folder of other things": ({"output_dir": "@/foreign"}, ["output_dir must be empty, new, or hold this run"]),
+    "other things in the way": (
+        LONG | {"output_dir": "@/foreign", "resume_from_checkpoint": "@/run/checkpoint-6"},
+        ["output_dir must be empty, new, or hold this run: @/foreign holds other files"],
+    ),
+    "a file in the way": ({"output_dir": "@/file"}, ["output_dir must be a folder", "@/file is a file"]),
+    "a file above": ({"output_dir": "@/file/run"}, ["output_dir must be a folder to write to", "@/file"]),
+    "no pipeline": (TUNED | {"pretrained_model_name_or_path": "@/good"}, ["no file named model_index.json", "@/good"]),
+    "no text encoder": ({"text_encoder_name_or_path": "@/good"}, ["text_encoder_name_or_path @/good cannot be loaded"]),
+}
+WORDS = {
+    "missing": ["1 missing", "(conv_in.bias)"],
+    "surplus": ["1 unexpected", "(extra)"],
+    "another-shape": ["conv_in.bias", "shape", "[2]"],
+    "cut": ["safetensors"],
+    "none": ["no file named diffusion_pytorch_model.safetensors"],
+    "pickle": ["no file named diffusion_pytorch_model.safetensors"],
+}
+TEXT_WORDS = {
+    "missing": ["its text encoder has 1 missing weights (encoder.block"],
+    "surplus": ["its text encoder has 1 unexpected weights (extra)"],
+    "another-shape": ["its text encoder has 1 mismatched weights", "[2]"],
+    "cut": ["header"],
+    "none": ["no file named model.safetensors"],
+    "pickle": ["no file named model.safetensors"],
+}
+for part, words in (("unet", WORDS), ("text_encoder", TEXT_WORDS)):
+    for kind, said in words.items():
+        source = f"@/{part}-{kind}"
+        expected = [f"pretrained_model_name_or_path {source} cannot be loaded: ", *said]
+        BAD[f"{part} {kind}"] = (TUNED | {"pretrained_model_name_or_path": source}, expected)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_said_in_one_line_and_nothing_is_touched(world, name):
+    settings, said = BAD[name]
+    settings = {k: v.replace("@", str(world)) if isinstance(v, str) else v for k, v in settings.items()}
+    before = tree(world)
+    result = run(**{"output_dir": world / "out"} | settings)
+    assert result.code == 2
+    assert result.err.startswith("mezzotint: ") and result.err.count("\n") == 0, result.err
+    for words in said:
+        assert words.replace("@", str(world)) in result.err, result.err
+    assert tree(world) == before
+
+
+def test_bad_pictures_may_be_skipped_and_are_counted(world, tmp_path):
+    settings = NEW | {"train_data_dir": world / "broken", "on_bad_image": "skip"}
+    result = run(output_dir=tmp_path / "run", **settings)
+    assert result.code == 0 and "8 pictures of 8x8 (2 bad ones skipped)" in result.out
+    assert [line.split(" cannot")[0] for line in result.out.splitlines() if line.startswith("skipped")] == [
+        f"skipped: picture in row {i} ({world / 'broken' / f'{i}.png'})" for i in (3, 5)
+    ]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["pictures"], metrics["bad_pictures"]) == (8, 2)
+    assert "| pictures that could not be read | 2 |" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_found_late_is_said_in_one_line(world, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    monkeypatch.setattr(data.CaptionedImages, "statistics", lambda self: ([0.0] * 3, [1.0] * 3))
+    settings = NEW | {"train_data_dir": world / "broken", "dataloader_num_workers": workers}
+    result = run(output_dir=tmp_path / "run", **settings)
+    assert result.code == 2
+    line = result.err.removeprefix(result.err.split("mezzotint: ")[0])  # the progress bar had begun
+    assert line.startswith("mezzotint: picture in row ") and line.endswith("--on_bad_image skip goes on without it")
+    assert "\n" not in line and "Traceback" not in result.err
