@@ -192,6 +192,12 @@ def test_what_was_loaded_is_saved_again(life, owner, stranger, saved, tmp_path, 
     assert files == original
 
 
+def test_a_folder_that_is_saved_over_holds_nothing_of_the_code_before(stranger, saved, revised, tmp_path):
+    folder = shutil.copytree(saved.folder, tmp_path / "over")
+    assert stranger(save_again, revised.folder, folder) == revised.picture
+    assert contents(folder) == contents(revised.folder)
+
+
 def test_what_came_from_the_hub_is_saved_again(life, stranger, saved, published, tmp_path):
     assert life(save_again, published[0], tmp_path / "again") == saved.picture
     assert contents(tmp_path / "again") == contents(saved.folder)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -252,13 +253,12 @@ def test_the_learning_rate_follows_diffusers_schedule(tmp_path, updates, name, w
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
     # a warm-up longer than the run ends with it
     expected = get_scheduler(name, optimizer, num_warmup_steps=min(warmup, 5), num_training_steps=5)
-    rates = []
-    for _ in range(5):
-        rates.append(expected.get_last_lr()[0])
-        optimizer.step()
-        expected.step()
-    assert [rate for rate, _ in updates[:5]] == rates and len(set(rates)) > 2
-    assert list(logged(folder, "learning_rate").values()) == [*rates[1:], expected.get_last_lr()[0]]
+    rates = [expected.get_last_lr()[0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer takes no steps
+        rates += [(expected.step(), expected.get_last_lr()[0])[1] for _ in range(5)]
+    assert [rate for rate, _ in updates] == rates[:5] and len(set(rates)) > 2
+    assert list(logged(folder, "learning_rate").values()) == rates[1:]
 
 
 @pytest.mark.parametrize("limit", [0.01, 1000])
@@ -654,6 +654,6 @@ def test_a_bad_picture_found_late_is_said_in_one_line(world, tmp_path, monkeypat
     settings = NEW | {"train_data_dir": world / "broken", "dataloader_num_workers": workers}
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 2
-    line = result.err.removeprefix(result.err.split("mezzotint: ")[0])  # the progress bar had begun
-    assert line.startswith("mezzotint: picture in row ") and line.endswith("--on_bad_image skip goes on without it")
-    assert "\n" not in line and "Traceback" not in result.err
+    (line,) = [line for line in result.err.splitlines() if "step/s" not in line.split("mezzotint: ")[-1]]
+    assert line.split("mezzotint: ")[-1].startswith("picture in row ")  # the progress bar may stand before and after
+    assert line.endswith("--on_bad_image skip goes on without it")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HTTPError
 
 from mezzotint import MezzotintPipeline
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
         ).images
         make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt).save(args.output)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: "

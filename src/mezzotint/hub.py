@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "logs/*", "metrics.jsonl"]
 # What goes from the repository unless it comes anew: earlier code, and weights in another number of files
 REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json"]
-LOADING = re.compile(r'from_pretrained\("[^"]*"')
+LOADING = re.compile(r'from_pretrained\("[^"]*"(?=, trust_remote_code=True\))')  # the card's line
 
 
 def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> Path:
@@ -52,7 +52,7 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         grid=grid,
         source=source,
         prompt=prompts[0] if prompts else "",
-        base_name=base,
+        base_name=Path(base).resolve().name if base and Path(base).exists() else base,
     )
     path = folder / "README.md"
     path.write_text(str(card).rstrip() + "\n", encoding="utf-8")

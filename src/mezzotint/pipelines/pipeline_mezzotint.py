@@ -36,7 +36,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.get_logger(__name__)
 
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
 VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
+LOADING = re.compile(r'from_pretrained\("[^"]*"(?=, trust_remote_code=True\))')  # the card's line
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples")
 
@@ -528,7 +531,7 @@ class MezzotintPipeline(DiffusionPipeline):
                 text = ModelCard.load(repo_id, token=token).content
             else:
                 text = _MINIMAL_CARD
-            text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', text)
+            text = LOADING.sub(f'from_pretrained("{repo_id}"', text)
             card.write_text(text, encoding="utf-8")
             return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
 
@@ -567,7 +570,7 @@ def _ship_source(cls: type, folder: Path) -> str:
     source = Path(inspect.getfile(cls))
     match = VERSIONED.fullmatch(source.stem)
     stem = match["stem"] if match else source.stem
-    content = source.read_bytes()
+    content = getattr(sys.modules[cls.__module__], "SOURCE", None) or source.read_bytes()
     name = f"{stem}_v{hashlib.sha256(content).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{stem}_v*.py"):

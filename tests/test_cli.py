@@ -1,0 +1,75 @@
+"""The `mezzotint` command: it names the programs, hands on to them and loads nothing heavy before that."""
+
+import importlib
+import importlib.metadata
+import runpy
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from mezzotint_training import cli, sample
+from mezzotint_training.config import TrainConfig
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_help_lists_the_commands(capsys, argv):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: mezzotint COMMAND")
+    for name, purpose in cli.COMMANDS.items():
+        assert f"  {name} " in out and purpose in out
+    assert "accelerate launch -m mezzotint_training.train" in out
+
+
+def test_every_command_is_a_program():
+    for name in cli.COMMANDS:
+        assert callable(importlib.import_module(f"mezzotint_training.{name}").main)
+
+
+def test_the_version_is_the_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == importlib.metadata.version("mezzotint")
+
+
+def test_an_unknown_command_is_refused_in_one_line(capsys):
+    assert cli.main(["trian", "--recipe", "digits"]) == 2
+    err = capsys.readouterr().err
+    assert err == f"mezzotint: unknown command 'trian'; there are {', '.join(cli.COMMANDS)}\n"
+
+
+def test_the_rest_is_handed_on_and_the_exit_code_comes_back(monkeypatch):
+    handed = []
+    monkeypatch.setattr(sample, "main", lambda argv: (handed.append(argv), 7)[1])
+    assert cli.main(["sample", "runs/digits", "a red boot", "--seed", "3"]) == 7
+    assert handed == [["runs/digits", "a red boot", "--seed", "3"]]
+
+
+def test_a_missing_library_is_named(monkeypatch, capsys):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named 'datasets' (for {name})", name="datasets")
+
+    monkeypatch.setattr(cli.importlib, "import_module", import_module)
+    assert cli.main(["train", "--recipe", "digits"]) == 2
+    assert capsys.readouterr().err == "mezzotint: train needs datasets; pip install 'mezzotint[train]' brings it\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_it_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mezzotint", "train", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("mezzotint_training.cli", run_name="__main__")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{f.name}" in out for f in fields(TrainConfig)) and "--recipe" in out and "--config" in out
+    assert "accelerate launch training/train.py --recipe digits" in out
+
+
+def test_the_command_line_is_light():
+    """Help must come at once: neither torch nor anything that brings it is imported."""
+    code = "import sys, mezzotint_training.cli as cli; cli.main([]); cli.main(['x']); print(*sorted(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(result.stdout.splitlines()[-1].split())
+    assert "mezzotint_training.cli" in modules
+    assert not modules & {"torch", "diffusers", "transformers", "datasets", "numpy", "mezzotint_training.train"}
