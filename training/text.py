@@ -2,6 +2,7 @@
 """The text side of training: making or loading an encoder, and captions to hidden states."""
 
 import logging
+from typing import Any
 
 import torch
 import transformers
@@ -32,9 +33,10 @@ def load_text_encoder(source: str):
         if cls is None:
             known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
             cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
-        model, report = cls.from_pretrained(
+        loaded: Any = cls.from_pretrained(
             source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, report = loaded
         bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         if bad := [key for key in bad if not key.startswith("pooler.")]:  # which we don't use, and many lack
             raise ValueError(f"{len(bad)} weights are missing or of another shape ({', '.join(bad[:3])})")
