@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from diffusers.optimization import get_scheduler
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_run import TINY, UNET, distance, flags, logged, pictures, run, saved, trained, tree
+from tiny_run import TINY, UNET, digits, distance, flags, logged, pictures, run, saved, trained, tree
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mezzotint import MezzotintPipeline
@@ -231,6 +232,39 @@ def test_a_batch_may_be_shared_by_two_processes(eight_by_one, tmp_path):
 # -------------------------------------------------------------------------------------------------------- optimisation
 
 
+def test_the_first_loss_is_that_of_a_network_that_says_nothing(eight_by_one):
+    """A new network predicts zero: its loss is the mean square of the velocity, alpha noise - sigma data."""
+    config = parse_args(flags(**STILL), description="")
+    rows = digits()["train"].select(range(40))
+    images = data.CaptionedImages(rows.cast_column("image", datasets.Image(decode=False)), config, 1, (8, 8))
+    pixels = np.stack([np.asarray(picture) for picture in rows["image"]]) / 127.5 - 1
+    normalised = (pixels - round(pixels.mean(), 4)) / round(pixels.std(), 4)
+    a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    squares = []
+    for row in np.random.default_rng([0, 0]).permutation(40)[:8]:
+        item = images[0, row]
+        level = np.interp(item["uniform"] * 999, np.arange(1000), np.log(1 / a - 1))
+        alpha, sigma = (1 + np.exp(level)) ** -0.5, (1 + np.exp(-level)) ** -0.5
+        squares.append((alpha * item["noise"].numpy()[0] - sigma * normalised[row]) ** 2)
+    assert logged(eight_by_one)[1] == pytest.approx(np.mean(squares), rel=1e-4)
+
+
+def test_the_optimizer_is_adamw_as_it_was_set(tmp_path):
+    adam = {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_weight_decay": 0.3, "adam_epsilon": 1e-3}
+    settings = {"checkpointing_steps": 1, "learning_rate": 0.01, "lr_scheduler": "constant", "max_train_steps": 2}
+    folder = trained(tmp_path / "run", **STILL, **settings, **adam)
+    before, after = ({k: v.double() for k, v in saved(folder, step, "optimizer").items()} for step in (1, 2))
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    names = [f"{name}.{key}" for name in ("unet", "text_encoder") for key, _ in getattr(pipe, name).named_parameters()]
+    for i, name in enumerate(names):
+        gradient = (after[f"{i}.exp_avg"] - 0.8 * before[f"{i}.exp_avg"]) / 0.2
+        square = 0.95 * before[f"{i}.exp_avg_sq"] + 0.05 * gradient**2
+        torch.testing.assert_close(after[f"{i}.exp_avg_sq"], square, rtol=1e-3, atol=1e-12)
+        step = after[f"{i}.exp_avg"] / (1 - 0.8**2) / ((square / (1 - 0.95**2)).sqrt() + 1e-3)
+        expected = saved(folder, 1)[name].double() * (1 - 0.01 * 0.3) - 0.01 * step
+        torch.testing.assert_close(saved(folder, 2)[name].double(), expected, rtol=0, atol=1e-6)
+
+
 @pytest.fixture
 def updates():
     """`updates(optimizer, ...)` of each step of any optimizer: its learning rate, and the norm of all gradients."""
@@ -300,6 +334,7 @@ def test_the_loss_goes_down(tmp_path):
     assert np.mean(loss[:5]) > 0.9 and np.mean(loss[-10:]) < 0.7 * np.mean(loss[:5])
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # where norms stay in float32
 def test_half_precision_keeps_full_weights(tmp_path):
     settings = STILL | {"learning_rate": 0.01}
     expected = trained(tmp_path / "full", **settings)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def run(*argv: str, **settings) -> Run:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(mock.patch.object(datasets.config, "HF_DATASETS_CACHE", cache))
         stack.enter_context(mock.patch.object(data, "digits", digits))
+        # where runs repeat bit for bit
+        stack.enter_context(mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         for handler in handlers:
