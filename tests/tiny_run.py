@@ -45,6 +45,15 @@ TINY = {
     "report_to": "none",
 }
 digits = functools.cache(data.digits)
+# Six updates of two micro-steps, with a checkpoint after every other one and a line in the log after every third
+LONG = {
+    "train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_train_steps": 6,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": "null",
+    "logging_steps": 3,
+}
 
 
 @dataclass
