@@ -82,11 +82,11 @@ def train(config: TrainConfig) -> Path:
         raise UserError(" ".join(str(error).split())) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
         raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
-    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if launched and accelerator.device.type == "cpu":
         # accelerate's launcher gives a process one thread unless it is told otherwise, and leaves the other cores idle
-        if os.environ.get("OMP_NUM_THREADS") == "1":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     say = accelerator.print
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
