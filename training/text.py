@@ -78,7 +78,8 @@ class TextEncoding:
             hidden_states = torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(self.device)
             lengths = torch.tensor([len(s) for s in states], device=self.device)
             mask = torch.arange(hidden_states.shape[1], device=self.device)[None] < lengths[:, None]
-        return hidden_states[rows], mask[rows]  # (B, L, D), (B, L)
+        # (B, L, D), (B, L); the gradient of plain indexing is summed in no fixed order by several CPU threads
+        return hidden_states.index_select(0, rows), mask[rows]
 
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.text_encoder.config if hasattr(self.text_encoder, "config") else self.text_encoder.module.config
