@@ -6,17 +6,17 @@ for cards; importing this module does not.
 """
 
 import importlib.resources
-import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
+from mezzotint.pipelines.pipeline_mezzotint import LOADING
+
 # What belongs to the run and not to the published pipeline
 NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "logs/*", "metrics.jsonl"]
 # What goes from the repository unless it comes anew: earlier code, and weights in another number of files
 REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json"]
-LOADING = re.compile(r'from_pretrained\("[^"]*"(?=, trust_remote_code=True\))')  # the card's line
 
 
 def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> Path:
