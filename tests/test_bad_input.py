@@ -82,7 +82,7 @@ BAD = {
     ),
     "captions of numbers": (NEW | {"train_data_dir": "@/numbers"}, ["'text' must hold text", "Value('int64')"]),
     "a caption missing": (NEW | {"train_data_dir": "@/gaps"}, ["caption in row 7 must be text", "None"]),
-    "a broken picture": (NEW | {"train_data_dir": "@/broken"}, ["row 3 (@/broken/3.png)", "--on_bad_image skip"]),
+    "a broken picture": (NEW | {"train_data_dir": "@/broken"}, ["row 3 (@/broken/3.png)", "--on_bad_row skip"]),
     "no such split": ({"dataset_split": "trian"}, ["dataset_split 'trian' is not there", "'train', 'test'"]),
     "no source": ({"recipe": ...}, ["exactly one of dataset_name and train_data_dir must be given: got neither"]),
     "two sources": (
@@ -169,7 +169,7 @@ def test_bad_input_is_said_in_one_line_and_nothing_is_touched(world, name):
 
 
 def test_bad_pictures_may_be_skipped_and_are_counted(world, tmp_path):
-    settings = NEW | {"train_data_dir": world / "broken", "on_bad_image": "skip"}
+    settings = NEW | {"train_data_dir": world / "broken", "on_bad_row": "skip"}
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 0 and "8 pictures of 8x8 (2 bad ones skipped)" in result.out
     assert [line.split(" cannot")[0] for line in result.out.splitlines() if line.startswith("skipped")] == [
@@ -189,4 +189,4 @@ def test_a_bad_picture_found_late_is_said_in_one_line(world, tmp_path, monkeypat
     assert result.code == 2
     (line,) = [line for line in result.err.splitlines() if "step/s" not in line.split("mezzotint: ")[-1]]
     assert line.split("mezzotint: ")[-1].startswith("picture in row ")  # the progress bar may stand before and after
-    assert line.endswith("--on_bad_image skip goes on without it")
+    assert line.endswith("--on_bad_row skip goes on without it")

@@ -130,11 +130,11 @@ def test_the_first_picture_that_can_be_read_counts():
     good = images().rows[0]["image"]
     bad = {"bytes": b"words", "path": None}
     rows = datasets.Dataset.from_dict({"image": [bad, good], "text": ["a", "b"]}, features)
-    assert first_picture(rows, config(on_bad_image="skip")).size == (6, 8)
+    assert first_picture(rows, config(on_bad_row="skip")).size == (6, 8)
     with pytest.raises(UserError, match="picture in row 0 cannot be read"):
         first_picture(rows, config())
     with pytest.raises(UserError, match="no picture could be read; the first: picture in row 0"):
-        first_picture(rows.select([0]), config(on_bad_image="skip"))
+        first_picture(rows.select([0]), config(on_bad_row="skip"))
 
 
 # --------------------------------------------------------------------------------------------------------------- saved

@@ -385,11 +385,9 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_picture_stops_or_is_counted(kind):
     files = [GOOD, GOOD, BAD[kind], GOOD]
-    with pytest.raises(
-        UserError, match=r"^picture in row 2 cannot be read: .*; --on_bad_image skip goes on without it$"
-    ):
+    with pytest.raises(UserError, match=r"^picture in row 2 cannot be read: .*; --on_bad_row skip goes on without it$"):
         of_files(files).read_all(progress=False)
-    images = of_files(files, captions=list("abcd"), on_bad_image="skip", proportion_empty_prompts=0)
+    images = of_files(files, captions=list("abcd"), on_bad_row="skip", proportion_empty_prompts=0)
     images.read_all(progress=False)
     assert len(images) == 3 and len(images.bad) == 1 and images.bad[0].startswith("picture in row 2 cannot be read: ")
     assert [images[0, position]["caption"] for position in range(3)] == ["a", "b", "d"]
@@ -401,7 +399,7 @@ def test_a_bad_picture_stops_or_is_counted(kind):
 
 def test_a_bad_picture_found_late_is_left_out(monkeypatch):
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    images = of_files([GOOD, b"words", GOOD], captions=list("abc"), on_bad_image="skip", proportion_empty_prompts=0)
+    images = of_files([GOOD, b"words", GOOD], captions=list("abc"), on_bad_row="skip", proportion_empty_prompts=0)
     images.read_all(progress=False)
     assert len(images) == 3 and images[0, 1] is None
     assert collate([images[0, i] for i in range(3)])["captions"] == ["a", "c"]
@@ -409,7 +407,7 @@ def test_a_bad_picture_found_late_is_left_out(monkeypatch):
 
 def test_a_set_without_a_good_picture_is_refused():
     with pytest.raises(UserError, match="no picture could be read; the first: picture in row 0 cannot be read"):
-        of_files([b"words", b"more"], on_bad_image="skip").read_all(progress=False)
+        of_files([b"words", b"more"], on_bad_row="skip").read_all(progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- sources

@@ -34,6 +34,11 @@ def setting(default: Any, help: str) -> Any:
 class TrainConfig:
     """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
 
+    size: Literal["tiny", "small", "base", "large"] | None = setting(
+        None, "one dial: model, batch, learning rate and length of the run derived from it and the data (see --plan)"
+    )
+    plan: bool = setting(False, "print what the run would do and cost, measured over its first steps, and stop")
+
     # Where to start from
     pretrained_model_name_or_path: str | None = setting(
         None, "fine-tune this saved pipeline (folder or Hub name); its text encoder, scheduler and data scale are kept"
@@ -50,6 +55,16 @@ class TrainConfig:
     )
     max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut")
     train_text_encoder: bool | None = setting(None, "by default yes for one made here and no for one that was loaded")
+    adapter: Literal["lora", "dora"] | None = setting(
+        None, "train low-rank adapters of a saved pipeline, not its weights"
+    )
+    rank: int = setting(4, "of the adapters")
+    lora_alpha: float | None = setting(None, "their scale is lora_alpha / rank; by default rank, a scale of 1")
+    lora_dropout: float = setting(0.0, "share of an adapter's inputs dropped in training")
+    lora_layers: list[str] = setting(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        "names of the U-Net's layers that get an adapter; the text encoder's are its own",
+    )
 
     # Data
     dataset_name: str | None = setting(None, "a Hub dataset, or 'digits': the handwriting that scikit-learn carries")
@@ -61,9 +76,28 @@ class TrainConfig:
     resolution: list[int] | None = setting(
         None, "height and width to train at, one number for both; by default the size of the first picture"
     )
+    aspect_ratio_buckets: str | None = setting(
+        None, "sizes to choose from for each picture, 'height,width;height,width;...', or 'auto': of resolution's area"
+    )
     random_flip: bool = setting(False, "mirror half of the pictures (not where left and right matter)")
+    augment_probability: float = setting(
+        0.0,
+        "of each geometric change to a picture; the network is told of them, so samples don't show them (small sets)",
+    )
     max_train_samples: int | None = setting(None, "use only so many rows, from the start")
-    on_bad_image: Literal["stop", "skip"] = setting("stop", "at a picture that cannot be read: stop, or skip and count")
+    validation_split: str | None = setting(
+        None,
+        "the split of the held-out loss; by default 'validation' where there is one, else rows kept out of training",
+    )
+    num_validation_samples: int = setting(256, "rows for the held-out loss, at most; 0 is none")
+    on_bad_row: Literal["stop", "skip"] = setting(
+        "stop", "at a picture that cannot be read or a caption that is none: stop, or skip and count"
+    )
+    streaming: bool = setting(
+        False, "read rows as they come and keep none: for sets larger than the memory or the disk"
+    )
+    shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves")
+    cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
     dataloader_num_workers: int = setting(0, "processes that load data beside the training process")
     proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
 
@@ -78,6 +112,9 @@ class TrainConfig:
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = setting("cosine", "its course after warm-up")
     lr_warmup_steps: int = setting(100, "updates of linear warm-up")
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
+        "adamw", "muon: Muon for matrices, AdamW for the rest; prodigy finds its rate by itself (learning_rate 1)"
+    )
     adam_beta1: float = setting(0.9, "AdamW")
     adam_beta2: float = setting(0.99, "AdamW")
     adam_weight_decay: float = setting(0.01, "AdamW")
@@ -88,7 +125,15 @@ class TrainConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "arithmetic; weights stay in float32; by default as accelerate is configured"
     )
+    posthoc_ema_steps: int | None = setting(
+        None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run"
+    )
+    max_nonfinite_steps: int = setting(
+        10, "updates in a row without a finite gradient, each skipped, before the run stops"
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
+    channels_last: bool = setting(False, "pictures in memory by pixel, not by channel: faster on recent GPUs")
+    compile: bool = setting(False, "compile the U-Net: minutes at the start, faster steps on a GPU")
 
     # What is kept
     output_dir: str = setting("runs/mezzotint", "the finished pipeline, its card and samples, checkpoints, logs")
@@ -99,7 +144,7 @@ class TrainConfig:
     )
     validation_prompts: list[str] = setting([], "drawn while training, always from the same noise")
     num_validation_images: int = setting(4, "pictures for each of them")
-    validation_steps: int = setting(1000, "updates between those drawings")
+    validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses")
     num_inference_steps: int = setting(20, "for the drawings, and the card's example")
     guidance_scale: float = setting(2.0, "likewise")
     logging_steps: int = setting(25, "updates between lines of metrics.jsonl")
@@ -118,15 +163,19 @@ class TrainConfig:
         at_least_1 = (
             "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
             "checkpoints_total_limit", "validation_steps", "num_validation_images", "logging_steps",
-            "num_inference_steps", "max_text_length",
+            "num_inference_steps", "max_text_length", "rank", "shuffle_buffer_size", "posthoc_ema_steps",
+            "max_nonfinite_steps",
         )  # fmt: skip
         rules = {
             "at least 1": (at_least_1, lambda x: x >= 1),
-            "at least 0": (("seed", "dataloader_num_workers", "lr_warmup_steps"), lambda x: x >= 0),
-            "in [0, 1]": (("proportion_empty_prompts", "ema_decay"), lambda x: 0 <= x <= 1),
-            "in [0, 1)": (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1),
+            "at least 0": (
+                ("seed", "dataloader_num_workers", "lr_warmup_steps", "num_validation_samples"),
+                lambda x: x >= 0,
+            ),
+            "in [0, 1]": (("proportion_empty_prompts", "ema_decay", "augment_probability"), lambda x: 0 <= x <= 1),
+            "in [0, 1)": (("adam_beta1", "adam_beta2", "lora_dropout"), lambda x: 0 <= x < 1),
             "a number from 0": (("adam_weight_decay", "adam_epsilon"), lambda x: 0 <= x < math.inf),
-            "a number above 0": (("learning_rate", "max_grad_norm"), lambda x: 0 < x < math.inf),
+            "a number above 0": (("learning_rate", "max_grad_norm", "lora_alpha"), lambda x: 0 < x < math.inf),
         }
         for rule, (names, holds) in rules.items():
             for name in names:
@@ -138,6 +187,14 @@ class TrainConfig:
             raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
         if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
             raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
+
+        if self.adapter is not None and self.pretrained_model_name_or_path is None:
+            raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
+        if self.streaming and self.aspect_ratio_buckets:
+            raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
+        # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        self.given = {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -196,11 +253,14 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
             if isinstance(value, dict) and isinstance(settings.get(key), dict):
                 value = {**settings[key], **value}
             settings[key] = value
+    given = dict(settings)
     defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
     for key, value in settings.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):
             settings[key] = {**defaults[key], **value}
-    return TrainConfig(**settings)
+    config = TrainConfig(**settings)
+    config.given = given
+    return config
 
 
 def recipes() -> list[str]:

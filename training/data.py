@@ -5,20 +5,19 @@ A run is a function of its seed: what happens to a picture in an epoch (its capt
 and noise level) depends on (seed, epoch, row) alone, not on the batch, the worker or the process that it falls to.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.pictures import EXTENSIONS, open_picture, read_picture
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Decoded pictures of a set that takes no more than this are kept in memory
 CACHE_BYTES = 2**31
 
@@ -56,7 +55,7 @@ def load_rows(config: TrainConfig) -> datasets.Dataset:
             folder = Path(config.train_data_dir)
             if not folder.is_dir():
                 raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
-            files = [p for p in folder.rglob("*") if p.suffix.lower() in (*PICTURES, ".parquet")]
+            files = [p for p in folder.rglob("*") if p.suffix.lower() in (*EXTENSIONS, ".parquet")]
             if not files:
                 raise UserError(f"train_data_dir must hold parquet files or pictures: {folder} holds none")
         source = config.train_data_dir or config.dataset_name
@@ -132,39 +131,26 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     def open(self, index: int) -> Image.Image:
         """A row's picture as it is on disk, upright."""
-        cell = self.rows[index][self.config.image_column]
-        if cell is None:
-            raise ValueError("there is none")
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]))
+        return open_picture(self.rows[index][self.config.image_column])
 
     def pixels(self, index: int) -> torch.Tensor | None:
-        """A row's picture as bytes (channels, height, width), or `None` for a bad one under `on_bad_image=skip`.
+        """A row's picture as bytes (channels, height, width), or `None` for a bad one under `on_bad_row=skip`.
 
         Raises:
-            UserError: for a bad picture under `on_bad_image=stop`, with its file or row.
+            UserError: for a bad picture under `on_bad_row=stop`, with its file or row.
         """
         if self.cache is not None:
             return self.cache[index]
-        height, width = self.size
+        cell = self.rows[index][self.config.image_column]
         try:
-            picture = self.open(index)
-            if picture.has_transparency_data:  # on white, not on whatever colour the hidden pixels have
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            if picture.mode.startswith("I"):  # 16 bits a pixel, all but the darkest of which Pillow would make white
-                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-            picture = picture.convert("L" if self.channels == 1 else "RGB")
-            if picture.size != (width, height):
-                picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
-        except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, TypeError, ...
-            path = (self.rows[index][self.config.image_column] or {}).get("path")
-            message = f"picture in row {index}{f' ({path})' if path else ''} cannot be read: {_one_line(error)}"
-            if self.config.on_bad_image == "stop":
-                raise UserError(f"{message}; --on_bad_image skip goes on without it") from None
+            return read_picture(cell, self.channels, self.size)
+        except ValueError as error:
+            path = (cell or {}).get("path")
+            message = f"picture in row {index}{f' ({path})' if path else ''} cannot be read: {error}"
+            if self.config.on_bad_row == "stop":
+                raise UserError(f"{message}; --on_bad_row skip goes on without it") from None
             self.bad.append(message)
             return None
-        array = np.asarray(picture).reshape(height, width, self.channels)
-        return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
 
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
@@ -187,20 +173,43 @@ class CaptionedImages(torch.utils.data.Dataset):
         pixels = self.pixels(index)
         if pixels is None:
             return None
-        generator = np.random.default_rng([self.config.seed, epoch, index])
-        caption, dropped, flip, uniform, seed = generator.random(5)
-        captions = self.captions[index]
-        text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
-        sample = (pixels.float() / 127.5 - 1 - self.mean) / self.std
-        if self.config.random_flip and flip < 0.5:
-            sample = sample.flip(-1)
-        noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
-        return {
-            "sample": sample,
-            "noise": noise,
-            "uniform": torch.tensor(uniform, dtype=torch.float32),
-            "caption": "" if dropped < self.config.proportion_empty_prompts else text,
-        }
+        return make_item(self.config, epoch, index, pixels, self.captions[index], self.mean, self.std)
+
+
+def make_item(
+    config: TrainConfig,
+    epoch: int,
+    index: int,
+    pixels: torch.Tensor,
+    captions: str | list[str],
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> dict:
+    """A row's picture and captions as what is trained on in an epoch: a function of (seed, epoch, index) alone.
+
+    Args:
+        config: the run's settings.
+        epoch, index: of the row.
+        pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
+        captions: one, or several of which one is drawn.
+        mean, std (`torch.Tensor` of shape `(channels, 1, 1)`): of the data, in [-1, 1] units.
+
+    Returns:
+        a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` () and `caption`.
+    """
+    generator = np.random.default_rng([config.seed, epoch, index])
+    caption, dropped, flip, uniform, seed = generator.random(5)
+    text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
+    sample = (pixels.float() / 127.5 - 1 - mean) / std
+    if config.random_flip and flip < 0.5:
+        sample = sample.flip(-1)
+    noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
+    return {
+        "sample": sample,
+        "noise": noise,
+        "uniform": torch.tensor(uniform, dtype=torch.float32),
+        "caption": "" if dropped < config.proportion_empty_prompts else text,
+    }
 
 
 def collate(items: list[dict | None]) -> dict:
