@@ -111,8 +111,12 @@ BAD = {
     "no checkpoint": ({"resume_from_checkpoint": "@/empty"}, ["must be a checkpoint folder", "state.json", "@/empty"]),
     "no latest": ({"resume_from_checkpoint": "latest"}, ["resume_from_checkpoint is 'latest', but", "no whole checkp"]),
     "a checkpoint of another run": (
-        LONG | {"resume_from_checkpoint": "@/run/checkpoint-6", "learning_rate": 1},
-        ["@/run/checkpoint-6 holds another run", "learning_rate was 0.002, now 1.0"],
+        LONG | {"resume_from_checkpoint": "@/run/checkpoint-6", "seed": 1},
+        ["@/run/checkpoint-6 holds another run", "seed was 0, now 1): what may change is", "learning_rate"],
+    ),
+    "a checkpoint of this run with another rate": (
+        LONG | {"output_dir": "@/run", "resume_from_checkpoint": "@/run/checkpoint-6", "learning_rate": 1},
+        ["@/run holds another run", "learning_rate was 0.002, now 1.0"],
     ),
     "another run's folder": (
         LONG | {"output_dir": "@/run", "seed": 1},

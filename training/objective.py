@@ -13,6 +13,7 @@ def denoising_loss(
     uniform: torch.Tensor,
     encoder_hidden_states: torch.Tensor | None = None,
     encoder_attention_mask: torch.Tensor | None = None,
+    augment_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The simple loss of DDPM (eq. 14) on the scheduler's target, for each sample.
 
@@ -23,6 +24,7 @@ def denoising_loss(
         noise (`torch.Tensor` of the same shape): standard normal.
         uniform (`torch.Tensor` of shape `(batch_size,)`): in [0, 1), where each noise level is drawn from.
         encoder_hidden_states (`torch.Tensor`, *optional*): the text, with its `encoder_attention_mask`.
+        augment_labels (`torch.Tensor`, *optional*): how each sample was augmented.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`: the mean squared error of each sample, in float32.
@@ -36,6 +38,7 @@ def denoising_loss(
         timesteps,
         encoder_hidden_states=encoder_hidden_states,
         encoder_attention_mask=encoder_attention_mask,
+        **({} if augment_labels is None else {"augment_labels": augment_labels}),
         return_dict=False,
     )[0]
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)

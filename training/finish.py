@@ -1,0 +1,94 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What a run shows of its network: drawings while it goes, and in the end the pipeline with its card, samples and
+figures, as they are published."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.utils import make_image_grid
+from huggingface_hub.errors import HTTPError
+from PIL import Image, ImageOps
+
+from mezzotint import MezzotintPipeline, hub
+from mezzotint_training.config import TrainConfig, UserError
+
+
+def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str:
+    """Draw the validation prompts, a column each, every row from its own noise; write the grid as PNG and to trackers.
+
+    Returns:
+        the PNG's path, relative to `output_dir`.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    prompts, rows = config.validation_prompts, config.num_validation_images
+    images = []
+    for row in range(rows):
+        with torch.autocast(accelerator.device.type, enabled=False):
+            images += pipe(
+                prompts,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[torch.Generator().manual_seed(config.seed + row) for _ in prompts],
+            ).images
+    name = f"samples/step-{step:06d}.png"
+    if not accelerator.is_main_process:  # of a sharded network, which all must call
+        return name
+    scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
+    size = [scale * x for x in images[0].size]
+    shown = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    shown = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in shown]
+    grid = make_image_grid(shown, rows=rows, cols=len(prompts))
+    (output_dir / "samples").mkdir(parents=True, exist_ok=True)
+    grid.save(output_dir / name)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+    return name
+
+
+def finish(
+    pipe: MezzotintPipeline, config: TrainConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator
+) -> dict[str, Any]:
+    """Write the finished pipeline and its figures, load it back as a stranger would, draw the card's pictures, upload.
+
+    Args:
+        pipe: with the weights to publish.
+        metrics: what the run measured; of a finished run that is run again (`updates` 0), what is there stays.
+
+    Returns:
+        the figures that are in `metrics.json`.
+
+    Raises:
+        UserError: for an upload that failed; the finished pipeline is there.
+    """
+    pipe.save_pretrained(output_dir)
+    figures = output_dir / "metrics.json"
+    if metrics.pop("updates") == 0 and figures.is_file():
+        metrics = json.loads(figures.read_text(encoding="utf-8"))
+    figures.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    loaded = MezzotintPipeline.from_pretrained(output_dir).to(accelerator.device)
+    grid = None
+    if config.validation_prompts:
+        grid = draw_samples(loaded, config, output_dir, metrics["steps"], accelerator)
+    hub.write_card(output_dir, asdict(config), metrics, grid)
+    accelerator.print(
+        f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, loss {metrics['loss']:.4f})"
+    )
+    if config.push_to_hub:
+        try:
+            name = config.hub_model_id or output_dir.name
+            accelerator.print(f"published: {hub.push(output_dir, name, private=config.hub_private_repo)}")
+        except (OSError, ValueError, HTTPError) as error:
+            message = " ".join(str(error).split())
+            raise UserError(
+                f"the pipeline is finished in {output_dir}, but its upload failed ({message}); "
+                f"`mezzotint publish {output_dir} --hub_model_id ...` uploads it"
+            ) from None
+    return metrics

@@ -1,0 +1,68 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""A run's folder before the first step: whether it holds this run, and what is written down of the settings."""
+
+import importlib.metadata
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+from mezzotint_training import checkpoint
+from mezzotint_training.config import TrainConfig, UserError, read_yaml
+
+# Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to learn
+FREE = {
+    "output_dir", "max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit",
+    "resume_from_checkpoint", "validation_prompts", "num_validation_images", "validation_steps", "num_inference_steps",
+    "guidance_scale", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license",
+    "dataset_license", "dataloader_num_workers", "gradient_checkpointing", "plan", "cache_dir", "max_nonfinite_steps",
+    "compile", "channels_last",
+}  # fmt: skip
+# Those that may differ too where a run branches off from a named checkpoint into a new folder: the cure of a bad course
+BRANCH = FREE | {
+    "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
+    "max_grad_norm", "mixed_precision", "ema_decay", "train_batch_size", "gradient_accumulation_steps",
+    "proportion_empty_prompts", "on_bad_row",
+}  # fmt: skip
+
+
+def previous_run(config: TrainConfig, output_dir: Path):
+    """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`.
+
+    Raises:
+        UserError: for a folder that is no checkpoint or one of another run, or an `output_dir` that holds another run
+            or other files.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir must be a folder: {output_dir} is a file")
+    recipe, source = output_dir / "recipe.yaml", config.resume_from_checkpoint
+    if recipe.is_file():
+        same_run(config, read_yaml(recipe), output_dir, "choose another output_dir, or remove that one")
+    elif source != "latest" and output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
+    named = Path(source) if source not in (None, "latest") else None
+    inside = named is not None and named.resolve().parent == output_dir.resolve()
+    if named is not None and (inside or not checkpoint.found(output_dir)):
+        found = checkpoint.load(named)
+        free = FREE if inside else BRANCH
+        advice = f"what may change is what is shown and {', '.join(sorted(BRANCH - FREE))}, in another output_dir"
+    else:  # a branch that has checkpoints of its own goes on from those
+        found, free, advice = checkpoint.latest(output_dir), FREE, "a run goes on with the settings that it began with"
+    if found is not None:
+        same_run(config, found[1]["config"], source or output_dir, advice, free)
+    elif source is not None:
+        raise UserError(f"resume_from_checkpoint is {source!r}, but {output_dir} has no whole checkpoint")
+    return found
+
+
+def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:
+    for name, now in asdict(config).items():
+        if name not in free and name in before and before[name] != now:
+            raise UserError(f"{place} holds another run ({name} was {before[name]!r}, now {now!r}): {advice}")
+
+
+def recipe_yaml(config: TrainConfig) -> str:
+    """Every setting in force, with the versions of what ran them."""
+    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    return f"{header}\n{config.to_yaml()}"
