@@ -53,3 +53,8 @@ def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
         return pipe
 
     return make
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=6, help="of the fault campaign")
+    parser.addoption("--faults-seed", type=int, default=0, help="of the moments to kill at")

@@ -1,0 +1,178 @@
+"""A fault campaign: runs killed by SIGKILL at random moments, in one process and in two, go on and end bit for bit as
+one that was never killed, and lose no checkpoint.
+
+    pytest tests/test_faults.py --kills 100 --faults-seed 1
+
+The seed draws the moments, the machine's speed decides what they hit. They are spread over the whole of a run: reading,
+the cache of text embeddings, steps, checkpoints (one after each update), the second epoch, the finished pipeline.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import assert_same_end
+from tiny_run import flags
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+from mezzotint_training import checkpoint
+from mezzotint_training.config import UserError
+
+STEPS = 12  # of eight pictures, out of forty: two epochs and a half
+# A frozen text encoder, so that there is a cache to build
+FAULTY = {
+    "text_encoder": ...,
+    "train_batch_size": 8,
+    "max_train_steps": STEPS,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 3,
+    "logging_steps": 2,
+    "posthoc_ema_steps": 4,
+    "validation_steps": 5,
+    "num_validation_samples": 8,
+}
+KINDS = {
+    "one process": (1, {}),
+    "two processes": (2, {"train_batch_size": 4}),
+}
+# Children of a process that has everything imported: a run costs a second, not ten
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(["mezzotint_training.train"])
+
+
+def child(argv: list[str], environment: dict[str, str], output: str) -> None:
+    os.environ.update(environment)
+    with open(output, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        torch.set_num_threads(1)
+        from mezzotint_training import train
+
+        code = train.main(argv)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(folder: Path, world: int, settings: dict) -> list:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(world):
+        environment = {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder.parent / "datasets")}
+        if world > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        output = str(folder.parent / f"output-{rank}.txt")
+        process = forked.Process(target=child, args=(flags(output_dir=folder, **settings), environment, output))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def ended(processes: list, timeout: float) -> bool:
+    until = time.monotonic() + timeout
+    while time.monotonic() < until and any(process.is_alive() for process in processes):
+        time.sleep(0.002)
+        if any(process.exitcode for process in processes):  # a launcher ends the others
+            kill(processes)
+    return not any(process.is_alive() for process in processes)
+
+
+def kill(processes: list) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def whole(folder: Path) -> int:
+    """The step of the newest checkpoint that its checksums say is whole; 0 where there is none."""
+    for path in reversed(checkpoint.found(folder)):
+        try:
+            return checkpoint.load(path)[1]["step"]
+        except UserError:
+            continue
+    return 0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
+        folder
+    )
+    ByT5Tokenizer(model_max_length=32).save_pretrained(folder)
+    return folder
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, pytestconfig, capsys):
+    kills, seed = pytestconfig.getoption("--kills"), pytestconfig.getoption("--faults-seed")
+    rng, counts = random.Random(seed), Counter()
+    references = {}
+    ready = forked.Process(target=int)
+    ready.start()
+    ready.join()
+    for kind, (world, differences) in KINDS.items():
+        settings = FAULTY | {"text_encoder_name_or_path": encoder} | differences
+        folder = tmp_path / kind / "run"
+        folder.parent.mkdir()
+        began = time.monotonic()
+        processes = start(folder, world, settings)
+        assert ended(processes, 300), "the run that is not killed hangs"
+        assert [process.exitcode for process in processes] == [0] * world, (folder.parent / "output-0.txt").read_text()
+        references[kind] = folder, settings, time.monotonic() - began
+
+    killed = victim = 0
+    while killed < kills:
+        kind = list(KINDS)[victim % 2]
+        victim += 1
+        reference, settings, duration = references[kind]
+        folder = tmp_path / f"{victim}" / "run"
+        folder.parent.mkdir()
+        last = 0
+        for attempt in range(6):
+            processes = start(folder, KINDS[kind][0], settings)
+            # the first kill anywhere, the later ones sooner, since less is left to do
+            if attempt < 5 and killed < kills and not ended(processes, rng.uniform(0.05, 0.95) * duration / (1 + attempt / 2)):
+                survivors = processes[:]
+                rng.shuffle(survivors)
+                os.kill(survivors[0].pid, signal.SIGKILL)
+                if rng.random() < 0.5:
+                    time.sleep(rng.uniform(0, 0.2))  # what the other one does alone
+                kill(processes)
+                killed += 1
+                counts[kind] += 1
+                now = whole(folder)
+                counts["lost"] += now < last
+                counts["in a step or later"] += now > 0
+                last = max(last, now)
+                continue
+            if not ended(processes, 60 + 10 * duration):
+                kill(processes)
+                counts["hung"] += 1
+            break
+        if [process.exitcode for process in processes] != [0] * len(processes):
+            counts["failed"] += 1
+            print((folder.parent / "output-0.txt").read_text()[-3000:])
+            continue
+        try:
+            assert_same_end(folder, reference, STEPS)
+            counts["same"] += 1
+        except AssertionError as error:
+            counts["divergent"] += 1
+            print(f"run {victim} of {kind}: {error}")
+    with capsys.disabled():
+        print(f"\n{killed} kills (seed {seed}) of {victim} runs: {json.dumps(counts)}")
+    assert not any(counts[name] for name in ("lost", "hung", "failed", "divergent"))
+    assert counts["same"] == victim and killed == kills
