@@ -166,6 +166,34 @@ def test_decoder_units_read_their_twins(make_unet):
         assert torch.equal(x[:, x.shape[1] // 2 :], skip)
 
 
+def test_unchanged_pictures_and_none_told_of_are_the_same_bit_for_bit(make_unet):
+    unet = make_unet(augment_dim=11)
+    assert torch.equal(unet(**inputs(), augment_labels=torch.zeros(2, 11)).sample, unet(**inputs()).sample)
+    # and the network is that without the input, whose checkpoints hold nothing of it
+    plain, state = make_unet(), unet.state_dict()
+    assert {name: tuple(state.pop(name).shape) for name in state.keys() - plain.state_dict().keys()} == {
+        "time_embedding.cond_proj.weight": (16, 11)
+    }
+    plain.load_state_dict(state)
+    assert torch.equal(plain(**inputs()).sample, unet(**inputs()).sample)
+
+
+def test_what_was_done_to_a_picture_is_added_to_its_timesteps_sinusoid(make_unet):
+    unet, labels = make_unet(augment_dim=11), randn(2, 11, seed=3)
+    output = unet(**inputs(), augment_labels=labels).sample
+    assert (output - unet(**inputs()).sample).abs().flatten(1).amax(1).min() > 1e-3
+    singles = [
+        unet(**{k: v[i : i + 1] for k, v in inputs().items()}, augment_labels=labels[i : i + 1]).sample for i in (0, 1)
+    ]
+    close(output, torch.cat(singles))  # each its own
+    embedding = unet.time_embedding
+    handle = unet.time_proj.register_forward_hook(lambda _, args, out: out + labels @ embedding.cond_proj.weight.T)
+    close(unet(**inputs()).sample, output)
+    handle.remove()
+    gradient = torch.autograd.grad(output.square().sum(), embedding.cond_proj.weight)[0]
+    assert (gradient.abs().amax(0) > 0).all()
+
+
 # --------------------------------------------------------------------------------------------------- size and axes
 
 
@@ -306,7 +334,7 @@ def test_dropout_reaches_every_residual_branch(make_unet):
 
 @pytest.mark.parametrize("dtype, rel", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_half_precision_is_close(make_unet, dtype, rel):
-    unet, kwargs = make_unet(), inputs()
+    unet, kwargs = make_unet(augment_dim=3), inputs() | {"augment_labels": randn(2, 3)}
     expected = unet(**kwargs).sample
     half = {k: v.to(dtype) if k in ("sample", "encoder_hidden_states") else v for k, v in kwargs.items()}
     output = unet.to(dtype)(**half).sample
@@ -362,7 +390,9 @@ def test_lora_starts_as_identity_trains_alone_and_round_trips(make_unet, tmp_pat
 # --------------------------------------------------------------------------------------------------------- on disk
 
 
-@pytest.mark.parametrize("config", [{}, {"cross_attention_dim": None, "sample_std": (0.5, 0.25, 0.125)}])
+@pytest.mark.parametrize(
+    "config", [{}, {"cross_attention_dim": None, "sample_std": (0.5, 0.25, 0.125)}, {"augment_dim": 11}]
+)
 def test_saved_and_loaded_is_bit_equal(make_unet, tmp_path, config):
     unet = make_unet(**config)
     unet.save_pretrained(tmp_path)
@@ -457,6 +487,7 @@ def test_config_that_does_not_fit_is_refused(config, rule):
         ({"encoder_hidden_states": torch.zeros(2, 5, 17)}, r"must have shape \(2, tokens, 16\): got \(2, 5, 17\)"),
         ({"encoder_hidden_states": torch.zeros(1, 5, 16)}, r"must have shape \(2, tokens, 16\): got \(1, 5, 16\)"),
         ({"encoder_attention_mask": torch.ones(2, 4)}, r"must have shape \(2, 5\), one entry for each token"),
+        ({"augment_labels": torch.zeros(2, 11)}, r"\(2, augment_dim\), which is None: got \(2, 11\)"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(make_unet, change, rule):

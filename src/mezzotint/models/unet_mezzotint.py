@@ -231,6 +231,8 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         sample_mean (tuple of `float`): mean of the training data, for each channel or one for all, in the units of the
             pipeline's images ([-1, 1]). The network sees `(data - sample_mean) / sample_std`, of unit variance.
         sample_std (tuple of `float`): standard deviation, likewise.
+        augment_dim (`int`, *optional*): numbers that say how a picture was changed (EDM,
+            <https://huggingface.co/papers/2206.00364>, appendix F.2); `None` is no such input.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -259,6 +261,7 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         dropout: float = 0.0,
         sample_mean: tuple[float, ...] = (0.0,),
         sample_std: tuple[float, ...] = (1.0,),
+        augment_dim: int | None = None,
     ):
         super().__init__()
         if spatial_dims not in CONV:
@@ -288,9 +291,9 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         first = block_out_channels[0]
         embed_dim = time_embed_dim or 4 * first
 
-        # Conditioning: the timestep, and the mean of the text's hidden states added to it
+        # Conditioning: the timestep, with what was done to the picture, and the mean of the text's hidden states
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(first, embed_dim)
+        self.time_embedding = TimestepEmbedding(first, embed_dim, cond_proj_dim=augment_dim)
         if cross_attention_dim is not None:
             self.encoder_norm = nn.LayerNorm(cross_attention_dim)
             self.encoder_embedding = nn.Linear(cross_attention_dim, embed_dim)
@@ -376,6 +379,7 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         timestep: torch.Tensor | float | int,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
         """
@@ -386,6 +390,8 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
             encoder_attention_mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): bool or 0/1, 1 where
                 there is text and 0 where there is padding.
+            augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*): how each picture was
+                changed; zeros, or none at all, are an unchanged one.
             return_dict (`bool`): whether a `MezzotintUNetOutput` or a tuple comes back.
 
         Raises:
@@ -418,10 +424,18 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
                     f"encoder_attention_mask must have shape {(batch_size, tokens)}, one entry for each token: "
                     f"got {tuple(encoder_attention_mask.shape)}"
                 )
+        if augment_labels is not None and augment_labels.shape != (sample.shape[0], config.augment_dim):
+            raise ValueError(
+                f"augment_labels must have shape ({sample.shape[0]}, augment_dim), which is {config.augment_dim}: "
+                f"got {tuple(augment_labels.shape)}"
+            )
 
         # 1. Conditioning
         timestep = torch.as_tensor(timestep, device=sample.device)
-        embedding = self.time_embedding(self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype))  # (B, E)
+        embedding = self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype)
+        if augment_labels is not None:
+            augment_labels = augment_labels.to(sample.dtype)
+        embedding = self.time_embedding(embedding, augment_labels)  # (B, E)
         if encoder_hidden_states is not None:
             encoder_hidden_states = self.encoder_norm(encoder_hidden_states)  # (B, L, D)
             if encoder_attention_mask is None:
