@@ -70,8 +70,9 @@ def gather(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
 
 
 def scatter(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The inverse of `gather`: `whole` cut as `parameter` is, without a word between processes."""
-    whole = whole.to(parameter.device)
+    """The inverse of `gather`: a whole tensor of a parameter's shape cut as that is, without a word between processes;
+    any other as it is."""
     if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
         return whole
-    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    cut = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return like(cut.to_local().clone(), parameter)  # not a view that keeps the whole in memory
