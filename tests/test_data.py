@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from mezzotint_training import data
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import DIGIT_NAMES, CaptionedImages, KeyedBatches, collate, load_rows
+from mezzotint_training.data import DIGIT_NAMES, NUMBER, CaptionedImages, collate, held_out, load_rows, load_splits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
@@ -30,7 +30,7 @@ def cached_here(tmp_path, monkeypatch):
 
 
 def of_digits(channels: int = 1, size=(8, 8), **settings) -> CaptionedImages:
-    config = TrainConfig(dataset_name="digits", **settings)
+    config = TrainConfig(dataset_name="digits", **{"num_validation_samples": 0} | settings)
     return CaptionedImages(load_rows(config), config, channels, size)
 
 
@@ -55,8 +55,9 @@ def decoded(file: bytes, channels: int = 3, size=(12, 8)) -> np.ndarray:
 
 
 def refused(**settings) -> str:
+    config = TrainConfig(**settings)
     with pytest.raises(UserError) as error:
-        load_rows(TrainConfig(**settings))
+        CaptionedImages(load_rows(config), config, 3, (8, 8))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -86,6 +87,78 @@ def test_the_split_and_the_first_rows_are_chosen():
     message = refused(dataset_name="digits", dataset_split="trian")
     assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
     assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
+
+
+# ------------------------------------------------------------------------------------------------------ held-out rows
+
+
+def split_in_two(splits=None, **settings) -> tuple[list, list | None]:
+    """The captions of the rows to train on and of those held out."""
+    config = TrainConfig(dataset_name="digits", **settings)
+    rows, held = held_out(config, splits or numbered(train=400, test=30))
+    return rows["text"][:], held and held["text"][:]
+
+
+def numbered(**sizes) -> datasets.DatasetDict:
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    rows = {k: {"image": [None] * n, "text": [f"{k} {i}" for i in range(n)]} for k, n in sizes.items()}
+    return datasets.DatasetDict({k: datasets.Dataset.from_dict(r, features=features) for k, r in rows.items()})
+
+
+def test_a_twentieth_of_the_rows_is_kept_out_of_training():
+    whole = [f"train {i}" for i in range(400)]
+    rows, held = split_in_two()
+    assert len(held) == 20 and sorted(rows + held) == sorted(whole) and rows == [x for x in whole if x not in held]
+    assert split_in_two() == (rows, held) != split_in_two(seed=1)
+    assert len(split_in_two(num_validation_samples=9)[1]) == 9
+    rows, held = split_in_two(max_train_samples=200)  # of which the held-out ones are a part
+    assert len(held) == 10 and sorted(rows + held) == sorted(whole[:200])
+    for settings in ({"max_train_samples": 159}, {"num_validation_samples": 0}, {"num_validation_samples": 7}):
+        assert split_in_two(**settings) == (whole[: settings.get("max_train_samples", 400)], None)
+
+
+def test_a_split_for_it_is_used_and_nothing_kept_out_then():
+    whole = [f"train {i}" for i in range(400)]
+    for name, settings in (("validation", {}), ("test", {"validation_split": "test"})):
+        splits = numbered(**{"train": 400, "validation": 30, "test": 30, name: 300})
+        rows, held = split_in_two(splits, **settings)
+        assert rows == whole and len(held) == 256 and set(held) < {f"{name} {i}" for i in range(300)}
+        assert split_in_two(splits, num_validation_samples=0, **settings) == (whole, None)
+        few = split_in_two(splits, num_validation_samples=3, max_train_samples=2, **settings)
+        assert few[0] == whole[:2] and len(few[1]) == 3
+    assert len(split_in_two(numbered(train=9, validation=400), dataset_split="validation")[1]) == 20
+    assert split_in_two(numbered(train=400, validation=0))[1] is None
+
+
+def test_a_held_out_split_that_cannot_be():
+    for settings, message in (
+        ({"validation_split": "dev"}, "validation_split 'dev' is not there: got 'train', 'test'"),
+        ({"validation_split": "train"}, "validation_split must be another than dataset_split: got 'train' for both"),
+    ):
+        with pytest.raises(UserError) as error:
+            split_in_two(**settings)
+        assert str(error.value) == message
+
+
+def test_rows_keep_the_numbers_that_they_have_in_the_split(monkeypatch):
+    config = TrainConfig(dataset_name="digits", on_bad_row="skip")
+    rows, held = held_out(config, load_splits(config))
+    assert len(rows) == 1498 - 74 and len(held) == 74
+    images, others, whole = (CaptionedImages(x, config, 1, (8, 8)) for x in (rows, held, digits()["train"].cast_column(
+        "image", datasets.Image(decode=False))))  # fmt: skip
+    assert sorted([*images.numbers, *others.numbers]) == list(range(1498))
+    for part in (images, others):
+        for position in (0, 40, len(part) - 1):
+            item, same = part[3, position], whole[3, int(part.numbers[position])]
+            assert torch.equal(item["sample"], same["sample"]) and torch.equal(item["noise"], same["noise"])
+            assert item["caption"] == same["caption"]
+    bad = numbered(train=400)["train"].add_column(NUMBER, np.arange(1000, 1400))
+    with pytest.raises(
+        UserError, match="no row could be read; the first: picture in row 1000 cannot be read: there is no"
+    ):
+        CaptionedImages(bad.cast_column("image", datasets.Image(decode=False)), config, 1, (8, 8)).read_all(
+            progress=False
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- normalisation
@@ -243,52 +316,18 @@ def test_dropping_all_or_none(share):
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-def updates(length, batch_size, accumulation, world, count, seed=0, start=0) -> list[list[tuple[int, int]]]:
-    """The keys of `count` updates from `start` on, over all micro-steps and processes."""
-    made = [[] for _ in range(count)]
-    for rank in range(world):
-        batches = iter(KeyedBatches(length, batch_size, accumulation, rank, world, seed, start))
-        for update in made:
-            for _ in range(accumulation):
-                batch = next(batches)
-                assert len(batch) == batch_size
-                update += batch
-    return made
-
-
-def test_an_update_has_the_same_pictures_however_they_are_dealt_out():
-    expected = updates(13, 8, 1, 1, count=9)
-    for dealt in ((1, 8, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)):
-        assert [sorted(x) for x in updates(13, *dealt, count=9)] == [sorted(x) for x in expected]
-
-
-@pytest.mark.parametrize("length, batch_size", [(13, 8), (13, 13), (3, 8), (64, 1)])
-def test_an_epoch_is_a_permutation_and_each_is_another(length, batch_size):
-    keys = [key for update in updates(length, batch_size, 1, 1, count=6 * length // batch_size + 1) for key in update]
-    orders = [[row for e, row in keys if e == epoch] for epoch in range(6)]
-    assert [sorted(order) for order in orders] == [list(range(length))] * 6
-    assert [epoch for epoch, _ in keys] == sorted(epoch for epoch, _ in keys)
-    assert len({tuple(order) for order in orders}) > (6 if length > 3 else 1) - 1
-    other = [key for update in updates(length, batch_size, 1, 1, len(keys) // batch_size, seed=1) for key in update]
-    assert other != keys[: len(other)]
-
-
-@pytest.mark.parametrize("dealt", [(8, 1, 1), (2, 2, 2), (3, 5, 1)])
-def test_a_start_skips_what_came_before(dealt):
-    whole = updates(13, *dealt, count=12)
-    for start in (1, 5, 11):
-        assert updates(13, *dealt, count=12 - start, start=start) == whole[start:]
-
-
-def test_batches_leave_bad_pictures_out():
-    good = [{"sample": torch.full((1, 2, 2), i), "noise": torch.full((1, 2, 2), -i), "uniform": torch.tensor(i / 4)}
-            | {"caption": str(i)} for i in range(3)]  # fmt: skip
-    batch = collate([good[0], None, good[1], good[2], None])
-    assert batch["captions"] == ["0", "1", "2"]
+def test_a_batch_is_its_items_in_order():
+    items = [
+        {"sample": torch.full((1, 2, 2), i), "noise": torch.full((1, 2, 2), -i), "uniform": i / 4, "caption": str(i)}
+        | {"bad": ["x"] * (i % 2), "augment_labels": torch.full((11,), i)}
+        for i in range(3)
+    ]
+    batch = collate(items)
+    assert batch["captions"] == ["0", "1", "2"] and batch["bad"] == ["x"]
     assert batch["sample"].shape == (3, 1, 2, 2) and batch["sample"][:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert batch["noise"][:, 0, 0, 0].tolist() == [0, -1, -2] and batch["uniform"].tolist() == [0, 0.25, 0.5]
-    with pytest.raises(UserError, match="every picture of a batch was bad"):
-        collate([None, None])
+    assert batch["noise"][:, 0, 0, 0].tolist() == [0, -1, -2]
+    assert batch["uniform"].dtype == torch.float32 and batch["uniform"].tolist() == [0, 0.25, 0.5]
+    assert batch["augment_labels"].tolist() == [[0] * 11, [1] * 11, [2] * 11]
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -397,16 +436,59 @@ def test_a_bad_picture_stops_or_is_counted(kind):
         assert torch.equal(images[0, position]["noise"], whole[0, row]["noise"])
 
 
-def test_a_bad_picture_found_late_is_left_out(monkeypatch):
+def test_a_bad_picture_found_late_gives_its_place_to_another(monkeypatch):
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    images = of_files([GOOD, b"words", GOOD], captions=list("abc"), on_bad_row="skip", proportion_empty_prompts=0)
+    settings = {"on_bad_row": "skip", "proportion_empty_prompts": 0}
+    files = [encoded(Image.new("RGB", (8, 12), (i, 0, 0))) for i in range(8)]
+    files[2] = files[5] = b"words"
+
+    def fresh() -> CaptionedImages:
+        images = of_files(files, captions=list("abcdefgh"), **settings)
+        images.read_all(progress=False)
+        assert len(images) == 8 and images.bad == []
+        return images
+
+    whole = of_files([file if file != b"words" else GOOD for file in files], **settings)
+    keys = [(epoch, row) for epoch in range(8) for row in range(8)]
+    expected = items(fresh(), [keys])
+    seen = set()
+    for (epoch, row), (caption, sample, noise, uniform) in expected.items():
+        item = whole[epoch, row]  # its noise is its own
+        assert torch.equal(noise, item["noise"]) and uniform.item() == pytest.approx(item["uniform"])
+        assert sample[0, 0, 0].item() == pytest.approx("abcdefgh".index(caption) / 127.5 - 1)  # of one row, both
+        assert caption not in "cf" and (row in (2, 5) or caption == "abcdefgh"[row])
+        if row in (2, 5):
+            seen.add(caption)
+    assert len(seen) > 3  # not always the same one
+    # whatever the batch, the worker, and what was met before
+    backwards = [keys[i : i + 4] for i in range(60, -1, -4)]
+    assert_same(items(fresh(), backwards), expected)
+    assert_same(items(fresh(), backwards, workers=2), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_late_bad_pictures_are_told_of_in_the_batch_and_count_once(monkeypatch, workers):
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    images = of_files([GOOD, b"words", GOOD, b"more"], on_bad_row="skip")
     images.read_all(progress=False)
-    assert len(images) == 3 and images[0, 1] is None
-    assert collate([images[0, i] for i in range(3)])["captions"] == ["a", "c"]
+    batches = list(DataLoader(images, 4, sampler=[(e, i) for e in range(3) for i in range(4)], collate_fn=collate,
+                              num_workers=workers))  # fmt: skip
+    assert all(batch["sample"].shape == (4, 3, 12, 8) for batch in batches)
+    met = dict.fromkeys(line for batch in batches for line in batch["bad"])
+    assert sorted(line.split(" cannot")[0] for line in met) == ["picture in row 1", "picture in row 3"]
+    assert all(len(batch["bad"]) >= 2 for batch in batches)  # whoever resumes there learns of them too
+
+
+def test_pictures_that_are_all_bad_late_stop_the_run(monkeypatch):
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    images = of_files([b"words", b"more"], on_bad_row="skip")
+    images.read_all(progress=False)
+    with pytest.raises(UserError, match="^no picture could be read; the first: picture in row 1 cannot be read"):
+        images[0, 1]
 
 
 def test_a_set_without_a_good_picture_is_refused():
-    with pytest.raises(UserError, match="no picture could be read; the first: picture in row 0 cannot be read"):
+    with pytest.raises(UserError, match="no row could be read; the first: picture in row 0 cannot be read"):
         of_files([b"words", b"more"], on_bad_row="skip").read_all(progress=False)
 
 
@@ -446,7 +528,7 @@ def test_a_folder_of_parquet_files(tmp_path, large):
 def test_captions_must_be_text(tmp_path, captions, got):
     message = refused(train_data_dir=str(pictures(tmp_path / "set", count=2, captions=captions)))
     kind = "caption in row 1 must be text" if got in ("None", "[]") else "caption_column 'text' must hold text or lists"
-    assert message.startswith(kind) and message.endswith(f"got {got}")
+    assert message.startswith(kind) and f": got {got}" in message
 
 
 def test_columns_that_are_not_there_or_are_something_else(tmp_path):

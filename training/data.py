@@ -3,23 +3,33 @@
 
 A run is a function of its seed: what happens to a picture in an epoch (its caption, whether that is dropped, its noise
 and noise level) depends on (seed, epoch, row) alone, not on the batch, the worker or the process that it falls to.
+Which rows an update holds is in `batches.py`, what is wrong with a set in `lint.py`.
 """
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from diffusers.training_utils import find_nearest_bucket
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mezzotint_training.augment import augment
+from mezzotint_training.batches import KeyedBatches as KeyedBatches
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.pictures import EXTENSIONS, open_picture, read_picture
+from mezzotint_training.lint import bad_captions, cells, column
+from mezzotint_training.pictures import EXTENSIONS, open_picture, read_header, read_picture
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Decoded pictures of a set that takes no more than this are kept in memory
 CACHE_BYTES = 2**31
+# The column with a row's number in its split, where rows were kept out of it
+NUMBER = "number in the split"
+# The fifth word of the keys of random numbers that belong to no item: those have four (seed, epoch, row, copy)
+HELD_OUT, SUBSTITUTE = 1, 2
 
 
 def digits() -> datasets.DatasetDict:
@@ -41,36 +51,83 @@ def digits() -> datasets.DatasetDict:
     return datasets.DatasetDict({name: datasets.Dataset.from_dict(r, features=features) for name, r in rows.items()})
 
 
-def load_rows(config: TrainConfig) -> datasets.Dataset:
-    """The rows to train on, with pictures left undecoded.
+def load_splits(config: TrainConfig) -> datasets.DatasetDict:
+    """The splits of the set that `config` names.
 
     Raises:
-        UserError: for a missing or empty folder, a set that cannot be loaded, a split or column that isn't there, or
-            captions that are no text; the message says what there is.
+        UserError: for a missing, empty or unreadable folder, or a set that cannot be loaded.
     """
     if config.dataset_name == "digits":
-        splits = digits()
-    else:
-        if config.train_data_dir is not None:
-            folder = Path(config.train_data_dir)
-            if not folder.is_dir():
-                raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
-            files = [p for p in folder.rglob("*") if p.suffix.lower() in (*EXTENSIONS, ".parquet")]
-            if not files:
-                raise UserError(f"train_data_dir must hold parquet files or pictures: {folder} holds none")
-        source = config.train_data_dir or config.dataset_name
-        try:
-            splits = datasets.load_dataset(source, config.dataset_config_name)
-        except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
-            raise UserError(f"cannot load {source}: {_one_line(error)}") from None
-    if config.dataset_split not in splits:
-        raise UserError(f"dataset_split {config.dataset_split!r} is not there: got {', '.join(map(repr, splits))}")
-    rows = splits[config.dataset_split]
+        return digits()
+    files: list[Path] = []
+    if config.train_data_dir is not None:
+        folder = Path(config.train_data_dir)
+        if not folder.is_dir():
+            raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
 
+        def unreadable(error: OSError) -> None:
+            raise UserError(f"train_data_dir must be readable, with all in it: {_one_line(error)}") from None
+
+        # `datasets` passes over a folder that it may not read, and so would the run over its pictures
+        files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
+        if not any(path.suffix.lower() in (*EXTENSIONS, ".parquet", ".arrow") for path in files):
+            raise UserError(f"train_data_dir must hold parquet files or pictures: {folder} holds none")
+    source = config.train_data_dir or config.dataset_name
+    try:
+        return datasets.load_dataset(source, config.dataset_config_name)
+    except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
+        for path in sorted(path for path in files if path.suffix == ".parquet"):  # which of many it is, is not said
+            try:
+                pq.read_metadata(path)
+            except Exception as fault:
+                raise UserError(f"cannot load {source}: {path}: {_one_line(fault)}") from None
+        raise UserError(f"cannot load {source}: {_one_line(error)}") from None
+
+
+def load_rows(config: TrainConfig) -> datasets.Dataset:
+    """The rows to train on; see `held_out`."""
+    return held_out(config, load_splits(config))[0]
+
+
+def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The rows to train on and those of the held-out loss, with pictures left undecoded.
+
+    Held out are `num_validation_samples` rows, chosen by the seed, of `validation_split`, or else of a split called
+    'validation', or else of the training rows, at most a twentieth of which are kept out of training; where that makes
+    fewer than 8, none are. `max_train_samples` comes first.
+
+    Raises:
+        UserError: for a split or column that isn't there or of another type; the message says what there is.
+    """
+    rows = _checked_split(config, splits, "dataset_split", config.dataset_split)
+    if config.max_train_samples is not None:
+        rows = rows.select(range(min(config.max_train_samples, len(rows))))
+    if len(rows) == 0:
+        raise UserError(f"the split {config.dataset_split!r} must have rows: got none")
+    rng = np.random.default_rng([config.seed, 0, 0, 0, HELD_OUT])
+    other = config.validation_split or ("validation" if "validation" in splits else config.dataset_split)
+    if other != config.dataset_split:
+        held = _checked_split(config, splits, "validation_split", other)
+        count = min(config.num_validation_samples, len(held))
+        return rows, _numbered(held, rng.permutation(len(held))[:count]) if count else None
+    if config.validation_split is not None:
+        raise UserError(f"validation_split must be another than dataset_split: got {other!r} for both")
+    count = min(config.num_validation_samples, len(rows) // 20)
+    if count < 8:
+        return rows, None
+    order = rng.permutation(len(rows))
+    return _numbered(rows, order[count:]), _numbered(rows, order[:count])
+
+
+def _checked_split(config: TrainConfig, splits: datasets.DatasetDict, flag: str, split: str) -> datasets.Dataset:
+    if split not in splits:
+        raise UserError(f"{flag} {split!r} is not there: got {', '.join(map(repr, splits))}")
+    rows = splits[split]
     for name, flag in ((config.image_column, "image_column"), (config.caption_column, "caption_column")):
         if name not in rows.column_names:
             hint = ""
-            if flag == "caption_column" and config.train_data_dir and not any(folder.rglob("metadata.*")):
+            folder = config.train_data_dir
+            if flag == "caption_column" and folder and not any(Path(folder).rglob("metadata.*")):
                 hint = "; a folder of pictures needs a metadata.jsonl with 'file_name' and 'text'"
             raise UserError(
                 f"{flag} {name!r} is not there: got columns {', '.join(map(repr, rows.column_names))}{hint}"
@@ -82,75 +139,120 @@ def load_rows(config: TrainConfig) -> datasets.Dataset:
     inner = getattr(feature, "feature", feature)
     if getattr(inner, "dtype", None) not in ("string", "large_string"):
         raise UserError(f"caption_column {config.caption_column!r} must hold text or lists of text: got {feature}")
-    if config.max_train_samples is not None:
-        rows = rows.select(range(min(config.max_train_samples, len(rows))))
-    if len(rows) == 0:
-        raise UserError(f"the split {config.dataset_split!r} must have rows: got none")
-    for index, caption in enumerate(rows[config.caption_column]):
-        texts = caption if isinstance(caption, list) else [caption]
-        if not texts or None in texts:
-            raise UserError(f"caption in row {index} must be text: got {caption!r}")
     return rows.cast_column(config.image_column, datasets.Image(decode=False))
 
 
+def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
+    """The chosen rows in their order in the split, each with its number there, which a message about it must give."""
+    return rows.add_column(NUMBER, np.arange(len(rows)), new_fingerprint=None).select(np.sort(chosen))
+
+
 class CaptionedImages(torch.utils.data.Dataset):
-    """Pictures with captions and noise, addressed by `(epoch, row)`.
+    """Pictures with captions and noise, addressed by `(epoch, position)` or `(epoch, position, copy)`.
 
     Args:
-        rows: what `load_rows` returns.
+        rows: what `held_out` returns.
         config: the run's settings.
         channels: 1 for grey pictures, 3 for colour.
         size: `(height, width)`; pictures are scaled to cover it and cropped about their centre.
+        buckets: sizes from which each picture gets the one nearest to its shape, instead; see `size_buckets`. `size` is
+            that of the most pictures then, once `read_all` has seen them.
         mean, std: of each channel, in [-1, 1] units; samples are normalised with them. Set after `statistics`.
 
-    Items are dicts of `sample` (channels, height, width), `noise` of the same shape, `uniform` () and `caption`.
+    Positions count the rows that are good as far as is known before step 1. A picture that turns out bad later, under
+    `on_bad_row=skip`, gives its place (its noise, too) to another of the same size, drawn by the same key: batches are
+    full, and a run still is a function of its seed.
+
+    Items are what `make_item` returns, and `bad`: a line for each bad row that was met.
     """
 
-    def __init__(self, rows: datasets.Dataset, config: TrainConfig, channels: int, size: tuple[int, int]):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        config: TrainConfig,
+        channels: int,
+        size: tuple[int, int],
+        buckets: list[tuple[int, int]] | None = None,
+    ):
         if channels not in (1, 3):
             raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
         self.rows, self.config, self.channels, self.size = rows, config, channels, size
-        self.captions = rows[config.caption_column]
+        self.cells = rows.select_columns(config.image_column)
+        self.captions = column(rows, config.caption_column)
+        self.numbers = column(rows, NUMBER).to_numpy() if NUMBER in rows.column_names else np.arange(len(rows))
+        self.buckets = buckets or [size]
+        self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
-        self.bad: list[str] = []
-        self.good = np.arange(len(rows))
+        self.faults: dict[int, str] = {}
         self.cache: list[torch.Tensor | None] | None = None
+        for index, fault in bad_captions(self.captions):
+            self._bad(index, fault, of_picture=False)
+        self._leave_out()
+
+    @property
+    def bad(self) -> list[str]:
+        """A line for each bad row that is known to this process."""
+        return list(self.faults.values())
+
+    def _bad(self, index: int, fault: str, of_picture: bool = True) -> None:
+        path = (self.cells[index][self.config.image_column] or {}).get("path")
+        if of_picture:
+            line = f"picture in row {self.numbers[index]}{f' ({path})' if path else ''} cannot be read: {fault}"
+        else:
+            line = f"caption in row {self.numbers[index]} {fault}{f' for {path}' if path else ''}"
+        if self.config.on_bad_row == "stop":
+            raise UserError(f"{line}; --on_bad_row skip goes on without it")
+        self.faults[index] = line
+
+    def _leave_out(self) -> None:
+        self.good = np.setdiff1d(np.arange(len(self.rows)), list(self.faults))
+        if len(self.good) == 0:
+            raise UserError(f"no row could be read; the first: {self.bad[0]}")
 
     def read_all(self, progress: bool = True) -> None:
-        """Decode every picture now and keep it, if the set is small enough; bad ones are then known before step 1."""
-        if len(self.rows) * self.channels * self.size[0] * self.size[1] > CACHE_BYTES:
+        """Give each picture its bucket, by its header; then decode them all and keep them, if the set is small enough.
+        Bad ones are known before step 1 then."""
+        bar = {
+            "total": len(self.rows),
+            "disable": None if progress else True,
+            "leave": False,
+        }  # None: if somebody looks
+        if len(self.buckets) > 1:
+            for index, cell in enumerate(tqdm(cells(self.rows, self.config.image_column), "reading sizes", **bar)):
+                if index not in self.faults:
+                    try:
+                        header = read_header(cell)
+                    except ValueError as error:
+                        self._bad(index, str(error))
+                    else:
+                        self.bucket[index] = find_nearest_bucket(header.height, header.width, self.buckets)
+            self._leave_out()
+            self.size = self.buckets[np.bincount(self.bucket[self.good]).argmax()]
+        areas = np.array([height * width for height, width in self.buckets])
+        if self.channels * areas[self.bucket[self.good]].sum() > CACHE_BYTES:
             return
-        cache: list[torch.Tensor | None] = []
-        disable = None if progress else True  # `None` is where nobody watches
-        for index in tqdm(range(len(self.rows)), desc="reading pictures", disable=disable, leave=False):
-            cache.append(self.pixels(index))
-        self.cache = cache
-        self.good = np.array([index for index, pixels in enumerate(cache) if pixels is not None], dtype=np.int64)
-        if len(self.good) == 0:
-            raise UserError(f"no picture could be read; the first: {self.bad[0]}")
+        self.cache = [self.pixels(index) for index in tqdm(range(len(self.rows)), "reading pictures", **bar)]
+        self._leave_out()
 
     def open(self, index: int) -> Image.Image:
         """A row's picture as it is on disk, upright."""
-        return open_picture(self.rows[index][self.config.image_column])
+        return open_picture(self.cells[index][self.config.image_column])
 
     def pixels(self, index: int) -> torch.Tensor | None:
-        """A row's picture as bytes (channels, height, width), or `None` for a bad one under `on_bad_row=skip`.
+        """A row's picture as bytes (channels, height, width), or `None` for a bad row under `on_bad_row=skip`.
 
         Raises:
             UserError: for a bad picture under `on_bad_row=stop`, with its file or row.
         """
         if self.cache is not None:
             return self.cache[index]
-        cell = self.rows[index][self.config.image_column]
-        try:
-            return read_picture(cell, self.channels, self.size)
-        except ValueError as error:
-            path = (cell or {}).get("path")
-            message = f"picture in row {index}{f' ({path})' if path else ''} cannot be read: {error}"
-            if self.config.on_bad_row == "stop":
-                raise UserError(f"{message}; --on_bad_row skip goes on without it") from None
-            self.bad.append(message)
+        if index in self.faults:
             return None
+        try:
+            cell = self.cells[index][self.config.image_column]
+            return read_picture(cell, self.channels, self.buckets[self.bucket[index]])
+        except ValueError as error:
+            self._bad(index, str(error))
 
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
@@ -167,13 +269,23 @@ class CaptionedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.good)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict | None:
-        epoch, position = key
+    def __getitem__(self, key: tuple[int, ...]) -> dict:
+        epoch, position, copy = key if len(key) == 3 else (*key, 0)
         index = int(self.good[position])
+        number, bad = int(self.numbers[index]), []
         pixels = self.pixels(index)
         if pixels is None:
-            return None
-        return make_item(self.config, epoch, index, pixels, self.captions[index], self.mean, self.std)
+            peers = self.good[self.bucket[self.good] == self.bucket[index]]
+            first = np.random.default_rng([self.config.seed, epoch, number, copy, SUBSTITUTE]).integers(len(peers))
+            for other in np.roll(peers, -first).tolist():
+                bad.append(self.faults[index])
+                index, pixels = other, self.pixels(other)
+                if pixels is not None:
+                    break
+            else:
+                raise UserError(f"no picture could be read; the first: {bad[0]}")
+        caption = self.captions[index].as_py()
+        return make_item(self.config, epoch, number, pixels, caption, self.mean, self.std, copy) | {"bad": bad}
 
 
 def make_item(
@@ -184,8 +296,9 @@ def make_item(
     captions: str | list[str],
     mean: torch.Tensor,
     std: torch.Tensor,
+    copy: int = 0,
 ) -> dict:
-    """A row's picture and captions as what is trained on in an epoch: a function of (seed, epoch, index) alone.
+    """A row's picture and captions as what is trained on in an epoch: a function of (seed, epoch, index, copy) alone.
 
     Args:
         config: the run's settings.
@@ -193,66 +306,39 @@ def make_item(
         pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
         captions: one, or several of which one is drawn.
         mean, std (`torch.Tensor` of shape `(channels, 1, 1)`): of the data, in [-1, 1] units.
+        copy: which it is of the row's appearances in this epoch, the first being 0.
 
     Returns:
-        a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` () and `caption`.
+        a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` (a number in [0, 1)) and
+        `caption`; with `augment_probability`, `augment_labels` too.
     """
-    generator = np.random.default_rng([config.seed, epoch, index])
-    caption, dropped, flip, uniform, seed = generator.random(5)
+    generator = np.random.default_rng([config.seed, epoch, index, copy])  # which for copy 0 is that of the other three
+    caption, dropped, flip, uniform, seed = generator.random(5).tolist()
     text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
-    sample = (pixels.float() / 127.5 - 1 - mean) / std
     if config.random_flip and flip < 0.5:
-        sample = sample.flip(-1)
+        pixels = pixels.flip(-1)
+    sample = pixels.float().div_(127.5).sub_(1).sub_(mean).div_(std)
+    item = {"caption": "" if dropped < config.proportion_empty_prompts else text, "uniform": uniform}
+    if config.augment_probability > 0:
+        sample, item["augment_labels"] = augment(sample, generator, config.augment_probability)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
+    return item | {"sample": sample, "noise": noise}
+
+
+def collate(items: list[dict]) -> dict:
+    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`; lists of
+    `captions` and of `bad`, the lines on bad rows that were met."""
+    tensors = [name for name in ("sample", "noise", "augment_labels") if name in items[0]]
     return {
-        "sample": sample,
-        "noise": noise,
-        "uniform": torch.tensor(uniform, dtype=torch.float32),
-        "caption": "" if dropped < config.proportion_empty_prompts else text,
+        **{name: torch.stack([item[name] for item in items]) for name in tensors},
+        "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),
+        "captions": [item["caption"] for item in items],
+        "bad": [line for item in items for line in item.get("bad", ())],
     }
 
 
-def collate(items: list[dict | None]) -> dict:
-    kept = [item for item in items if item is not None]
-    if not kept:
-        raise UserError("every picture of a batch was bad: check the data, or train on larger batches")
-    batch = {key: torch.stack([item[key] for item in kept]) for key in ("sample", "noise", "uniform")}
-    return {**batch, "captions": [item["caption"] for item in kept]}
-
-
-class KeyedBatches:
-    """The batches of one process from a given update on, without end, as lists of `(epoch, position)`.
-
-    The pictures of update s are number `s * n` to `(s + 1) * n - 1` of an endless sequence of shuffled epochs, where n
-    counts all micro-steps and processes: how they are dealt out does not change which they are.
-
-    Args:
-        length: pictures in the set.
-        batch_size: of one micro-step of one process.
-        accumulation: micro-steps in an update.
-        rank, world: this process and how many there are.
-        seed: of the shuffling.
-        start: the first update.
-    """
-
-    def __init__(self, length: int, batch_size: int, accumulation: int, rank: int, world: int, seed: int, start: int):
-        self.length, self.batch_size, self.accumulation = length, batch_size, accumulation
-        self.rank, self.world, self.seed, self.start = rank, world, seed, start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order: dict[int, np.ndarray] = {}
-        number = self.start * self.accumulation * self.world + self.rank
-        while True:
-            batch = []
-            for n in range(number * self.batch_size, (number + 1) * self.batch_size):
-                epoch, place = divmod(n, self.length)
-                if epoch not in order:
-                    order = {e: o for e, o in order.items() if e >= epoch - 1}
-                    order[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-                batch.append((epoch, int(order[epoch][place])))
-            yield batch
-            number += self.world
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    """What is at the bottom of an error: `datasets` wraps causes that say more than it does."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,24 +1,49 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""One picture: from the cell of a dataset to pixels at the training size. What is wrong with one is found here."""
+"""One picture: from the cell of a dataset to pixels at the training size. What is wrong with one is found here; which
+pictures there are, and what happens to a bad one, is not decided here."""
 
+import contextlib
 import io
+import re
+import warnings
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def open_picture(cell: dict | None) -> Image.Image:
-    """The picture of a cell (`{"bytes": ..., "path": ...}`) as it is on disk, upright.
+class Header(NamedTuple):
+    """What the first bytes of a picture's file say of it, upright."""
+
+    height: int
+    width: int
+    animated: bool
+
+
+def open_picture(cell: dict | None, at_least: int | None = None) -> Image.Image:
+    """The picture of a cell (`{"bytes": ..., "path": ...}`) as it is on disk, upright; of several frames, the first.
+    A JPEG may come halved, quartered or at an eighth as long as both its sides are `at_least` so many pixels.
 
     Raises:
         ValueError: for an empty cell; Pillow's readers raise OSError, SyntaxError, struct.error, TypeError, ...
     """
-    if cell is None:
-        raise ValueError("there is none")
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") else cell["path"]))
+    return ImageOps.exif_transpose(_opened(cell, at_least))
+
+
+def read_header(cell: dict | None) -> Header:
+    """The size of a cell's picture, of which only the header is read.
+
+    Raises:
+        ValueError: for one that cannot be read, in one line.
+    """
+    with _faults_in_one_line(), _opened(cell) as picture:
+        turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) >= 5  # PNG's own would decode it
+        width, height = reversed(picture.size) if turned else picture.size
+        return Header(height, width, getattr(picture, "is_animated", False))
 
 
 def read_picture(cell: dict | None, channels: int, size: tuple[int, int]) -> torch.Tensor:
@@ -28,17 +53,67 @@ def read_picture(cell: dict | None, channels: int, size: tuple[int, int]) -> tor
         ValueError: for one that cannot be read, in one line.
     """
     height, width = size
-    try:
-        picture = open_picture(cell)
+    with _faults_in_one_line():
+        picture = open_picture(cell, at_least=2 * max(size))  # Pillow's margin for thumbnails
         if picture.has_transparency_data:  # on white, not on whatever colour the hidden pixels have
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        if picture.mode == "F":
+            raise ValueError("its pixels are fractions, of which nothing says what is white")
         if picture.mode.startswith("I"):  # 16 bits a pixel, all but the darkest of which Pillow would make white
             picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
         picture = picture.convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height):
             picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
-    except Exception as error:  # see open_picture
-        raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from None
     array = np.asarray(picture).reshape(height, width, channels)
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
+
+
+def _opened(cell: dict | None, at_least: int | None = None) -> Image.Image:
+    """A cell's picture with its header read and no more. One of so many pixels that Pillow warns of a decompression
+    bomb (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million) is refused here, before it takes any memory."""
+    content, path = (cell.get("bytes"), cell.get("path")) if cell else (None, None)
+    if not content and not path:
+        raise ValueError("there is none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if isinstance(content, pyarrow.Buffer):
+            picture = Image.open(io.BufferedReader(_Mapped(content)))
+        else:
+            picture = Image.open(io.BytesIO(content) if content else path)
+    if at_least is not None:
+        picture.draft(None, (at_least, at_least))
+    return picture
+
+
+class _Mapped(io.RawIOBase):
+    """A file in an Arrow buffer, of which only what is read need come from the disk. (Arrow's own reader won't seek
+    beyond the end, as Pillow does in files that it cannot read.)"""
+
+    def __init__(self, content: pyarrow.Buffer):
+        self.content, self.place = memoryview(content), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = max(0, offset + (0, self.place, len(self.content))[whence])
+        return self.place
+
+    def readinto(self, target) -> int:
+        part = self.content[self.place : self.place + len(target)]
+        target[: len(part)] = part
+        self.place += len(part)
+        return len(part)
+
+
+@contextlib.contextmanager
+def _faults_in_one_line():
+    try:
+        yield
+    except Exception as error:  # see open_picture
+        line = re.sub(r" <\S+ object at 0x\w+>", "", " ".join(str(error).split()))  # always the same for a picture
+        raise ValueError(line[:300] or type(error).__name__) from None

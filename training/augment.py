@@ -1,0 +1,75 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Geometric changes to a picture of which the network is told, so that it does not draw changed pictures by itself:
+sampled with labels of zero, as it is without any, it draws pictures as they are. Colours are left alone.
+
+After EDM (<https://huggingface.co/papers/2206.00364>, appendix F.2), whose chances and ranges these are.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# Of `labels`: the U-Net's `augment_dim`
+AUGMENT_DIM = 11
+# Standard deviation of scaling and stretching in octaves, and the largest translation as a share of the side
+SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
+
+
+def augment(sample: torch.Tensor, rng: np.random.Generator, probability: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture after random changes, each of which is made with `probability`, and what was done to it.
+
+    Whole pixels first, exactly: mirrored left to right, upside down, turned by quarters (square pictures only), shifted
+    by up to an eighth of the side. Then, resampled once (bicubic): scaled, turned by any angle, stretched along any
+    axis. What comes in from outside is the picture's mirror image.
+
+    Args:
+        sample (`torch.Tensor` of shape `(channels, height, width)`): the picture, in any units.
+        rng: draws the changes; as many numbers are drawn whatever they turn out to be.
+        probability: of each change.
+
+    Returns:
+        the changed picture, of the same shape, and `labels` (`torch.Tensor` of shape `(11,)`): mirrored, upside down,
+        quarter turns (2), shift to the right and down in units of the largest, octaves of scaling by 0.2, `cos - 1` and
+        `sin` of the angle, octaves of stretching by 0.2 times `cos` and `sin` of its axis. All zero for no change.
+    """
+    height, width = sample.shape[1:]
+    made = rng.random(7) < probability
+    mirrored, upside_down, quarters, right, down, angle, axis, tilted = rng.random(8)
+    scale, stretch = rng.standard_normal(2) * made[[4, 6]]
+
+    # 1. Whole pixels
+    mirrored, upside_down = made[0] and mirrored < 0.5, made[1] and upside_down < 0.5
+    flipped = [axis for axis, yes in ((-1, mirrored), (-2, upside_down)) if yes]
+    quarters = int(quarters * 4) if made[2] and height == width else 0
+    right, down = (
+        (round((2 * x - 1) * SHIFT * side) if made[3] else 0) for x, side in ((right, width), (down, height))
+    )
+    sample = torch.rot90(sample.flip(flipped), quarters, (-2, -1))
+    for dim, side, shift in ((-1, width, right), (-2, height, down)):
+        if shift:
+            source = (torch.arange(side) - shift) % (2 * side)  # mirrored about the edges
+            sample = sample.index_select(dim, torch.minimum(source, 2 * side - 1 - source))
+
+    # 2. Resampled: `matrix` takes a place in the picture to come to one in the picture there is
+    angle = (2 * angle - 1) * math.pi * made[5]
+    axis = (2 * axis - 1) * math.pi * (tilted < 0.5)
+    if scale or angle or stretch:
+        octaves = np.array([scale * SCALE + stretch * STRETCH, scale * SCALE - stretch * STRETCH])
+        along = _rotation(axis)
+        matrix = _rotation(-angle) @ along @ np.diag(2.0**-octaves) @ along.T
+        half = np.array([width, height]) / 2  # `affine_grid` counts in half sides
+        matrix = torch.from_numpy(np.pad(matrix * half / half[:, None], ((0, 0), (0, 1)))).to(sample)
+        grid = F.affine_grid(matrix[None], [1, *sample.shape], align_corners=False)
+        sample = F.grid_sample(sample[None], grid, "bicubic", padding_mode="reflection", align_corners=False)[0]
+
+    labels = [
+        mirrored, upside_down, quarters in (1, 2), quarters in (2, 3), right / (SHIFT * width), down / (SHIFT * height),
+        scale, math.cos(angle) - 1, math.sin(angle), stretch * math.cos(axis), stretch * math.sin(axis),
+    ]  # fmt: skip
+    return sample, torch.tensor(labels, dtype=torch.float32)
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
