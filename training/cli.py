@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
     "sample": "draw pictures with a trained pipeline",
+    "ema": "make the pipeline of another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",
 }
 
