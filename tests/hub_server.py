@@ -40,6 +40,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 BODY_LIMIT = 64 << 20
 REGULAR_LIMIT = 10 << 20
 LFS_SUFFIXES = (".bin", ".ckpt", ".gz", ".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors", ".zip")
+LICENSES = ("apache-2.0", "cc-by-4.0", "mit", "other")  # of the many there are
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
@@ -113,6 +114,8 @@ def read_card(text: str) -> tuple[dict, dict[str, list]]:
         return {}, {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
     if not isinstance(card, dict):
         return {}, {"errors": [{"message": "The metadata must be a mapping"}], "warnings": []}
+    if card.get("license", "other") not in LICENSES:
+        return {}, {"errors": [{"message": f'"license" must be one of {LICENSES}'}], "warnings": []}
     return card, {"errors": [], "warnings": []}
 
 
@@ -138,13 +141,16 @@ class HubServer:
     """The server, as a context manager; see the module's text.
 
     `requests` lists what was asked, as (method, path) with the path decoded and without its query; `unknown` lists
-    those among them that no endpoint serves. `user` owns the token and the namespace of that name.
+    those among them that no endpoint serves. `user` owns the token and the namespace of that name. `access` and `orgs`
+    are what it says of the token's rights and of the user's organisations; it does not act on them.
     """
 
     def __init__(self, token: str = "hf_test", user: str = "user"):
         self.token, self.user = token, user
         self.requests: list[tuple[str, str]] = []
         self.unknown: list[tuple[str, str]] = []
+        self.access = {"displayName": "test", "role": "write"}
+        self.orgs: list[dict] = []
         self._repos: dict[tuple[str, str], Repo] = {}
         self._tickets: dict[str, tuple[Repo, str]] = {}
         self._lock = threading.Lock()
@@ -217,8 +223,8 @@ class HubServer:
 
     @endpoint("GET", "/api/whoami-v2", write=True)
     def _whoami(self, call):
-        access = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-        return {"type": "user", "id": self.user, "name": self.user, "orgs": [], "auth": access}
+        access = {"type": "access_token", "accessToken": self.access}
+        return {"type": "user", "id": self.user, "name": self.user, "orgs": self.orgs, "auth": access}
 
     @endpoint("POST", "/api/validate-yaml")
     def _validate_yaml(self, call):
