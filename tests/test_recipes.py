@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from mezzotint import MezzotintScheduler, MezzotintUNetModel
-from mezzotint_training.components import picture_size
+from mezzotint_training.components import level_factor, picture_size
 from mezzotint_training.config import RECIPES, TrainConfig, known_arguments, parse_args, recipes
 from mezzotint_training.text import new_text_encoder
 
@@ -27,6 +27,7 @@ def test_its_networks_fit_together(recipe):
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments)
         height, width = picture_size(settings, None, Image.new("RGB", (8, 8)))
+        level_factor(settings, None, (height, width))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
         assert unet(torch.zeros(2, 3, height, width), torch.zeros(2), text).sample.shape == (2, 3, height, width)
     MezzotintScheduler(**known_arguments(settings.scheduler, MezzotintScheduler))

@@ -26,7 +26,15 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
     """Height and width to train at: as asked, or the saved model's, or the first picture's."""
     saved = components["unet"].config.sample_size if components else None
     size = config.resolution or saved or (first.height, first.width)
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def level_factor(config: TrainConfig, components: dict | None, size: tuple[int, int]) -> int:
+    """What height and width must be multiples of, for a U-Net that halves them from level to level.
+
+    Raises:
+        UserError: where `size` is none, with the nearest that is.
+    """
     default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
     levels = (
         components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
@@ -34,13 +42,14 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
     if not isinstance(levels, (list, tuple)) or not levels:
         raise UserError(f"the unet's block_out_channels must be a list of numbers, one a level: got {levels!r}")
     factor = 2 ** (len(levels) - 1)
+    height, width = size
     if height % factor or width % factor:
         nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
         raise UserError(
             f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
             f"possible is {nearest[0]}x{nearest[1]}"
         )
-    return height, width
+    return factor
 
 
 def pretrained_components(config: TrainConfig) -> dict:

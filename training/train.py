@@ -14,6 +14,7 @@ Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients
 """
 
 import contextlib
+import copy
 import math
 import os
 import platform
@@ -37,15 +38,16 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import checkpoint
-from mezzotint_training.components import first_picture, new_components, picture_size, pretrained_components
+from mezzotint_training import checkpoint, sharding
+from mezzotint_training.components import new_components, pretrained_components
 from mezzotint_training.config import TrainConfig, UserError, parse_args
-from mezzotint_training.data import CaptionedImages, KeyedBatches, collate, load_rows
 from mezzotint_training.finish import draw_samples, finish
 from mezzotint_training.folder import previous_run, recipe_yaml
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.objective import denoising_loss
+from mezzotint_training.optimizers import evaluation_weights, make_optimizer
 from mezzotint_training.report import Losses, Report, peak_memory
+from mezzotint_training.sources import fixed_items, open_source
 from mezzotint_training.text import TextEncoding
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -102,32 +104,24 @@ def train(config: TrainConfig) -> Path:
     """
     started = time.time()
     output_dir = Path(config.output_dir)
-    resumed = previous_run(config, output_dir)
     accelerator = make_accelerator(config, output_dir)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
 
     # 1. The data
-    rows = load_rows(config)
-    first = first_picture(rows, config)
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
-    channels = components["unet"].config.in_channels if components else config.unet.get("in_channels")
-    data = CaptionedImages(
-        rows,
-        config,
-        channels=channels or (1 if first.mode in ("1", "L", "I", "I;16") else 3),
-        size=picture_size(config, components, first),
-    )
-    data.read_all(progress=accelerator.is_local_main_process)
+    source = open_source(config, components, accelerator)
+    config, data = source.config, source.data  # with what `--size` derives
+    resumed = previous_run(config, output_dir)
+    source.read(progress=accelerator.is_local_main_process)
 
     # 2. The models
     torch.manual_seed(config.seed)
     components = components or new_components(config, data)
     unet, text_encoder, tokenizer = (components[name] for name in ("unet", "text_encoder", "tokenizer"))
     unet.register_to_config(sample_size=data.size[0] if data.size[0] == data.size[1] else data.size)
+    source.normalise(unet.config.sample_mean, unet.config.sample_std)
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
-    data.mean = torch.tensor(unet.config.sample_mean).reshape(-1, 1, 1)
-    data.std = torch.tensor(unet.config.sample_std).reshape(-1, 1, 1)
     train_text = config.train_text_encoder
     if train_text is None:
         train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
@@ -142,27 +136,25 @@ def train(config: TrainConfig) -> Path:
     if config.compile:
         unet.compile()
 
-    # 3. Optimizer and learning rate; models as accelerate wraps them, which may replace the parameters; moving average
-    optimizer = torch.optim.AdamW(
-        parameters(trained).values(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    # 3. Models on all processes, which may replace their parameters; optimizer, learning rate, moving average
+    sharded = sharding.sharded(accelerator)
+    published = copy.deepcopy(trained) if sharded and rank == 0 else trained
+    models = {name: sharding.prepare(accelerator, model) for name, model in trained.items()}
+    named = {f"{name}.{key}": p for name, m in trained.items() for key, p in m.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(config, named, device)
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=min(config.lr_warmup_steps, config.max_train_steps),
         num_training_steps=config.max_train_steps,
     )
-    *prepared, optimizer = accelerator.prepare(*trained.values(), optimizer)
-    models = dict(zip(trained, prepared, strict=True))
-    named = parameters(trained)
-    ema = EMAModel(named.values(), decay=config.ema_decay, foreach=True) if config.use_ema else None
+    ema = EMAModel(sharding.local(named.values()), decay=config.ema_decay, foreach=True) if config.use_ema else None
     encode = TextEncoding(models.get("text_encoder", text_encoder), tokenizer, accelerator, trained=train_text)
     held_out = seen = None
+    if source.held_out is not None:
+        images = source.held_out, source.known
+        items = [fixed_items(x, min(config.num_validation_samples, len(source.held_out))) for x in images]
+        held_out, seen = (HeldOut(x, config.train_batch_size, accelerator) for x in items)
 
     # 4. Go on where an earlier run of the same command stopped
     now = Position()
@@ -175,9 +167,10 @@ def train(config: TrainConfig) -> Path:
 
     accumulation = config.gradient_accumulation_steps
     pictures_a_step = config.train_batch_size * accumulation * world
+    optimizer = accelerator.prepare_optimizer(optimizer)
     accelerator.print(
-        f"{len(data):,} pictures of {data.size[0]}x{data.size[1]}"
-        + (f" ({len(data.bad)} bad ones skipped)" if data.bad else "")
+        f"{len(source.known):,} pictures of {data.size[0]}x{data.size[1]}"
+        + (f" ({len(source.known.bad)} bad ones skipped)" if source.known.bad else "")
         + f", {sum(p.numel() for p in named.values()):,} trained parameters, updates of {pictures_a_step} pictures, "
         f"{device}, precision {accelerator.mixed_precision}"
     )
@@ -190,27 +183,14 @@ def train(config: TrainConfig) -> Path:
     if accelerator.log_with:
         accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
     report = Report(output_dir, accelerator, config.max_train_steps, now.step)
-    bad = set(data.bad)
-    for message in data.bad:
+    bad = set(source.known.bad)
+    for message in source.known.bad:
         report.say(f"skipped: {message}")
 
     # 5. The loop
-    dealt = KeyedBatches(len(data), config.train_batch_size, accumulation, rank, world, config.seed, now.step)
-    batches = iter(
-        torch.utils.data.DataLoader(
-            data,
-            batch_sampler=dealt,
-            num_workers=config.dataloader_num_workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            persistent_workers=config.dataloader_num_workers > 0,
-            worker_init_fn=leave_signals_to_the_run,
-        )
-    )
+    batches = source.batches(accelerator, now.step)
     first_step = logged_step = now.step
-    busy = waited = busy_in_all = (
-        0.0  # seconds of updates since the last line of the log, those waited for data, and all
-    )
+    busy = waited = busy_in_all = 0.0  # seconds in updates and of them for data since the last line of the log; in all
     finished = now.step >= config.max_train_steps
     with signals() as caught:
         while not finished:
@@ -229,20 +209,22 @@ def train(config: TrainConfig) -> Path:
                         bad.add(message)
                 batch |= {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
                 with accelerator.accumulate(*models.values()):
-                    text, mask = encode(batch["captions"])
-                    loss = denoising_loss(
-                        models["unet"],
-                        scheduler,
-                        batch["sample"],
-                        batch["noise"],
-                        batch["uniform"],
-                        encoder_hidden_states=text,
-                        encoder_attention_mask=mask,
-                        augment_labels=batch.get("augment_labels"),
-                    )
+                    with accelerator.autocast():
+                        text, mask = encode(batch["captions"])
+                        loss = denoising_loss(
+                            models["unet"],
+                            scheduler,
+                            batch["sample"],
+                            batch["noise"],
+                            batch["uniform"],
+                            encoder_hidden_states=text,
+                            encoder_attention_mask=mask,
+                            augment_labels=batch.get("augment_labels"),
+                        )
                     accelerator.backward(loss.mean())
                     if accelerator.sync_gradients:
-                        norm = float(accelerator.clip_grad_norm_(named.values(), config.max_grad_norm))
+                        norm = accelerator.clip_grad_norm_(named.values(), config.max_grad_norm)
+                        norm = float(sharding.gather(norm, keep=True))
                         if math.isfinite(norm) or accelerator.scaler is not None:  # a scaler skips by itself
                             optimizer.step()
                     optimizer.zero_grad()
@@ -252,7 +234,7 @@ def train(config: TrainConfig) -> Path:
             if math.isfinite(norm):  # the same in all processes, whose gradients are one
                 now.skipped_in_a_row = 0
                 if ema is not None:
-                    ema.step(named.values())
+                    ema.step(sharding.local(named.values()))
             else:
                 losses.take_back(accumulation)
                 now.skipped_steps, now.skipped_in_a_row = now.skipped_steps + 1, now.skipped_in_a_row + 1
@@ -265,13 +247,12 @@ def train(config: TrainConfig) -> Path:
             votes = torch.tensor([late, bool(caught)], dtype=torch.float32, device=device)
             late, stopped = ((accelerator.reduce(votes, "sum") if world > 1 else votes) > 0).tolist()
             finished = late or now.step == config.max_train_steps
-            if now.skipped_in_a_row > config.max_nonfinite_steps + (
-                16 if accelerator.scaler else 0
-            ):  # which starts at 2^16
-                whole = checkpoint.found(output_dir)
+            # a scaler starts at 2^16 and halves at each
+            if now.skipped_in_a_row > config.max_nonfinite_steps + (16 if accelerator.scaler else 0):
+                last = checkpoint.found(output_dir)
                 raise CannotGoOn(
                     f"no finite gradient in the {now.skipped_in_a_row} updates up to step {now.step}; the last "
-                    f"checkpoint is {whole[-1] if whole else 'not written yet'}; --resume_from_checkpoint takes it into "
+                    f"checkpoint is {last[-1] if last else 'not written yet'}; --resume_from_checkpoint takes it into "
                     "another output_dir with a lower learning_rate"
                 )
 
@@ -290,15 +271,15 @@ def train(config: TrainConfig) -> Path:
                 }
                 logged_step, busy_in_all, busy, waited = now.step, busy_in_all + busy, 0.0, 0.0
             if now.step % config.validation_steps == 0 or finished:
-                if ema is not None and held_out is not None:
-                    with evaluated(trained):
-                        line["held_out_loss_raw"] = held_out.losses(models["unet"], scheduler, encode).mean()
-                with evaluated(trained), averaged(ema, named):
-                    if held_out is not None:
-                        pair = [probe.losses(models["unet"], scheduler, encode) for probe in (held_out, seen)]
-                        line |= course.judge(now.step, *pair)
-                    if config.validation_prompts and not finished and accelerator.is_main_process:
-                        draw_samples(MezzotintPipeline(**components), config, output_dir, now.step, accelerator)
+                with evaluated(trained), evaluation_weights(optimizer):
+                    if ema is not None and held_out is not None:
+                        line["held_out_loss_raw"] = float(held_out.losses(models["unet"], scheduler, encode).mean())
+                    with averaged(ema, named):
+                        if held_out is not None:
+                            pair = [probe.losses(models["unet"], scheduler, encode) for probe in (held_out, seen)]
+                            line |= course.judge(now.step, *pair)
+                        if config.validation_prompts and not finished and (sharded or rank == 0):
+                            draw_samples(MezzotintPipeline(**components), config, output_dir, now.step, accelerator)
             if line:
                 report.write(now.step, **line)
             if now.step % config.checkpointing_steps == 0 or finished or stopped:
@@ -315,32 +296,37 @@ def train(config: TrainConfig) -> Path:
     report.close()
 
     # 6. The finished pipeline
-    if accelerator.is_main_process:
-        if ema is not None:
-            ema.copy_to(named.values())
-        updates = now.step - first_step
-        metrics = {
-            "updates": updates,
-            "steps": now.step,
-            "loss": now.loss,
-            "seconds": seconds_before + time.time() - started,
-            "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
-            "pictures": len(data),
-            "bad_pictures": len(bad),
-            "skipped_steps": now.skipped_steps,
-            "parameters": {
-                name: sum(p.numel() for p in model.parameters())
-                for name, model in (("unet", unet), ("text_encoder", text_encoder))
-                if model is not None
-            },
-            "peak_memory": peak_memory(device),
-            "device": str(device),
-            "processor": platform.processor() or platform.machine(),
-            "processes": world,
-            "threads": torch.get_num_threads(),
-            "mixed_precision": accelerator.mixed_precision,
-        }
-        finish(MezzotintPipeline(**components), config, output_dir, metrics, accelerator)
+    with evaluation_weights(optimizer), averaged(ema, named):
+        if sharded:
+            for name, model in trained.items():
+                weights = {key: sharding.gather(x, keep=rank == 0) for key, x in model.state_dict().items()}
+                if rank == 0:
+                    published[name].load_state_dict(weights)
+        if rank == 0:
+            updates = now.step - first_step
+            figures = {
+                "updates": updates,
+                "steps": now.step,
+                "loss": now.loss,
+                "seconds": seconds_before + time.time() - started,
+                "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
+                "pictures": len(source.known),
+                "bad_pictures": len(bad),
+                "skipped_steps": now.skipped_steps,
+                "parameters": {
+                    name: sum(p.numel() for p in model.parameters())
+                    for name, model in (("unet", unet), ("text_encoder", text_encoder))
+                    if model is not None
+                },
+                "peak_memory": peak_memory(device),
+                "device": str(device),
+                "processor": platform.processor() or platform.machine(),
+                "processes": world,
+                "threads": torch.get_num_threads(),
+                "mixed_precision": accelerator.mixed_precision,
+            }
+            finish(MezzotintPipeline(**components | published), config, output_dir, figures, accelerator)
+    accelerator.wait_for_everyone()  # gloo must not have a collective under way when the process ends
     accelerator.end_training()
     return output_dir
 
@@ -381,11 +367,6 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     return accelerator
 
 
-def parameters(models: dict[str, torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by model and name."""
-    return {f"{name}.{key}": p for name, m in models.items() for key, p in m.named_parameters() if p.requires_grad}
-
-
 # ------------------------------------------------------------------------------------------------------- in the loop
 
 
@@ -416,11 +397,6 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def leave_signals_to_the_run(_) -> None:
-    """In a data worker, which a terminal's Ctrl-C reaches too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def evaluated(models: dict[str, torch.nn.Module]) -> Iterator[None]:
     """Within it the models are in evaluation mode."""
@@ -437,13 +413,13 @@ def evaluated(models: dict[str, torch.nn.Module]) -> Iterator[None]:
 def averaged(ema: EMAModel | None, named: dict[str, torch.nn.Parameter]) -> Iterator[None]:
     """Within it the parameters hold their moving average."""
     if ema is not None:
-        ema.store(named.values())
-        ema.copy_to(named.values())
+        ema.store(sharding.local(named.values()))
+        ema.copy_to(sharding.local(named.values()))
     try:
         yield
     finally:
         if ema is not None:
-            ema.restore(named.values())
+            ema.restore(sharding.local(named.values()))
 
 
 if __name__ == "__main__":
