@@ -1,15 +1,26 @@
-"""Captions to hidden states: a batch with its padding and mask against each caption encoded on its own."""
+"""Captions to hidden states: a batch with its padding and mask against each caption encoded on its own; what is kept on
+disk against what the encoder says, and a build that was killed against one that was not."""
 
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import encode_captions
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from encode_captions import build, sentences
 from safetensors.torch import load_file, save_file
-from tiny_run import TEXT_ENCODER
+from tiny_run import TEXT_ENCODER, tree
 
+from mezzotint_training import cache, text
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.text import TextEncoding, load_text_encoder, new_text_encoder
+from mezzotint_training.text import TextEncoding, load_text_encoder, new_text_encoder, train_what_is_read
 
 CAPTIONS = ["a red boot", "", "ein rotes Schloß", "a red boot", "x", "a red boot in the rain of the last day of May"]
 WIDTH = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -74,8 +85,8 @@ def test_a_frozen_encoder_sees_a_caption_once_a_run(accelerator):
     encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
     first = encode(["a", "b", "a"])[0]
     encode(["b", "c"])
-    assert sizes == [2, 1]
-    assert torch.equal(encode(["a", "b", "a"])[0], first) and sizes == [2, 1]
+    assert sum(sizes) == 3
+    assert torch.equal(encode(["a", "b", "a"])[0], first) and sum(sizes) == 3
 
 
 def test_only_a_trained_encoder_gets_gradients(accelerator):
@@ -107,6 +118,195 @@ def test_it_is_what_the_pipeline_makes_of_a_prompt(accelerator, make_pipe):
     expected, _, expected_mask, _ = pipe.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
     assert torch.equal(mask, expected_mask)
     torch.testing.assert_close(hidden_states[mask], expected[mask], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------- a frozen encoder's states, kept and computed
+
+
+def wide():
+    """An encoder large enough for the rounding of its products to depend on their size."""
+    torch.manual_seed(0)
+    settings = TrainConfig(dataset_name="digits").text_encoder
+    text_encoder, tokenizer = new_text_encoder(TrainConfig(dataset_name="digits", text_encoder=settings))
+    return text_encoder.eval(), tokenizer
+
+
+def equal(encode, captions, expected) -> bool:
+    hidden_states, mask = encode(captions)
+    return all(torch.equal(s[m], expected[c]) for c, s, m in zip(captions, hidden_states, mask, strict=True))
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_a_frozen_encoders_states_depend_on_the_caption_alone_to_the_last_bit(accelerator, by_itself):
+    text_encoder, tokenizer = wide()
+
+    def encoding():
+        encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+        encode.alone = by_itself
+        return encode
+
+    captions = sentences(70)
+    expected = {}
+    for caption in captions:
+        hidden_states, mask = encoding()([caption])
+        expected[caption] = hidden_states[0]
+        reference = alone(text_encoder, [byte + 3 for byte in caption.encode()] + [1])
+        torch.testing.assert_close(hidden_states[0], reference, rtol=1e-4, atol=1e-5)
+    for seed in range(4):
+        order = random.Random(seed).sample(captions, 70)
+        encode = encoding()
+        for start, end in ((0, 3), (1, 40), (35, 70)):  # some are known by then, some not
+            assert equal(encode, order[start:end], expected)
+
+
+def test_an_accelerator_gets_few_shapes_and_always_some_padding(tmp_path, accelerator):
+    bert(tmp_path)
+    text_encoder, tokenizer = load_text_encoder(str(tmp_path))
+    seen = []
+    hook = text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((*args[0].shape, bool(kwargs["attention_mask"].all()))),
+        with_kwargs=True,
+    )
+    encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    encode.alone = False
+    full = [" ".join(["red" if bit == "1" else "a" for bit in f"{i:06b}"] + ["a"] * 9) for i in range(64)]
+    hidden_states, mask = encode(full)  # all of the greatest length, 12, and more than two batches of them
+    assert mask.all() and mask.shape == (64, 12)
+    encode(["a"])
+    assert seen == [(32, 12, False)] * 4
+    hook.remove()
+    for states, caption in zip(hidden_states, full, strict=True):
+        ids = tokenizer(caption, truncation=True, max_length=12).input_ids
+        torch.testing.assert_close(states, alone(text_encoder, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_on_disk_is_what_the_encoder_says_and_the_encoder_rests(tmp_path, accelerator):
+    text_encoder, tokenizer = wide()
+    captions = sentences(40)
+    computed = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    expected = {caption: computed([caption])[0][0] for caption in ["", *captions]}
+    sizes = counted(text_encoder)
+    TextEncoding(text_encoder, tokenizer, accelerator, trained=False).prepare(captions * 2, tmp_path)
+    assert sum(sizes) == 41  # with the empty caption
+    encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    encode.prepare(reversed(captions), str(tmp_path))
+    for start in range(0, 40, 8):
+        assert equal(encode, [*captions[start : start + 8], ""], expected)
+    assert sum(sizes) == 41
+    hidden_states, _ = encode(["another"])  # one that was not prepared
+    assert torch.equal(hidden_states, computed(["another"])[0]) and sum(sizes) == 43
+
+
+def test_captions_whose_file_is_gone_or_damaged_are_encoded_anew(tmp_path, accelerator, capsys):
+    text_encoder, tokenizer = wide()
+    captions = sentences(9)
+    first = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    expected = {caption: first([caption])[0][0] for caption in captions}
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+        encode.prepare(captions, tmp_path)
+        (path,) = tmp_path.glob("*/*.safetensors")
+        damage(path)
+        assert equal(encode, captions, expected)
+    assert capsys.readouterr().out.count("is damaged") == 1
+
+
+def test_what_is_kept_in_memory_is_bounded(accelerator, monkeypatch):
+    captions = sentences(50)
+    text_encoder, tokenizer = wide()
+    whole = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    expected = {caption: whole([caption])[0][0] for caption in captions}
+    for trained, limit in (
+        (False, 200_000),
+        (True, 2_000),
+    ):  # a caption's states take about 17 kB, its tokens 300 bytes
+        monkeypatch.setattr(text, "RECENT_BYTES", limit)
+        encode = TextEncoding(text_encoder, tokenizer, accelerator, trained)
+        for start in range(0, 50, 10):
+            if trained:
+                encode(captions[start : start + 10])
+            else:
+                assert equal(encode, captions[start : start + 10], expected)
+            kept = encode.recent.kept
+            assert sum(len(key) + tensor.nbytes for key, tensor in kept.items()) == encode.recent.size <= limit
+            assert sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) <= limit
+        assert 3 < len(kept) < 20
+
+
+def test_a_trained_encoder_and_none_have_nothing_on_disk(tmp_path, accelerator):
+    TextEncoding(*small(), accelerator, trained=True).prepare(CAPTIONS, tmp_path / "cache")
+    TextEncoding(None, None, accelerator, trained=False).prepare(CAPTIONS, tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_whose_states_are_on_disk_leaves_the_accelerator_and_comes_back_when_it_is_needed(
+    tmp_path, accelerator
+):
+    text_encoder, tokenizer = small()
+    encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
+    places = []
+    text_encoder.to = lambda device: places.append(str(device))
+    encode.device = torch.device("cpu", 0)  # stands for an accelerator
+    encode.release()
+    assert not places  # nothing is on disk
+    encode.prepare(CAPTIONS, tmp_path)
+    assert places == ["cpu:0", "cpu"]
+    encode(CAPTIONS)
+    assert places == ["cpu:0", "cpu"]
+    encode(["new"])
+    assert places == ["cpu:0", "cpu", "cpu:0"]
+
+
+def test_another_folder_for_whatever_the_states_depend_on(tmp_path, accelerator, monkeypatch):
+    torch.manual_seed(0)
+    bert(tmp_path / "here")
+    text_encoder, tokenizer = load_text_encoder(str(tmp_path / "here"))
+
+    def fingerprint():
+        return TextEncoding(text_encoder, tokenizer, accelerator, trained=False).fingerprint()
+
+    prints = [fingerprint()]
+    text_encoder.save_pretrained(tmp_path / "there")
+    tokenizer.save_pretrained(tmp_path / "there")
+    again = load_text_encoder(str(tmp_path / "there"))
+    assert TextEncoding(*again, accelerator, trained=False).fingerprint() == prints[0] == fingerprint()
+
+    with torch.no_grad():  # one weight, by as little as there is
+        weight = text_encoder.encoder.layer[1].output.dense.bias[3:4]
+        weight.copy_(torch.nextafter(weight, torch.tensor(1.0)))
+    prints.append(fingerprint())
+    text_encoder.config.layer_norm_eps *= 2
+    prints.append(fingerprint())
+    tokenizer.add_tokens(["boots"])
+    prints.append(fingerprint())
+    tokenizer.model_max_length = 7
+    prints.append(fingerprint())
+    text_encoder.to(torch.bfloat16)
+    prints.append(fingerprint())
+    monkeypatch.setattr(text, "FORMAT", -1)
+    prints.append(fingerprint())
+    accelerator.state._mixed_precision = "bf16"
+    prints.append(fingerprint())
+    assert len(set(prints)) == len(prints)
+
+
+def test_a_build_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 8)
+    command = [sys.executable, encode_captions.__file__, tmp_path / "killed", "0.003"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("killed/*/*.safetensors"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    files = list(tmp_path.glob("killed/*/*.safetensors"))
+    there = sum(len(load_file(file)["keys"]) for file in files)  # all of them whole
+    assert 5 <= len(files) < 32 and 5 <= there < 241
+    assert build(tmp_path / "killed") == 241 - there
+    assert build(tmp_path / "whole") == 241
+    for path in tmp_path.glob("killed/*/.*"):  # what the killed process was writing
+        path.unlink()
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 # -------------------------------------------------------------------------------------------------------- a new encoder
@@ -203,6 +403,22 @@ def test_any_encoder_is_loaded_with_its_tokenizer(tmp_path, accelerator, kind):
     # the text tower alone, the encoder alone
     names = [name for name, _ in text_encoder.named_parameters()]
     assert not [name for name in names if "vision" in name or "decoder" in name or "lm_head" in name]
+
+
+@pytest.mark.parametrize("kind", [clip_text, bert, t5])
+def test_every_weight_that_asks_for_a_gradient_gets_one(tmp_path, accelerator, kind):
+    kind(tmp_path)
+    text_encoder, tokenizer = load_text_encoder(str(tmp_path))
+    text_encoder.train().requires_grad_(False)
+    train_what_is_read(text_encoder)
+    assert text_encoder.training and all(p.grad is None for p in text_encoder.parameters())
+    frozen = [name for name, p in text_encoder.named_parameters() if not p.requires_grad]
+    assert frozen == (["pooler.dense.weight", "pooler.dense.bias"] if kind is bert else [])
+    TextEncoding(text_encoder, tokenizer, accelerator, trained=True)(["a red boot", "a"])[0].square().sum().backward()
+    assert [name for name, p in text_encoder.named_parameters() if p.grad is None] == frozen
+    text_encoder.save_pretrained(tmp_path / "saved")  # with all its weights, as a pipeline loads it
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "saved"))
+    assert all(torch.equal(after[name], before[name]) for name in frozen)
 
 
 def test_captions_longer_than_a_loaded_encoder_reads_are_cut(tmp_path, accelerator):

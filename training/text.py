@@ -1,7 +1,12 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The text side of training: making or loading an encoder, and captions to hidden states."""
 
+import hashlib
+import json
 import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +14,13 @@ import transformers
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
+from mezzotint_training.cache import FORMAT, Cache, Recent
 from mezzotint_training.config import TrainConfig, UserError, known_arguments
+
+# Bytes of hidden states (of a frozen encoder) or tokens (of a trained one) that are kept in memory
+RECENT_BYTES = 2**28
+# Rows of a frozen encoder's batches on an accelerator
+ROWS = 32
 
 
 def new_text_encoder(config: TrainConfig):
@@ -48,48 +59,159 @@ def load_text_encoder(source: str):
         logging.disable(logging.NOTSET)
 
 
+def train_what_is_read(text_encoder) -> None:
+    """Ask for the gradients of all weights that the last hidden state depends on. Others (BERT's pooler) stay as they
+    are, and in the model that is saved: nothing trains them, and DDP waits for a gradient of all that ask for one."""
+    training = text_encoder.training
+    text_encoder.eval().requires_grad_(True)
+    ids = torch.ones(1, 2, dtype=torch.long, device=text_encoder.device)
+    with torch.enable_grad():
+        states = text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    weights = list(text_encoder.parameters())
+    for weight, gradient in zip(weights, torch.autograd.grad(states.sum(), weights, allow_unused=True), strict=True):
+        weight.requires_grad_(gradient is not None)
+    text_encoder.train(training)
+
+
 class TextEncoding:
-    """Captions to hidden states and mask. Each different caption of a batch is encoded once; by a frozen encoder, once
-    in the whole run."""
+    """Captions to hidden states and mask. Each different caption of a batch is encoded once.
+
+    A frozen encoder's hidden states of a caption depend on the caption alone, to the last bit: not on the batch that it
+    comes in, nor on what was encoded before, which a resumed run doesn't know. So they may be kept and forgotten at
+    will: on disk after `prepare`, and the ones used last in memory.
+
+    Args:
+        text_encoder: of transformers, wrapped or not; `None` for a pipeline without text.
+        tokenizer: its tokenizer.
+        accelerator: for the device, the precision and the number of processes.
+        trained: whether its weights change.
+    """
 
     def __init__(self, text_encoder, tokenizer, accelerator: Accelerator, trained: bool):
         self.text_encoder, self.tokenizer, self.trained = text_encoder, tokenizer, trained
-        self.device = accelerator.device
-        self.autocast = accelerator.autocast
-        self.tokens: dict[str, list[int]] = {}
-        self.frozen: dict[str, torch.Tensor] = {}
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.alone = self.device.type == "cpu"  # see `_frozen_states`
+        self.recent = Recent(RECENT_BYTES)
+        self.cache: Cache | None = None
+
+    def prepare(self, captions: Iterable[str], folder: Path | str, progress: bool = True) -> None:
+        """Encode all captions now, and the empty one, into files below `folder`; what is there already stays.
+
+        The files are in a folder named by a hash of all that the hidden states depend on. All processes call this; the
+        encoder then leaves the accelerator (see `release`). Does nothing for an encoder that is trained.
+
+        Raises:
+            UserError: for a folder that cannot be written to, or has no room left.
+        """
+        if self.trained or self.text_encoder is None:
+            return
+        self.cache = Cache(Path(folder) / f"text-{self.fingerprint()}", "cache of encoded captions")
+        self.cache.build(
+            (caption.encode() for caption in {"", *captions}),
+            lambda keys: self._frozen_states([key.decode() for key in keys]),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            progress,
+        )
+        self.release()
+
+    def release(self) -> None:
+        """Move a frozen encoder off the accelerator if its hidden states are on disk. A caption that is not there
+        brings it back; a pipeline that is to draw pictures must be moved as a whole before, and this called after."""
+        if self.cache is not None:
+            self.text_encoder.to("cpu")
+
+    def fingerprint(self) -> str:
+        """A hash of all that a frozen encoder's hidden states of a caption depend on: its configuration and weights,
+        the tokenizer's files (the greatest length is in these two), the precision, the kind of device, transformers'
+        version and the format of the files. Where things were loaded from makes no difference."""
+        config = self.text_encoder.config.to_dict()
+        settings = {
+            "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")},
+            "class": type(self.text_encoder).__name__,
+            "attention": self.text_encoder.config._attn_implementation,
+            "precision": self.accelerator.mixed_precision,
+            "device": self.device.type,
+            "transformers": transformers.__version__,
+            "format": FORMAT,
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.text_encoder.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        with tempfile.TemporaryDirectory() as folder:
+            for path in sorted(map(Path, self.tokenizer.save_pretrained(folder))):
+                if path.is_file():
+                    digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:32]
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states (B, L, D) of the captions and mask (B, L), both `None` without an encoder."""
         if self.text_encoder is None:
             return None, None
         different = sorted(set(captions))
         number = {caption: i for i, caption in enumerate(different)}
         rows = torch.tensor([number[caption] for caption in captions], device=self.device)
         if self.trained:
-            hidden_states, mask = self.encode(different)
+            hidden_states, mask = self._encode([self._tokens(caption).tolist() for caption in different])
         else:
-            new = [caption for caption in different if caption not in self.frozen]
-            if new:
-                with torch.no_grad():
-                    hidden_states, mask = self.encode(new)
-                for caption, states, keep in zip(new, hidden_states, mask, strict=True):
-                    self.frozen[caption] = states[keep].cpu()
-            states = [self.frozen[caption] for caption in different]
-            hidden_states = torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(self.device)
-            lengths = torch.tensor([len(s) for s in states], device=self.device)
+            known = {caption: self.recent.get(caption) for caption in different}
+            new = [caption for caption, states in known.items() if states is None]
+            if new and self.cache is not None:
+                known |= {key.decode(): states for key, states in self.cache.read(c.encode() for c in new).items()}
+            if unseen := [caption for caption in new if known[caption] is None]:
+                known |= dict(zip(unseen, self._frozen_states(unseen), strict=True))
+            for caption in new:
+                self.recent.put(caption, known[caption])
+            hidden_states = torch.nn.utils.rnn.pad_sequence(list(known.values()), batch_first=True).to(self.device)
+            lengths = torch.tensor([len(states) for states in known.values()], device=self.device)
             mask = torch.arange(hidden_states.shape[1], device=self.device)[None] < lengths[:, None]
         # (B, L, D), (B, L); the gradient of plain indexing is summed in no fixed order by several CPU threads
         return hidden_states.index_select(0, rows), mask[rows]
 
-    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.text_encoder.config if hasattr(self.text_encoder, "config") else self.text_encoder.module.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
-        for caption in captions:
-            if caption not in self.tokens:
-                self.tokens[caption] = self.tokenizer(caption, truncation=True, max_length=limit).input_ids
-        batch = self.tokenizer.pad({"input_ids": [self.tokens[c] for c in captions]}, return_tensors="pt").to(
-            self.device
-        )
-        with self.autocast():
+    @property
+    def limit(self) -> int:
+        """The greatest number of tokens; what is longer is cut."""
+        config = getattr(self.text_encoder, "module", self.text_encoder).config
+        return min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+
+    def _tokens(self, caption: str) -> torch.Tensor:
+        tokens = self.recent.get(caption)
+        if tokens is None:
+            tokens = torch.tensor(self.tokenizer(caption, truncation=True, max_length=self.limit).input_ids)
+            self.recent.put(caption, tokens)
+        return tokens
+
+    def _encode(self, tokens: list[list[int]], **padding) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt", **padding).to(self.device)
+        with self.accelerator.autocast():
             output = self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)
         return output.last_hidden_state, batch.attention_mask.bool()
+
+    @torch.no_grad()
+    def _frozen_states(self, captions: list[str]) -> list[torch.Tensor]:
+        """Hidden states (L, D) of each caption, which depend on nothing but the caption.
+
+        How a matrix product is rounded depends on its size. So the CPU takes each caption by itself, without padding,
+        which costs it little, while an accelerator, which needs batches, gets them in few fixed shapes: `ROWS` rows
+        padded to the next power of two of tokens, of which the last is always blank, since without any padding in a
+        batch transformers takes another path through the attention.
+        """
+        self.text_encoder.to(self.device)
+        tokens = [self.tokenizer(caption, truncation=True, max_length=self.limit).input_ids for caption in captions]
+        if self.alone:
+            return [self._encode([ids])[0][0] for ids in tokens]
+        lengths: dict[int, list[int]] = {}
+        for i, ids in enumerate(tokens):
+            lengths.setdefault(min(max(16, 1 << (len(ids) - 1).bit_length()), self.limit), []).append(i)
+        result: dict[int, torch.Tensor] = {}
+        for length, members in lengths.items():
+            for start in range(0, len(members), ROWS - 1):
+                some = members[start : start + ROWS - 1]
+                blank = [[self.tokenizer.pad_token_id]] * (ROWS - len(some))
+                hidden_states, mask = self._encode(
+                    [tokens[i] for i in some] + blank, padding="max_length", max_length=length
+                )
+                for i, states, keep in zip(some, hidden_states.cpu(), mask.cpu(), strict=False):
+                    result[i] = states[keep]  # (L, D)
+        return [result[i] for i in range(len(captions))]
