@@ -1,8 +1,8 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
 
-Only the order of these steps lives here, and how a pipeline is written to disk with its own code. The file stands alone
-(it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of ours.
+Only the order of these steps lives here, and how a pipeline and its adapters are read and written. The file stands
+alone (it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of ours.
 
 It lives two lives, told apart by `__name__`. As `mezzotint.pipelines.pipeline_mezzotint` it loads checkpoints with the
 installed package's classes and needs no trust in the checkpoint's code. As a file in a checkpoint it is loaded by
@@ -11,6 +11,7 @@ installed package's classes and needs no trust in the checkpoint's code. As a fi
 
 import hashlib
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -25,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import pipelines as diffusers_pipelines
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict, _load_lora_into_text_encoder
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
+from diffusers.utils import USE_PEFT_BACKEND, get_peft_kwargs, logging, require_peft_backend
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import ModelCard, create_repo, file_exists
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +46,120 @@ LOADING = re.compile(r'from_pretrained\("[^"]*"(?=, trust_remote_code=True\))') 
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples")
 
 
-class MezzotintPipeline(DiffusionPipeline):
+class MezzotintLoraLoaderMixin(LoraBaseMixin):
+    """Low-rank adapters (LoRA, <https://huggingface.co/papers/2106.09685>, and DoRA) of the U-Net and of any
+    `transformers` text encoder, in diffusers' format: names that begin with `unet.` and `text_encoder.`, the adapters'
+    settings in the file's header. Needs peft. What is not here (`set_adapters`, `unload_lora_weights`,
+    `delete_adapters`, ...) is diffusers' own."""
+
+    _lora_loadable_modules = ["unet", "text_encoder"]
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict, return_lora_metadata: bool = False, **kwargs
+    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """The tensors by name of a folder, a Hub repository, a safetensors file or a dict, and with
+        `return_lora_metadata` the adapters' settings where there are any. `kwargs` (`weight_name`, `subfolder`,
+        `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `proxies`) say where it is."""
+        names = (
+            "weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only",
+            "proxies",
+        )  # fmt: skip
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict,
+            use_safetensors=True,
+            allow_pickle=False,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            **dict.fromkeys(names) | kwargs,
+        )
+        strangers = [key for key in state_dict if not key.startswith(("unet.", "text_encoder.")) or "lora" not in key]
+        if strangers or not state_dict:
+            raise ValueError(
+                "the names of a LoRA must begin with 'unet.' or 'text_encoder.' and hold 'lora': got "
+                f"{repr(strangers[0]) if strangers else 'no tensors'}"
+            )
+        return (state_dict, metadata) if return_lora_metadata else state_dict
+
+    @require_peft_backend
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, hotswap: bool = False, **kwargs
+    ) -> None:
+        """Add an adapter and make it the active one.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, a Hub repository, a safetensors file, or tensors by name.
+            adapter_name (`str`, *optional*): by default the first free one of `default_0`, `default_1`, ...
+            hotswap (`bool`): take the place of the U-Net's adapter of that name, as diffusers does.
+            kwargs: as of `lora_state_dict`, and diffusers' `low_cpu_mem_usage`.
+
+        Raises:
+            ValueError: for tensors that are no LoRA of such a pipeline, or a name in use.
+        """
+        common = {"low_cpu_mem_usage": kwargs.pop("low_cpu_mem_usage", True), "hotswap": hotswap, "_pipeline": self}
+        state_dict, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
+        )
+        used = {name for names in self.get_list_adapters().values() for name in names}
+        if adapter_name in used and not hotswap:
+            raise ValueError(f"adapter_name must be new: got {adapter_name!r}, in use are {sorted(used)}")
+        adapter_name = adapter_name or next(name for i in itertools.count() if (name := f"default_{i}") not in used)
+        common["adapter_name"] = adapter_name
+
+        if any(key.startswith("unet.") for key in state_dict):
+            self.unet.load_lora_adapter(dict(state_dict), prefix="unet", metadata=metadata, **common)
+        text = {key: value for key, value in state_dict.items() if key.startswith("text_encoder.")}
+        if text and self.text_encoder is None:
+            logger.warning("This pipeline has no text encoder: the LoRA's part for one is left out")
+        elif text:
+            if metadata is None:  # diffusers would look for CLIP's names
+                bare = {key.removeprefix("text_encoder."): value for key, value in text.items()}
+                ranks = {key: value.shape[1] for key, value in bare.items() if key.endswith(".lora_B.weight")}
+                found = get_peft_kwargs(ranks, None, bare, is_unet=False)
+                metadata = {f"text_encoder.{key}": value for key, value in found.items()}
+            # diffusers knows an encoder's adapters by its own two names, and turns them back whatever the encoder;
+            # transformers, which then loads them, would pass over DoRA's magnitudes
+            for ours, theirs in (
+                (r"\.lora_A\.", ".lora_linear_layer.down."),
+                (r"\.lora_B\.", ".lora_linear_layer.up."),
+                (r"\.lora_magnitude_vector$", ".lora_magnitude_vector.weight"),
+            ):
+                text = {re.sub(ours, theirs, key): value for key, value in text.items()}
+            _load_lora_into_text_encoder(
+                text, None, self.text_encoder, prefix="text_encoder", metadata=metadata, **common
+            )
+        _align_weights(self.unet, self.text_encoder)
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | PathLike,
+        unet_lora_layers: dict[str, torch.Tensor] | None = None,
+        text_encoder_lora_layers: dict[str, torch.Tensor] | None = None,
+        unet_lora_adapter_metadata: dict[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> None:
+        """Write `pytorch_lora_weights.safetensors`, from what peft's `get_peft_model_state_dict` gives of each model
+        and the settings (`model.peft_config[name].to_dict()`). `kwargs` (`weight_name`, ...) are diffusers'."""
+        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
+        metadata = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
+        layers = {name: tensors for name, tensors in layers.items() if tensors}
+        if not layers:
+            raise ValueError("at least one of unet_lora_layers and text_encoder_lora_layers must be given: got neither")
+        kwargs["safe_serialization"] = True  # nothing is pickled
+        cls._save_lora_weights(save_directory, layers, {name: metadata[name] for name in layers}, **kwargs)
+
+    def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
+        """Add the active adapters to the weights of `components`, by default of both. With `unload_lora_weights` after
+        it the pipeline is a plain one."""
+        super().fuse_lora(components or self._lora_loadable_modules, lora_scale, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
+        """The inverse of `fuse_lora`, up to rounding."""
+        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
+
+
+class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
     """
     Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>).
 
@@ -500,7 +615,16 @@ class MezzotintPipeline(DiffusionPipeline):
         **kwargs,
     ) -> None:
         """As diffusers', with the code that the pipeline needs. With `push_to_hub` it is uploaded too, as the method of
-        that name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that."""
+        that name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that.
+
+        Raises:
+            ValueError: for a pipeline with adapters, which would be saved neither apart nor in the weights.
+        """
+        if adapters := self.get_list_adapters() if USE_PEFT_BACKEND else {}:
+            raise ValueError(
+                "a pipeline is saved without adapters: fuse_lora() and then unload_lora_weights() put them into its "
+                f"weights, save_lora_weights() saves them alone: got {adapters}"
+            )
         options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         super().save_pretrained(save_directory, **options, use_flashpack=use_flashpack)
         if push_to_hub:
