@@ -2,6 +2,7 @@
 epoch and the row alone."""
 
 import io
+import itertools
 import json
 import struct
 from collections import Counter
@@ -17,6 +18,7 @@ from tiny_run import digits, pictures
 from torch.utils.data import DataLoader
 
 from mezzotint_training import data
+from mezzotint_training.batches import KeyedBatches
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.data import DIGIT_NAMES, NUMBER, CaptionedImages, collate, held_out, load_rows, load_splits
 
@@ -47,11 +49,6 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
-
-
-def decoded(file: bytes, channels: int = 3, size=(12, 8)) -> np.ndarray:
-    """The pixels that a file becomes, (height, width, channels)."""
-    return of_files([file], channels, size).pixels(0).permute(1, 2, 0).numpy()
 
 
 def refused(**settings) -> str:
@@ -333,77 +330,80 @@ def test_a_batch_is_its_items_in_order():
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def test_a_picture_of_the_right_size_and_mode_is_left_as_it_is():
-    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(NOISE))), NOISE)
-    grey = NOISE[:, :, 0]
-    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey)), channels=1)[:, :, 0], grey)
-
-
 def test_a_sample_is_the_picture_in_channels_rows_and_columns():
     images = of_files([encoded(Image.fromarray(NOISE))])
     assert images.pixels(0).shape == (3, 12, 8) and images.pixels(0).dtype == torch.uint8
     np.testing.assert_allclose(images[0, 0]["sample"], NOISE.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 
 
-def test_grey_becomes_colour_and_colour_grey():
-    grey = NOISE[:, :, 0]
-    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, axis=2))
-    luma = NOISE @ [0.299, 0.587, 0.114]  # ITU-R 601
-    assert np.abs(decoded(encoded(Image.fromarray(NOISE)), channels=1)[:, :, 0] - luma).max() <= 1
-    black_and_white = encoded(Image.fromarray(grey > 127))
-    np.testing.assert_array_equal(decoded(black_and_white, channels=1)[:, :, 0], (grey > 127) * 255)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_a_pixel_become_eight(kind, channels):
-    wide = np.random.default_rng(0).integers(0, 65536, (12, 8), dtype=np.uint16)
-    for pixels in (wide, wide.astype(np.int32)) if kind == "TIFF" else (wide,):
-        made = decoded(encoded(Image.fromarray(pixels), kind), channels)
-        np.testing.assert_array_equal(made, np.repeat((wide // 256)[:, :, None], channels, axis=2))
-
-
-def test_what_is_transparent_becomes_white():
-    alpha = np.linspace(0, 255, 96).astype(np.uint8).reshape(12, 8)
-    rgba = np.dstack([NOISE, alpha])
-    expected = NOISE * (alpha / 255)[:, :, None] + 255 * (1 - alpha / 255)[:, :, None]
-    assert np.abs(decoded(encoded(Image.fromarray(rgba))) - expected).max() <= 1
-    expected = NOISE[:, :, 0] * (alpha / 255) + 255 * (1 - alpha / 255)
-    grey = Image.fromarray(np.dstack([NOISE[:, :, 0], alpha]), "LA")
-    assert np.abs(decoded(encoded(grey), channels=1)[:, :, 0] - expected).max() <= 1
-
-    palette = Image.new("P", (8, 12))
-    palette.putpalette([255, 0, 0, 0, 255, 0])
-    palette.paste(1, (0, 0, 4, 12))
-    made = decoded(encoded(palette, transparency=0))  # red is see-through
-    assert (made[:, :4] == [0, 255, 0]).all() and (made[:, 4:] == 255).all()
-
-
-@pytest.mark.parametrize("orientation, upright", [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, np.rot90)])
-def test_pictures_are_turned_upright(orientation, upright):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    expected = upright(NOISE) if orientation != 6 else np.rot90(NOISE, -1)  # 6: the top is at the right of the file
-    size = expected.shape[:2]
-    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(NOISE), exif=exif), size=size), expected)
-
-
-def test_other_sizes_are_scaled_to_cover_and_cropped_about_the_centre():
-    stripes = np.zeros((10, 30, 3), dtype=np.uint8)
-    stripes[:, :10, 0] = stripes[:, 10:20, 1] = stripes[:, 20:, 2] = 255  # red, green, blue
-    made = decoded(encoded(Image.fromarray(stripes)), size=(10, 10))
-    np.testing.assert_array_equal(made, stripes[:, 10:20])
-    made = decoded(encoded(Image.fromarray(stripes.transpose(1, 0, 2))), size=(5, 5))  # half of the middle's size
-    assert made.shape == (5, 5, 3) and np.abs(made[2].astype(int) - [0, 255, 0]).max() <= 2
-    made = decoded(encoded(Image.fromarray(stripes)), size=(20, 60))
-    assert made.shape == (20, 60, 3) and (made[:, [5, 30, 55]].argmax(-1) == [0, 1, 2]).all()
-    flat = Image.new("RGB", (31, 17), (10, 20, 30))
-    assert (decoded(encoded(flat), size=(8, 4)) == [10, 20, 30]).all()
-
-
 def test_only_grey_and_colour_are_possible():
     with pytest.raises(UserError, match="pictures of 1 or 3 channels: got 4"):
         of_files([b""], channels=4)
+
+
+# ------------------------------------------------------------------------------------------------------------- buckets
+
+BUCKETS = [(8, 8), (4, 16), (16, 4)]
+
+
+def bucketed(**settings) -> CaptionedImages:
+    """Pictures 16x16, 8x30, 40x10, 20x20 and 10x42, each of one colour with a stripe at its left edge."""
+    files = []
+    for number, (height, width) in enumerate(((16, 16), (8, 30), (40, 10), (20, 20), (10, 42))):
+        picture = Image.new("RGB", (width, height), (20 * number, 0, 0))
+        files.append(encoded(picture))
+    made = of_files(files, size=(8, 8), captions=list("abcde"), proportion_empty_prompts=0, **settings)
+    return CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_each_picture_is_brought_to_the_size_nearest_to_its_shape(monkeypatch, cached):
+    if not cached:
+        monkeypatch.setattr(data, "CACHE_BYTES", 5 * 3 * 64 - 1)
+        monkeypatch.setattr(data, "read_picture", lambda *_: pytest.fail("decoded to learn its size"))
+    images = bucketed()
+    images.read_all(progress=False)
+    monkeypatch.undo()
+    assert (images.cache is not None) == cached
+    assert images.bucket.tolist() == [0, 1, 2, 0, 1] and images.size == (8, 8)
+    for row, (height, width) in enumerate(((8, 8), (4, 16), (16, 4), (8, 8), (4, 16))):
+        item = images[0, row, 3]
+        assert item["sample"].shape == item["noise"].shape == (3, height, width)
+        assert ((item["sample"][0] + 1) * 127.5).round().unique().tolist() == [20 * row]
+
+
+def test_a_batch_of_one_update_is_of_one_size_and_copies_differ_in_all_that_is_drawn():
+    images = bucketed()
+    images.read_all(progress=False)
+    keys = itertools.islice(KeyedBatches(5, 4, 1, 0, 1, 0, 0, images.bucket[images.good]), 3)
+    shapes = [tuple(collate([images[key] for key in batch])["sample"].shape) for batch in keys]
+    assert sorted(shapes) == [(4, 3, 4, 16), (4, 3, 8, 8), (4, 3, 16, 4)]
+    first, plain, copy = images[0, 2, 0], images[0, 2], images[0, 2, 1]
+    assert torch.equal(first["noise"], plain["noise"]) and first["uniform"] == plain["uniform"]
+    assert not torch.equal(first["noise"], copy["noise"]) and first["uniform"] != copy["uniform"]
+
+
+def test_the_size_of_a_turned_picture_is_that_of_the_upright_one_and_bad_headers_are_bad_rows():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [encoded(Image.new("RGB", (10, 40)), kind, exif=exif) for kind in ("PNG", "JPEG", "WEBP", "TIFF")]
+    made = of_files([*files, b"words"], on_bad_row="skip")
+    images = CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+    images.read_all(progress=False)
+    assert images.bucket[:4].tolist() == [1] * 4 and images.good.tolist() == [0, 1, 2, 3] and images.size == (4, 16)
+    assert images.bad == ["picture in row 4 cannot be read: cannot identify image file"]
+
+
+def test_a_late_bad_picture_is_replaced_by_one_of_its_bucket(monkeypatch):
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    wide, tall = (encoded(Image.fromarray(np.tile(NOISE, shape))) for shape in ((1, 8, 1), (4, 1, 1)))
+    made = of_files([tall, wide[: len(wide) // 2], tall, wide, tall], captions=list("abcde"), on_bad_row="skip",
+                    proportion_empty_prompts=0)  # fmt: skip
+    images = CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+    images.read_all(progress=False)
+    assert images.bucket.tolist() == [2, 1, 2, 1, 2] and len(images) == 5
+    assert all(images[epoch, 1]["caption"] == "d" for epoch in range(10))
+    assert images[0, 1]["sample"].shape == (3, 4, 16) and len(images[0, 1]["bad"]) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- bad pictures

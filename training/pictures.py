@@ -41,8 +41,10 @@ def read_header(cell: dict | None) -> Header:
         ValueError: for one that cannot be read, in one line.
     """
     with _faults_in_one_line(), _opened(cell) as picture:
-        turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) >= 5  # PNG's own would decode it
-        width, height = reversed(picture.size) if turned else picture.size
+        width, height = picture.size
+        # a TIFF's is upright already; PNG's own `getexif` would decode it
+        if picture.format != "TIFF" and Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) >= 5:
+            width, height = height, width
         return Header(height, width, getattr(picture, "is_animated", False))
 
 
@@ -91,7 +93,7 @@ class _Mapped(io.RawIOBase):
     beyond the end, as Pillow does in files that it cannot read.)"""
 
     def __init__(self, content: pyarrow.Buffer):
-        self.content, self.place = memoryview(content), 0
+        self.content, self.place = memoryview(content).cast("B"), 0
 
     def readable(self) -> bool:
         return True
@@ -115,5 +117,5 @@ def _faults_in_one_line():
     try:
         yield
     except Exception as error:  # see open_picture
-        line = re.sub(r" <\S+ object at 0x\w+>", "", " ".join(str(error).split()))  # always the same for a picture
+        line = re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split()))  # always the same for a picture
         raise ValueError(line[:300] or type(error).__name__) from None
