@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mezzotint_training import plan
+from mezzotint_training.averages import PowerFunctionAverages, save_snapshot
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.lint import Lint, Range
 from mezzotint_training.optimizers import make_optimizer
@@ -153,16 +154,21 @@ def test_the_disk_holds_what_will_be_saved(tmp_path, changes, checkpoints, snaps
     optimizer.step()
     state = {f"{i}.{k}": v for i, e in enumerate(optimizer.state.values()) for k, v in e.items()}
     files = {"weights": dict(named), "optimizer": state} | ({"ema": dict(named)} if config.use_ema else {})
+    if config.posthoc_ema_steps:
+        averages = PowerFunctionAverages({name: p.detach() for name, p in named.items()})
+        files["posthoc_ema"] = averages.tensors()
+        snapshot = save_snapshot(tmp_path, 1, averages.tensors())
+        assert found["snapshot"] == pytest.approx(snapshot.stat().st_size, rel=0.01)
     assert found["checkpoint"].keys() == files.keys()
     for name, tensors in files.items():
-        save_file(tensors, tmp_path / name)
+        save_file(dict(tensors), tmp_path / name)
         assert found["checkpoint"][name] == pytest.approx((tmp_path / name).stat().st_size, rel=0.01)
     save_file(network.state_dict(), tmp_path / "pipeline")
     assert found["pipeline"] == pytest.approx((tmp_path / "pipeline").stat().st_size, rel=0.01)
 
     assert (found["checkpoints"], found["snapshots"]) == (checkpoints, snapshots)
     weights = sum(p.nbytes for p in named.values())
-    expected = checkpoints * sum(found["checkpoint"].values()) + snapshots * 2 * weights + found["pipeline"]
+    expected = checkpoints * sum(found["checkpoint"].values()) + snapshots * weights + found["pipeline"]
     assert found["total"] == expected and found["free"] > 0
     assert not (tmp_path / "a").exists()
 

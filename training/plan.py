@@ -110,6 +110,7 @@ def disk(
     weights = _bytes(named.values())
     checkpoint = {"weights": weights, "optimizer": state_bytes(config, optimizer)}
     checkpoint |= {"ema": weights} if config.use_ema else {}
+    checkpoint |= {"posthoc_ema": 2 * weights} if config.posthoc_ema_steps else {}  # two averages
     kept = math.ceil(config.max_train_steps / config.checkpointing_steps)
     if config.checkpoints_total_limit is not None:
         kept = min(kept, config.checkpoints_total_limit + 1)  # the new one is whole before the oldest goes
@@ -121,10 +122,10 @@ def disk(
     return {
         "checkpoint": checkpoint,
         "checkpoints": kept,
-        "snapshot": 2 * weights,  # two averages
+        "snapshot": weights,  # both in half precision
         "snapshots": snapshots,
         "pipeline": pipeline,
-        "total": kept * sum(checkpoint.values()) + snapshots * 2 * weights + pipeline,
+        "total": kept * sum(checkpoint.values()) + snapshots * weights + pipeline,
         "free": shutil.disk_usage(place).free,
     }
 
