@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from mezzotint_training import plan
 from mezzotint_training.averages import PowerFunctionAverages, save_snapshot
+from mezzotint_training.benchmarks import plan_accuracy
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.lint import Lint, Range
 from mezzotint_training.optimizers import make_optimizer
@@ -297,3 +298,22 @@ def test_bytes_are_told_in_units(number, words):
                                            (86400 * 7, "7 days")])  # fmt: skip
 def test_seconds_are_told_in_units(number, words):
     assert plan._span(number) == words
+
+
+# ---------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_benchmark_compares_what_was_printed_with_what_was_measured(tmp_path):
+    facts = {"memory": {"peak": 900e6}, "time": {"seconds_per_step": 0.5}, "data": {"dropped": ["a", "b"]}}
+    printed = f"columns      image from 'image'\n{{not JSON, and not the last\n{json.dumps(facts)}\n"
+    before = plan_accuracy.predicted(printed)
+    metrics = {"peak_memory": 1000e6, "images_per_second": 160.0, "bad_pictures": 2}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    after = plan_accuracy.measured(tmp_path, update=64)
+    assert plan_accuracy.rows("digits", before, after) == [
+        "| digits | peak memory (MB) | 900 | 1000 | 0.90 |",
+        "| digits | seconds a step | 0.5 | 0.4 | 1.25 |",
+        "| digits | dropped rows | 2 | 2 | 1.00 |",
+    ]
+    assert plan_accuracy.rows("x", {"dropped rows": 0}, {"dropped rows": 0})[0].endswith("| 1.00 |")
+    assert plan_accuracy.rows("x", {"dropped rows": 1}, {"dropped rows": 0})[0].endswith("| inf |")
