@@ -23,6 +23,7 @@ from mezzotint_training.streaming import CaptionedStream, head, load_stream
 
 COUNT = 22  # rows of every made set: no multiple of a window, a batch or the number of processes
 NOISE = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+SMALL = {"shuffle_buffer_size": 5, "proportion_empty_prompts": 0.0}
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
 
 
@@ -49,7 +50,7 @@ def parquet(folder: Path, files: list[bytes | None] | None = None, captions=None
     whole = datasets.Dataset.from_dict(rows, features=FEATURES)
     for part in range(parts):
         whole.shard(parts, part).to_parquet(folder / f"{part}.parquet", batch_size=3)
-    return TrainConfig(train_data_dir=str(folder))
+    return TrainConfig(train_data_dir=str(folder), **SMALL)
 
 
 def tars(folder: Path) -> TrainConfig:
@@ -61,19 +62,18 @@ def tars(folder: Path) -> TrainConfig:
                     member = tarfile.TarInfo(f"{i:04}.{ending}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    return TrainConfig(train_data_dir=str(folder), image_column="png", caption_column="txt")
+    return TrainConfig(train_data_dir=str(folder), **SMALL, image_column="png", caption_column="txt")
 
 
 def folder_of_pictures(folder: Path) -> TrainConfig:
     pictures(folder, COUNT, captions=[str(i) for i in range(COUNT)])  # the pixels are those of NOISE
-    return TrainConfig(train_data_dir=str(folder))
+    return TrainConfig(train_data_dir=str(folder), **SMALL)
 
 
 SOURCES = {"parquet": parquet, "tars": tars, "pictures": folder_of_pictures}
 
 
 def settings(config: TrainConfig, **changes) -> TrainConfig:
-    changes = {"shuffle_buffer_size": 5, "proportion_empty_prompts": 0.0} | changes
     for name, value in changes.items():
         setattr(config, name, value)
     return config
@@ -119,7 +119,7 @@ def test_an_epoch_is_every_row_once_with_its_own_picture(kind, tmp_path):
 
 
 def test_the_digits_are_streamed_too():
-    config = settings(TrainConfig(dataset_name="digits"), shuffle_buffer_size=100)
+    config = settings(TrainConfig(dataset_name="digits", **SMALL), shuffle_buffer_size=100)
     batches = first(stream(config, channels=1), 1498 // 14, batch_size=14)
     label = {text: int(row["label"]) for row in digits()["train"].select(range(60)) for text in row["text"]}
     assert Counter(label[x] for x in captions(batches)) == Counter(digits()["train"]["label"])
@@ -139,8 +139,9 @@ def test_files_come_in_another_order_and_rows_stay_in_their_window(tmp_path, mon
     assert len(set(orders)) == 8
     other = captions(first(stream(settings(config, seed=1)), COUNT))
     assert tuple(np.array(other, dtype=int)[::2] // 2) not in orders
-    places = np.array(captions(first(stream(settings(config, seed=0)), 8 * COUNT)), dtype=int).reshape(-1, 2)
-    assert 20 < (places[:, 0] > places[:, 1]).sum() < 68  # of 88 windows, half are turned round: 5 standard deviations
+    rows = np.array(captions(first(stream(settings(config, seed=0)), 8 * COUNT)), dtype=int)
+    turned = (rows.reshape(8, 11, 2) @ [1, -1] > 0).sum(1)  # in each epoch, of 11 windows of two rows
+    assert 20 < turned.sum() < 68 and ((turned > 0) & (turned < 11)).all()  # half, give or take 5 standard deviations
 
 
 def test_few_parquet_files_are_shuffled_by_row_group(tmp_path):
@@ -192,6 +193,7 @@ def test_threads_change_nothing(threads, tmp_path):
     files[3], files[17] = b"words", None
     config = settings(parquet(tmp_path / "set", files), on_bad_row="skip")
     alone = first(stream(config), 12, batch_size=4)
+    assert all(len(batch["captions"]) == len(batch["sample"]) == 4 for batch in alone)
     assert_same(first(stream(settings(config, dataloader_num_workers=threads)), 12, batch_size=4), alone)
 
 
@@ -290,19 +292,36 @@ class Counted:
         ).decode(False)
 
     def stream(self, size: int) -> CaptionedStream:
-        config = settings(TrainConfig(dataset_name="digits"), shuffle_buffer_size=size)
+        config = settings(TrainConfig(dataset_name="digits", **SMALL), shuffle_buffer_size=size)
         return CaptionedStream(self.rows, config, 3, (8, 8))
 
 
+class Row(tuple):
+    """A row that counts how many of its kind there are."""
+
+    alive = 0
+
+    def __new__(cls, values):
+        cls.alive += 1
+        return super().__new__(cls, values)
+
+    def __del__(self):
+        type(self).alive -= 1
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_no_more_rows_are_held_than_a_window_and_the_batch_made_ahead(size):
+def test_no_more_rows_are_held_than_a_window_and_the_batch_made_ahead(size, monkeypatch):
+    read = CaptionedStream._read
+    monkeypatch.setattr(CaptionedStream, "_read", lambda *where: map(Row, read(*where)))
     counted = Counted()
-    counted.stream(size)
+    images = counted.stream(size)
     assert counted.read == 0
-    held = []
-    for handed, _ in zip(range(1, 100), counted.stream(size).batches(1)):  # noqa: B905
-        held.append(counted.read - handed)
-    assert max(held) <= size + 2 and min(held[: 99 - size - 2]) >= size - 1
+    ahead, alive = [], []
+    for handed, _ in enumerate(itertools.islice(images.batches(1), 99), start=1):
+        ahead.append(counted.read - handed)
+        alive.append(Row.alive)
+    assert max(ahead) <= size + 2 and min(ahead[: 98 - size]) >= size - 1
+    assert max(alive) <= size + 3 and min(alive[: 98 - size]) >= size - 1
 
 
 def test_going_on_reads_the_window_again_and_not_the_epoch():
@@ -441,7 +460,7 @@ def test_files_elsewhere_are_fetched(tmp_path):
             file.write(encoded(NOISE[i]))
         rows.append({"image": {"path": f"memory://streamed/{i}.png", "bytes": None}, "text": str(i)})
     rows.append({"image": {"path": "memory://streamed/none.png", "bytes": None}, "text": "4"})
-    config = settings(TrainConfig(dataset_name="digits"), on_bad_row="skip")
+    config = settings(TrainConfig(dataset_name="digits", **SMALL), on_bad_row="skip")
     remote = datasets.IterableDataset.from_generator(lambda: iter(rows), features=FEATURES).decode(False)
     batches = first(CaptionedStream(remote, config, 3, (8, 8)), 8)
     for batch in batches:
@@ -495,7 +514,7 @@ def test_a_set_on_the_hub_is_asked_for_by_name_and_comes_undecoded(monkeypatch):
         return {"train": whole.decode(num_threads=2)}  # as load_dataset gives one from the Hub
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    config = settings(TrainConfig(dataset_name="user/set", dataset_config_name="small"))
+    config = TrainConfig(dataset_name="user/set", dataset_config_name="small", **SMALL)
     rows = load_stream(config)
     assert asked == [(("user/set", "small"), {"streaming": True})]
     assert next(iter(rows))["image"] == {"bytes": encoded(NOISE[0]), "path": None}
