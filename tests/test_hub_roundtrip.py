@@ -255,6 +255,12 @@ def test_the_text_encoder_can_be_left_out_or_brought(hub, life, saved, tmp_path)
     assert life(with_other_text, saved.folder)
 
 
+def test_adapters_are_saved_and_loaded(owner, stranger, saved, tmp_path):
+    picture = owner(create_adapters, saved.folder, tmp_path)
+    assert picture != saved.picture
+    assert owner(with_adapters, saved.folder, tmp_path) == stranger(with_adapters, saved.folder, tmp_path) == picture
+
+
 @pytest.mark.parametrize("order", ["aba", "bab", "aab", "ABa", "Bab"])
 def test_checkpoints_leave_each_other_alone(stranger, saved, revised, published, tmp_path, order):
     known = {"a": saved, "b": revised}
@@ -555,6 +561,31 @@ def with_other_text(source):
     mine = T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)).eval()
     pipe = load(source, text_encoder=mine)
     return pipe.text_encoder is mine and draw(pipe) != draw(load(source))
+
+
+def create_adapters(source, target):
+    """Save random DoRA adapters of both models."""
+    import torch
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe, arguments = load(source), {}
+    torch.manual_seed(0)
+    for name, layers in {"unet": ["to_q", "conv1"], "text_encoder": ["q", "o"]}.items():
+        model = getattr(pipe, name)
+        model.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=layers, use_dora=True), "default")
+        for key, parameter in model.named_parameters():
+            if "lora" in key:
+                parameter.data += 0.3 * torch.rand_like(parameter)
+        arguments[f"{name}_lora_layers"] = get_peft_model_state_dict(model)
+        arguments[f"{name}_lora_adapter_metadata"] = model.peft_config["default"].to_dict()
+    pipe.save_lora_weights(target, **arguments)
+    return draw(pipe)
+
+
+def with_adapters(source, folder):
+    pipe = load(source)
+    pipe.load_lora_weights(folder)
+    return draw(pipe)
 
 
 def alternate(sources, target):

@@ -64,6 +64,7 @@ def add_adapters(config: TrainConfig, unet, text_encoder, train_text: bool) -> d
             ),
             ADAPTER,
         )
+        model.train(model.training)  # the adapters' dropout too, which comes in training mode
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

@@ -107,6 +107,7 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
 
         if any(key.startswith("unet.") for key in state_dict):
             self.unet.load_lora_adapter(dict(state_dict), prefix="unet", metadata=metadata, **common)
+            self.unet.train(self.unet.training)  # the adapters' dropout too, which comes in training mode
         text = {key: value for key, value in state_dict.items() if key.startswith("text_encoder.")}
         if text and self.text_encoder is None:
             logger.warning("This pipeline has no text encoder: the LoRA's part for one is left out")
