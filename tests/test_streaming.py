@@ -19,7 +19,7 @@ from tiny_run import digits, pictures
 from mezzotint_training import data, streaming
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.data import CaptionedImages, load_rows, make_item
-from mezzotint_training.streaming import CaptionedStream, head, load_stream
+from mezzotint_training.streaming import CaptionedStream, Stream, load_stream
 
 COUNT = 22  # rows of every made set: no multiple of a window, a batch or the number of processes
 NOISE = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
@@ -275,6 +275,9 @@ def test_more_processes_than_rows_are_refused(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
+NOTHING = datasets.Dataset.from_dict({"image": [], "text": []}, features=FEATURES)
+
+
 class Counted:
     """A stream of ten files of ten rows, and how many rows of it were read."""
 
@@ -293,7 +296,7 @@ class Counted:
 
     def stream(self, size: int) -> CaptionedStream:
         config = settings(TrainConfig(dataset_name="digits", **SMALL), shuffle_buffer_size=size)
-        return CaptionedStream(self.rows, config, 3, (8, 8))
+        return CaptionedStream(Stream(self.rows, NOTHING, None), config, 3, (8, 8))
 
 
 class Row(tuple):
@@ -340,7 +343,7 @@ def test_going_on_reads_the_window_again_and_not_the_epoch():
 
 def test_head_and_statistics_are_those_of_the_rows_and_the_same_in_every_process(tmp_path):
     config = settings(parquet(tmp_path / "set"), shuffle_buffer_size=12)
-    assert head(load_stream(config), config)["text"][:] == [str(i) for i in range(12)]
+    assert load_stream(config).head["text"][:] == [str(i) for i in range(12)]
     x = NOISE[:12].reshape(-1, 3) / 127.5 - 1
     for rank in range(2):
         mean, std = stream(config, rank, 2).statistics()
@@ -354,10 +357,11 @@ def test_head_and_statistics_are_those_of_the_rows_and_the_same_in_every_process
 @pytest.mark.parametrize("world", [1, 2])
 def test_held_out_rows_never_come(kind, world, tmp_path):
     config = settings(SOURCES[kind](tmp_path / "set"))
-    held = head(load_stream(config), config).select([0, 3, 4])
+    made = load_stream(config)
+    made = made._replace(held_out=made.head.select([0, 3, 4]))
     found, states = [], []
     for rank in range(world):
-        images = CaptionedStream(load_stream(config), config, 3, (8, 8), rank, world, held)
+        images = CaptionedStream(made, config, 3, (8, 8), rank, world)
         for batch in images.batches(1):
             if images.state_dict()["epoch"] > 0:
                 break
@@ -372,6 +376,30 @@ def test_held_out_rows_never_come(kind, world, tmp_path):
         for batch in again:  # keyed as they are where nothing is held out
             (same,) = [x for x in whole if x["captions"] == batch["captions"]][:1]
             assert torch.equal(batch["noise"], same["noise"])
+
+
+def test_rows_for_the_held_out_loss_are_chosen_from_the_head():
+    config = settings(TrainConfig(dataset_name="digits", **SMALL), shuffle_buffer_size=200, num_validation_samples=100)
+    made = load_stream(config)
+    whole = digits()["train"].select(range(200))
+    rows, held = data.held_out(config, datasets.DatasetDict(train=whole))
+    assert len(made.held_out) == 10 and len(made.head) == 190
+    assert made.held_out["text"][:] == held["text"][:] and made.head["text"][:] == rows["text"][:]
+
+
+def test_a_split_for_validation_is_read_at_its_head(monkeypatch):
+    splits = {"train": digits()["train"].select(range(40)), "validation": digits()["test"]}
+    monkeypatch.setattr(data, "digits", lambda: datasets.DatasetDict(splits))
+    config = settings(TrainConfig(dataset_name="digits", **SMALL), num_validation_samples=20, shuffle_buffer_size=30)
+    made = load_stream(config)
+    assert len(made.head) == 30 and len(made.held_out) == 20
+    _, held = data.held_out(config, datasets.DatasetDict(splits | {"validation": digits()["test"].select(range(30))}))
+    assert made.held_out["text"][:] == held["text"][:]
+    message = refused(dataset_name="digits", validation_split="tset")
+    assert message == "validation_split 'tset' is not there: got 'train', 'validation'"
+    config = TrainConfig(dataset_name="digits", dataset_split="validation", max_train_samples=20, **SMALL)
+    made = load_stream(config)
+    assert len(made.head) == 5 and made.held_out is None and len(list(made.rows)) == 20
 
 
 def test_samples_are_normalised(tmp_path):
@@ -462,7 +490,7 @@ def test_files_elsewhere_are_fetched(tmp_path):
     rows.append({"image": {"path": "memory://streamed/none.png", "bytes": None}, "text": "4"})
     config = settings(TrainConfig(dataset_name="digits", **SMALL), on_bad_row="skip")
     remote = datasets.IterableDataset.from_generator(lambda: iter(rows), features=FEATURES).decode(False)
-    batches = first(CaptionedStream(remote, config, 3, (8, 8)), 8)
+    batches = first(CaptionedStream(Stream(remote, NOTHING, None), config, 3, (8, 8)), 8)
     for batch in batches:
         expected = torch.from_numpy(NOISE[int(batch["captions"][0])]).permute(2, 0, 1) / 127.5 - 1
         assert torch.equal(batch["sample"][0], expected)
@@ -487,9 +515,7 @@ def test_what_is_no_set_is_refused(tmp_path):
     assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
     message = refused(dataset_name="digits", dataset_split="trian")
     assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
-    config = TrainConfig(dataset_name="digits", max_train_samples=0)
-    with pytest.raises(UserError, match="^the split 'train' must have rows: got none$"):
-        head(load_stream(config), config)
+    assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
 
 
 def test_columns_that_are_not_there_or_are_something_else(tmp_path):
@@ -515,7 +541,7 @@ def test_a_set_on_the_hub_is_asked_for_by_name_and_comes_undecoded(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     config = TrainConfig(dataset_name="user/set", dataset_config_name="small", **SMALL)
-    rows = load_stream(config)
+    rows = load_stream(config).rows
     assert asked == [(("user/set", "small"), {"streaming": True})]
     assert next(iter(rows))["image"] == {"bytes": encoded(NOISE[0]), "path": None}
     images = stream(config)

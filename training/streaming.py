@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
@@ -20,7 +20,7 @@ from datasets.distributed import split_dataset_by_node
 
 from mezzotint_training import data
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import CaptionedImages, _checked_split, _one_line, collate, make_item
+from mezzotint_training.data import CaptionedImages, _checked_split, _one_line, collate, held_out, make_item
 from mezzotint_training.pictures import EXTENSIONS, read_picture
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
@@ -30,9 +30,19 @@ FILES_PER_RANK = 8
 HEAD_ROWS = 1000
 
 
-def load_stream(config: TrainConfig) -> datasets.IterableDataset:
-    """The rows to train on, none of them read yet, with pictures left undecoded: parquet files, WebDataset tars (whose
-    columns are the endings of their files: png, txt, ...) or pictures with metadata, in a folder or on the Hub.
+class Stream(NamedTuple):
+    """A streamed set: its rows, and, in memory, the first of them (what is to be known of a set before step 1, such as
+    size, mode and statistics of its pictures, is known from these, in every process) and those of the held-out loss."""
+
+    rows: datasets.IterableDataset
+    head: datasets.Dataset
+    held_out: datasets.Dataset | None
+
+
+def load_stream(config: TrainConfig) -> Stream:
+    """The set that `config` names, with pictures left undecoded: parquet files, WebDataset tars (whose columns are the
+    endings of their files: png, txt, ...) or pictures with metadata, in a folder or on the Hub. Held out are rows of
+    the head, as `data.held_out` would have them of the set.
 
     Raises:
         UserError: for a missing or empty folder, a set that cannot be loaded, or a split or column that isn't there.
@@ -52,36 +62,36 @@ def load_stream(config: TrainConfig) -> datasets.IterableDataset:
         except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
             raise UserError(f"cannot load {source}: {_one_line(error)}") from None
 
-    rows = splits.get(config.dataset_split)
-    if rows is not None and rows.features is None:
-        raise UserError(f"image_column {config.image_column!r} must hold pictures: got columns of unknown types")
-    _checked_split(config, splits, "dataset_split", config.dataset_split)
-    # a set on the Hub may come with threads that decode, which only `decode` takes off
-    rows = splits[config.dataset_split].decode(False)
-    kept = (config.image_column, config.caption_column, "__url__")  # the last is the tar's name
-    rows = rows.select_columns([column for column in kept if column in rows.features])
-    if config.max_train_samples is not None:
-        return rows.take(config.max_train_samples)
-    return rows.reshard() if rows.num_shards < FEW_FILES else rows
+    asked = {config.dataset_split: "dataset_split"}
+    if config.validation_split or "validation" in splits:
+        asked.setdefault(config.validation_split or "validation", "validation_split")
+    streams, heads = {}, datasets.DatasetDict()
+    for name, flag in asked.items():
+        if name in splits and splits[name].features is None:
+            raise UserError(f"image_column {config.image_column!r} must hold pictures: got columns of unknown types")
+        _checked_split(config, splits, flag, name)
+        # a set on the Hub may come with threads that decode, which only `decode` takes off
+        rows = splits[name].decode(False)
+        kept = (config.image_column, config.caption_column, "__url__")  # the last is the tar's name
+        rows = rows.select_columns([column for column in kept if column in rows.features])
+        if flag == "dataset_split" and config.max_train_samples is not None:
+            rows = rows.take(config.max_train_samples)
+        streams[name], heads[name] = rows, _head(rows, config)
+    rows = streams[config.dataset_split]
+    if config.max_train_samples is None and rows.num_shards < FEW_FILES:
+        rows = rows.reshard()
+    return Stream(rows, *held_out(config, heads))
 
 
-def head(rows: datasets.IterableDataset, config: TrainConfig) -> datasets.Dataset:
-    """The first rows of a stream, in memory: 1,000, or as many as are shuffled among themselves, if that is less. What
-    is to be known of a set before step 1, such as size, mode and statistics of its pictures, is known from these, and
-    is the same in every process; `data.held_out` may choose among them.
-
-    Raises:
-        UserError: for a set that cannot be read, or has no rows.
-    """
+def _head(rows: datasets.IterableDataset, config: TrainConfig) -> datasets.Dataset:
+    """The first rows of a stream: 1,000, or as many as are shuffled among themselves, if that is less."""
     first = []
     try:
         for row in rows.take(min(HEAD_ROWS, config.shuffle_buffer_size)):
             first.append(row | {config.image_column: _fetched(row[config.image_column])})
     except Exception as error:  # see `load_stream`
         raise UserError(f"the set cannot be read from row {len(first)} on: {_one_line(error)}") from None
-    if not first:
-        raise UserError(f"the split {config.dataset_split!r} must have rows: got none")
-    columns = {name: [row[name] for row in first] for name in first[0]}
+    columns = {name: [row[name] for row in first] for name in rows.features or ()}
     return datasets.Dataset.from_dict(columns, features=rows.features)
 
 
@@ -90,47 +100,45 @@ class CaptionedStream:
 
     An epoch reads the share once, its files in an order drawn for the epoch. Rows wait as they are on disk in a window
     of `shuffle_buffer_size`, which is handed out in a drawn order while the next one takes its place, so no more rows
-    than that are ever held. Where there is a state to go on from, only its window is read again. Processes may have
-    shares of unequal length: each begins its next epoch by itself.
+    than that are ever held; rows with a picture that is held out never are. Where there is a state to go on from, only
+    its window is read again. Processes may have shares of unequal length: each begins its next epoch by itself.
 
     Args:
-        rows: what `load_stream` returns.
+        stream: what `load_stream` returns.
         config: the run's settings; pictures are decoded by `dataloader_num_workers` threads, on whose number nothing
             depends.
         channels: 1 for grey pictures, 3 for colour.
         size: `(height, width)`; pictures are scaled to cover it and cropped about their centre.
         rank, world: this process and how many there are.
-        held_out: rows whose pictures are left out wherever they come.
         mean, std: of each channel, in [-1, 1] units; samples are normalised with them. Set after `statistics`.
     """
 
     def __init__(
         self,
-        rows: datasets.IterableDataset,
+        stream: Stream,
         config: TrainConfig,
         channels: int,
         size: tuple[int, int],
         rank: int = 0,
         world: int = 1,
-        held_out: datasets.Dataset | None = None,
     ):
         if channels not in (1, 3):
             raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
         self.config, self.channels, self.size, self.rank, self.world = config, channels, size, rank, world
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
-        self.whole = rows
-        held = held_out.select_columns(config.image_column) if held_out is not None else []
+        self.head = stream.head
+        held = stream.held_out.select_columns(config.image_column) if stream.held_out is not None else []
         self.held_out = {x for row in held for x in (row[config.image_column] or {}).values() if x}
         if config.max_train_samples is not None:  # of a part of the set, shares of files would be other parts
             strategy = "examples"
         else:
-            strategy = "shards" if rows.num_shards >= FILES_PER_RANK * world else "auto"
-        self.rows = split_dataset_by_node(rows, rank, world, strategy)
+            strategy = "shards" if stream.rows.num_shards >= FILES_PER_RANK * world else "auto"
+        self.rows = split_dataset_by_node(stream.rows, rank, world, strategy)
         self.state = self._start_of(0)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel in [-1, 1] units, over the stream's `head`."""
-        return CaptionedImages(head(self.whole, self.config), self.config, self.channels, self.size).statistics()
+        """Mean and standard deviation of each channel in [-1, 1] units, over the stream's head."""
+        return CaptionedImages(self.head, self.config, self.channels, self.size).statistics()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reading stands after the last batch that was handed out, as JSON can hold it."""
