@@ -7,6 +7,7 @@ them, to half precision. Nothing here knows what the models are for.
 """
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +24,22 @@ def sharded(accelerator: Accelerator) -> bool:
     """Whether accelerate's configuration asks for FSDP2, on several processes.
 
     Raises:
-        UserError: for FSDP's first version, or float16, whose gradient scaler knows nothing of shards.
+        UserError: for DeepSpeed, FSDP's first version, weights loaded in one process only, or float16, whose gradient
+            scaler knows nothing of shards.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or accelerator.num_processes == 1:
+
+    def asked(name: str) -> bool:
+        return os.environ.get(name, "false").lower() == "true"
+
+    where = "in accelerate's configuration"
+    if asked("ACCELERATE_USE_DEEPSPEED"):
+        raise UserError(f"distributed_type must be NO, MULTI_GPU or FSDP {where}: got DEEPSPEED; see zero2.yaml")
+    if not asked("ACCELERATE_USE_FSDP") or accelerator.num_processes == 1:
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("fsdp_version must be 2 in accelerate's configuration: got 1")
+        raise UserError(f"fsdp_version must be 2 {where}: got {os.environ.get('FSDP_VERSION', '1')}")
+    if asked("FSDP_CPU_RAM_EFFICIENT_LOADING"):  # accelerate's default
+        raise UserError(f"fsdp_cpu_ram_efficient_loading must be false {where}: got true")
     if accelerator.mixed_precision == "fp16":
         raise UserError("mixed_precision fp16 needs whole models: got FSDP; possible are bf16 and no")
     return True
@@ -44,6 +55,8 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module) -> Any:
     half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     how = {"offload_policy": plugin.cpu_offload, "mp_policy": policy}
+    # Every block's; nothing changes their outputs in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in model.modules():
         if type(module).__name__ in (getattr(model, "_no_split_modules", None) or ()):
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **how)
