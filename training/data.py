@@ -7,6 +7,7 @@ Which rows an update holds is in `batches.py`, what is wrong with a set in `lint
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -253,6 +254,12 @@ class CaptionedImages(torch.utils.data.Dataset):
             return read_picture(cell, self.channels, self.buckets[self.bucket[index]])
         except ValueError as error:
             self._bad(index, str(error))
+
+    def texts(self) -> Iterator[str]:
+        """All captions, of good rows and bad, none of which is missing."""
+        for caption in self.captions:
+            caption = caption.as_py()
+            yield from (text for text in (caption if isinstance(caption, list) else [caption]) if text is not None)
 
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""

@@ -45,6 +45,11 @@ class HeldOut:
             mine = [(*pair, items[pair[0]]) for pair in pairs[rank::world]]
             self.batches += [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
+    @property
+    def passes(self) -> int:
+        """Pictures that this process passes through the network for one look."""
+        return sum(map(len, self.batches))
+
     @torch.no_grad()
     def losses(self, unet: torch.nn.Module, scheduler, encode: Callable) -> np.ndarray:
         """The loss of each picture at each level.
@@ -82,15 +87,16 @@ class HeldOut:
 class Course:
     """The held-out losses of a run so far, boiled down to what the next verdict needs.
 
-    `state` is what a checkpoint keeps of it, plain lists and numbers.
+    `last` are the figures of the last verdict; `state` is what a checkpoint keeps of it all, plain lists and numbers.
     """
 
     def __init__(self, state: dict[str, Any] | None = None):
-        self.best: dict[str, Any] | None = state
+        self.best: dict[str, Any] | None = state["best"] if state else None
+        self.last: dict[str, Any] | None = state["last"] if state else None
 
     @property
-    def state(self) -> dict[str, Any] | None:
-        return self.best
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "last": self.last}
 
     def judge(self, step: int, held_out: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
         """What these losses say against the best before, by paired differences over pictures.
@@ -113,12 +119,13 @@ class Course:
             verdict = {-1: "improving", 0: "flat", 1: "overfitting" if learned else "worse"}[change]
         if verdict in (None, "improving"):
             self.best = now
-        return {
+        self.last = {
             "held_out_loss": float(held_out.mean()),
             "held_out_loss_by_noise_level": held_out.mean(0).tolist(),
             "seen_loss": float(seen.mean()),
             "verdict": verdict,
         }
+        return self.last
 
 
 def _difference(after: list[float], before: list[float]) -> int:

@@ -15,53 +15,42 @@ Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients
 
 import contextlib
 import copy
+import itertools
+import json
 import math
 import os
 import platform
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import datasets
-import diffusers
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import checkpoint, sharding
+from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
+from mezzotint_training import checkpoint, plan, sharding
+from mezzotint_training.adapters import add_adapters
+from mezzotint_training.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
 from mezzotint_training.components import new_components, pretrained_components
 from mezzotint_training.config import TrainConfig, UserError, parse_args
+from mezzotint_training.data import collate
 from mezzotint_training.finish import draw_samples, finish
 from mezzotint_training.folder import previous_run, recipe_yaml
 from mezzotint_training.held_out import Course, HeldOut
+from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
+from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED, CannotGoOn, Interrupted, make_accelerator, signals
 from mezzotint_training.report import Losses, Report, peak_memory
-from mezzotint_training.sources import fixed_items, open_source
-from mezzotint_training.text import TextEncoding
-
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
-CANNOT_GO_ON = 3
-# Updates that a plan is measured over, of which the first few only warm up
-PLANNED_STEPS, WARM_UP_STEPS = 20, 3
-
-
-class CannotGoOn(Exception):
-    """A run that has to end, said in one line with the checkpoint to go on from."""
-
-
-class Interrupted(Exception):
-    """A run that was asked to end, and has written a checkpoint."""
+from mezzotint_training.sources import Source, fixed_items, open_source
+from mezzotint_training.text import TextEncoding, train_what_is_read
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +80,8 @@ class Position:
     skipped_steps: int = 0  # updates without a finite gradient
     skipped_in_a_row: int = 0
     course: dict | None = None  # of the held-out loss
-    losses: list = field(default_factory=list)  # since the last line of the log
+    losses: list = field(default_factory=list)  # of each process, since the last line of the log
+    stream: list = field(default_factory=list)  # where each process stands in a streamed set
 
 
 def train(config: TrainConfig) -> Path:
@@ -105,7 +95,12 @@ def train(config: TrainConfig) -> Path:
     started = time.time()
     output_dir = Path(config.output_dir)
     accelerator = make_accelerator(config, output_dir)
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    say, device, rank, world = (
+        accelerator.print,
+        accelerator.device,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
 
     # 1. The data
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
@@ -129,8 +124,13 @@ def train(config: TrainConfig) -> Path:
     for model in (unet, text_encoder):
         if model is not None:
             model.to(device).requires_grad_(model in trained.values()).train(model in trained.values())
-            if config.gradient_checkpointing and model in trained.values():
-                model.enable_gradient_checkpointing() if model is unet else model.gradient_checkpointing_enable()
+    if config.adapter is not None:
+        add_adapters(config, unet, text_encoder, train_text)
+    elif "text_encoder" in trained:
+        train_what_is_read(text_encoder)
+    if config.gradient_checkpointing:
+        for name, model in trained.items():
+            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
     if config.compile:
@@ -149,6 +149,9 @@ def train(config: TrainConfig) -> Path:
         num_training_steps=config.max_train_steps,
     )
     ema = EMAModel(sharding.local(named.values()), decay=config.ema_decay, foreach=True) if config.use_ema else None
+    lengths = None
+    if config.posthoc_ema_steps is not None:
+        lengths = PowerFunctionAverages(dict(zip(named, sharding.local(named.values()), strict=True)))
     encode = TextEncoding(models.get("text_encoder", text_encoder), tokenizer, accelerator, trained=train_text)
     held_out = seen = None
     if source.held_out is not None:
@@ -162,85 +165,115 @@ def train(config: TrainConfig) -> Path:
         tensors, state = resumed
         checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler)
         now = Position(**{f.name: state[f.name] for f in fields(Position)})
-        accelerator.print(f"going on from step {now.step}")
+        say(f"going on from step {now.step}")
+        if config.streaming and (message := data.load_state_dict(now.stream[min(rank, len(now.stream) - 1)])):
+            say(message)
     seconds_before, course, losses = now.seconds, Course(now.course), Losses(accelerator, now.losses)
 
-    accumulation = config.gradient_accumulation_steps
-    pictures_a_step = config.train_batch_size * accumulation * world
     optimizer = accelerator.prepare_optimizer(optimizer)
-    accelerator.print(
-        f"{len(source.known):,} pictures of {data.size[0]}x{data.size[1]}"
-        + (f" ({len(source.known.bad)} bad ones skipped)" if source.known.bad else "")
-        + f", {sum(p.numel() for p in named.values()):,} trained parameters, updates of {pictures_a_step} pictures, "
-        f"{device}, precision {accelerator.mixed_precision}"
-    )
-    if accelerator.is_main_process:
+
+    def losses_of(batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of each sample, (B,)."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        with accelerator.autocast():
+            text, mask = encode(batch["captions"])
+            return denoising_loss(
+                models["unet"],
+                scheduler,
+                tensors["sample"],
+                tensors["noise"],
+                tensors["uniform"],
+                encoder_hidden_states=text,
+                encoder_attention_mask=mask,
+                augment_labels=tensors.get("augment_labels"),
+            )
+
+    accumulation = config.gradient_accumulation_steps
+    batches = source.batches(accelerator, now.step)
+    clock: list[tuple[float, float]] = []  # seconds of each update since the last line of the log, and of them for data
+    bad = set(source.known.bad)
+
+    def update() -> float:
+        """One update of the weights. Returns the norm of its gradient; where that is not finite, it was skipped."""
+        began, waited, norm = time.perf_counter(), 0.0, math.nan
+        for micro in range(accumulation):
+            # Dropout inside the networks is the only randomness not in the batch
+            key = [config.seed, now.step, micro, rank]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+            waiting_since = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - waiting_since
+            for message in set(batch["bad"]) - bad:
+                say(f"skipped: {message}")
+                bad.add(message)
+            with accelerator.accumulate(*models.values()):
+                loss = losses_of(batch)
+                accelerator.backward(loss.mean())
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(named.values(), config.max_grad_norm)
+                    norm = float(sharding.gather(norm, keep=True))
+                    if math.isfinite(norm) or accelerator.scaler is not None:  # a scaler skips by itself
+                        optimizer.step()
+                optimizer.zero_grad()
+            losses.add(loss, batch["uniform"].to(device))
+        lr_scheduler.step()
+        now.step += 1
+        if math.isfinite(norm):  # the same in all processes, whose gradients are one
+            now.skipped_in_a_row = 0
+            if ema is not None:
+                ema.step(sharding.local(named.values()))
+        else:
+            losses.take_back(accumulation)
+            now.skipped_steps, now.skipped_in_a_row = now.skipped_steps + 1, now.skipped_in_a_row + 1
+        if lengths is not None:
+            lengths.update(dict(zip(named, sharding.local(named.values()), strict=True)), now.step)
+        clock.append((time.perf_counter() - began, waited))
+        return norm
+
+    # 5. What the run will do and cost, before it does
+    first_step, pictures_a_step = now.step, config.train_batch_size * accumulation * world
+    looks = 3 * held_out.passes if held_out is not None else 0
+    planned = foresee(source, components, named, optimizer, losses_of, accelerator)
+    for line in plan.lines(planned, every_row=config.plan):
+        say(line)
+    if config.plan:
+        for _ in range(plan.STEPS):
+            update()
+        planned["time"] = plan.seconds(config, *zip(*clock, strict=True), first_step, world, looks)
+        for line in plan.time_lines(planned["time"]):
+            say(line)
+        say(json.dumps(planned))
+        return output_dir
+    if rank == 0:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir must be a folder to write to: {error}") from None
+        drop_snapshots_after(output_dir, now.step)
+    if not config.streaming:
+        captions = itertools.chain.from_iterable(x.texts() for x in (source.known, source.held_out) if x is not None)
+        place = config.cache_dir or output_dir / "cache"
+        encode.prepare(captions, place, progress=accelerator.is_local_main_process)
     if accelerator.log_with:
         accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
     report = Report(output_dir, accelerator, config.max_train_steps, now.step)
-    bad = set(source.known.bad)
-    for message in source.known.bad:
-        report.say(f"skipped: {message}")
+    say = report.say
 
-    # 5. The loop
-    batches = source.batches(accelerator, now.step)
-    first_step = logged_step = now.step
-    busy = waited = busy_in_all = 0.0  # seconds in updates and of them for data since the last line of the log; in all
+    # 6. The loop
+    logged_step, busy_in_all, planned_over = now.step, 0.0, []
     finished = now.step >= config.max_train_steps
     with signals() as caught:
         while not finished:
-            update_started, norm = time.perf_counter(), float("nan")
-            for micro in range(accumulation):
-                # Dropout inside the networks is the only randomness not in the batch
-                torch.manual_seed(
-                    int(np.random.SeedSequence([config.seed, now.step, micro, rank]).generate_state(1)[0])
-                )
-                waiting_since = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - waiting_since
-                for message in batch["bad"]:
-                    if message not in bad:
-                        report.say(f"skipped: {message}")
-                        bad.add(message)
-                batch |= {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-                with accelerator.accumulate(*models.values()):
-                    with accelerator.autocast():
-                        text, mask = encode(batch["captions"])
-                        loss = denoising_loss(
-                            models["unet"],
-                            scheduler,
-                            batch["sample"],
-                            batch["noise"],
-                            batch["uniform"],
-                            encoder_hidden_states=text,
-                            encoder_attention_mask=mask,
-                            augment_labels=batch.get("augment_labels"),
-                        )
-                    accelerator.backward(loss.mean())
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(named.values(), config.max_grad_norm)
-                        norm = float(sharding.gather(norm, keep=True))
-                        if math.isfinite(norm) or accelerator.scaler is not None:  # a scaler skips by itself
-                            optimizer.step()
-                    optimizer.zero_grad()
-                losses.add(loss, batch["uniform"])
-            lr_scheduler.step()
-            now.step += 1
-            if math.isfinite(norm):  # the same in all processes, whose gradients are one
-                now.skipped_in_a_row = 0
-                if ema is not None:
-                    ema.step(sharding.local(named.values()))
-            else:
-                losses.take_back(accumulation)
-                now.skipped_steps, now.skipped_in_a_row = now.skipped_steps + 1, now.skipped_in_a_row + 1
-            busy += time.perf_counter() - update_started
+            norm = update()
             now.seconds = seconds_before + time.time() - started
             report.advance()
+            if now.step - first_step <= plan.STEPS:
+                planned_over.append(clock[-1])
+                if len(planned_over) == plan.STEPS:
+                    planned["time"] = plan.seconds(config, *zip(*planned_over, strict=True), now.step, world, looks)
+                    for line in plan.time_lines(planned["time"]):
+                        say(line)
 
             # All processes end at the same step
             late = config.max_train_minutes is not None and now.seconds >= 60 * config.max_train_minutes
@@ -259,6 +292,7 @@ def train(config: TrainConfig) -> Path:
             line: dict[str, Any] = {}
             if now.step % config.logging_steps == 0 or finished:
                 now.loss, by_noise_level = losses.means()
+                busy, waited = map(sum, zip(*clock, strict=True))
                 line = {
                     "loss": now.loss,
                     "loss_by_noise_level": by_noise_level,
@@ -269,7 +303,8 @@ def train(config: TrainConfig) -> Path:
                     "peak_memory": peak_memory(device),
                     "skipped_steps": now.skipped_steps,
                 }
-                logged_step, busy_in_all, busy, waited = now.step, busy_in_all + busy, 0.0, 0.0
+                logged_step, busy_in_all = now.step, busy_in_all + busy
+                clock.clear()
             if now.step % config.validation_steps == 0 or finished:
                 with evaluated(trained), evaluation_weights(optimizer):
                     if ema is not None and held_out is not None:
@@ -279,13 +314,23 @@ def train(config: TrainConfig) -> Path:
                             pair = [probe.losses(models["unet"], scheduler, encode) for probe in (held_out, seen)]
                             line |= course.judge(now.step, *pair)
                         if config.validation_prompts and not finished and (sharded or rank == 0):
-                            draw_samples(MezzotintPipeline(**components), config, output_dir, now.step, accelerator)
+                            pipe = MezzotintPipeline(**components).to(device)
+                            draw_samples(pipe, config, output_dir, now.step, accelerator)
+                            encode.release()
             if line:
                 report.write(now.step, **line)
+            if lengths is not None and (now.step % config.posthoc_ema_steps == 0 or finished):
+                tensors = {}
+                for key, x in lengths.tensors().items():
+                    x = sharding.gather(sharding.like(x, named[key.partition("/")[2]]), keep=rank == 0)
+                    tensors |= {key: x} if rank == 0 else {}
+                if rank == 0:
+                    save_snapshot(output_dir, now.step, tensors)
             if now.step % config.checkpointing_steps == 0 or finished or stopped:
                 now.course, now.losses = course.state, losses.state()
-                if accelerator.is_main_process:
-                    tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler)
+                now.stream = gather_object([data.state_dict()]) if config.streaming else []
+                tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler)
+                if rank == 0:
                     state |= {"config": asdict(config), **asdict(now)}
                     checkpoint.save(output_dir, now.step, tensors, state)
                     checkpoint.prune(output_dir, config.checkpoints_total_limit)
@@ -295,7 +340,8 @@ def train(config: TrainConfig) -> Path:
                 raise Interrupted(f"stopped at step {now.step}, with a checkpoint; the same command goes on from there")
     report.close()
 
-    # 6. The finished pipeline
+    # 7. The finished pipeline
+    gathered_bad = gather_object(list(bad))
     with evaluation_weights(optimizer), averaged(ema, named):
         if sharded:
             for name, model in trained.items():
@@ -311,7 +357,7 @@ def train(config: TrainConfig) -> Path:
                 "seconds": seconds_before + time.time() - started,
                 "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
                 "pictures": len(source.known),
-                "bad_pictures": len(bad),
+                "bad_pictures": len(set(gathered_bad)),
                 "skipped_steps": now.skipped_steps,
                 "parameters": {
                     name: sum(p.numel() for p in model.parameters())
@@ -324,6 +370,8 @@ def train(config: TrainConfig) -> Path:
                 "processes": world,
                 "threads": torch.get_num_threads(),
                 "mixed_precision": accelerator.mixed_precision,
+                "held_out": course.last,
+                "plan": planned,
             }
             finish(MezzotintPipeline(**components | published), config, output_dir, figures, accelerator)
     accelerator.wait_for_everyone()  # gloo must not have a collective under way when the process ends
@@ -334,67 +382,61 @@ def train(config: TrainConfig) -> Path:
 # ------------------------------------------------------------------------------------------------ before the first step
 
 
-def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
-    """As accelerate is configured, with all the cores of a CPU."""
-    available = sorted(str(name) for name in get_available_trackers())
-    if config.report_to not in (*available, "auto", "all", "none"):
-        raise UserError(
-            f"report_to must be 'auto', 'none', 'all' or a tracker that is installed ({', '.join(available)}): "
-            f"got {config.report_to!r}"
-        )
-    tracker = {"auto": "tensorboard" if "tensorboard" in available else None, "none": None}
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=tracker.get(config.report_to, config.report_to),
-            project_dir=output_dir,
-            step_scheduler_with_optimizer=False,
-        )
-    except ValueError as error:  # a precision that the device lacks
-        raise UserError(" ".join(str(error).split())) from None
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
-        raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if launched and accelerator.device.type == "cpu":
-        # accelerate's launcher gives a process one thread unless it is told otherwise, and leaves the other cores idle
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    return accelerator
+def foresee(
+    source: Source,
+    components: dict[str, Any],
+    named: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses_of: Callable[[dict[str, Any]], torch.Tensor],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The plan, but for its seconds: what the run will do, and the memory that it will take, measured on its data.
+
+    Raises:
+        UserError: for a publication that the Hub would refuse, unless this is only to be printed.
+    """
+    config, known, device, world = source.config, source.known, accelerator.device, accelerator.num_processes
+    tokenizer = components["tokenizer"]
+    limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
+    found = lint(known, min(getattr(tokenizer, "model_max_length", config.max_text_length), 2**31), **limits)
+    problems = hub.problems(asdict(config), config.hub_model_id or Path(config.output_dir).name)
+    for problem in problems:
+        if problem.fatal and not config.plan:
+            raise UserError(problem.text)
+
+    buckets = known.bucket[known.good]
+    positions = np.flatnonzero(buckets == np.bincount(buckets).argmax())
+
+    def passes(size: int) -> None:
+        losses_of(collate([known[0, int(positions[i % len(positions)])] for i in range(size)])).mean().backward()
+        optimizer.zero_grad()
+
+    def agreed(vote: bool) -> bool:
+        return bool(accelerator.reduce(torch.tensor(float(vote), device=device), "sum") > 0) if world > 1 else vote
+
+    still_to_come = (
+        0 if optimizer.state else plan.state_bytes(config, optimizer) // (world if sharding.sharded(accelerator) else 1)
+    )
+    return {
+        "data": plan.data(found, len(known), known.size),
+        "networks": plan.networks(components),
+        "batches": plan.batches(config, None if config.streaming else len(known), world),
+        "derived": [str(one) for one in source.derived],
+        "memory": plan.memory(
+            passes,
+            lambda: peak_memory(device),
+            config.train_batch_size,
+            still_to_come,
+            plan.available_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+            beyond=config.plan,
+            agreed=agreed,
+        ),
+        "disk": plan.disk(config, named, components, optimizer),
+        "problems": [problem.text for problem in problems],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- in the loop
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Within it SIGTERM and SIGINT (Ctrl-C) are noted in the list, for the loop to stop at the end of its step.
-
-    What comes within seconds of the first is the same request, from a launcher that passes it on; a later Ctrl-C
-    interrupts at once.
-    """
-    caught: list[int] = []
-    first = [0.0]
-
-    def note(number: int, _) -> None:
-        if number == signal.SIGINT and caught and time.monotonic() > first[0] + 3:
-            raise KeyboardInterrupt
-        first[0] = first[0] if caught else time.monotonic()
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
-        yield caught
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

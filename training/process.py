@@ -1,0 +1,92 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The process that a run is: accelerate's view of it, its threads, the signals that end it and the codes that it ends
+with. What it does in between is `train.py`'s."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import diffusers
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from mezzotint_training.config import TrainConfig, UserError
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+CANNOT_GO_ON = 3
+
+
+class CannotGoOn(Exception):
+    """A run that has to end, said in one line with the checkpoint to go on from."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to end, and has written a checkpoint."""
+
+
+def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
+    """As accelerate is configured, with all the cores of a CPU."""
+    available = sorted(str(name) for name in get_available_trackers())
+    if config.report_to not in (*available, "auto", "all", "none"):
+        raise UserError(
+            f"report_to must be 'auto', 'none', 'all' or a tracker that is installed ({', '.join(available)}): "
+            f"got {config.report_to!r}"
+        )
+    tracker = {"auto": "tensorboard" if "tensorboard" in available else None, "none": None}
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=tracker.get(config.report_to, config.report_to),
+            project_dir=output_dir,
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:  # a precision that the device lacks
+        raise UserError(" ".join(str(error).split())) from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
+        raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if launched and accelerator.device.type == "cpu":
+        # accelerate's launcher gives a process one thread unless it is told otherwise, and leaves the other cores idle
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return accelerator
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Within it SIGTERM and SIGINT (Ctrl-C) are noted in the list, for the loop to stop at the end of its step.
+
+    What comes within seconds of the first is the same request, from a launcher that passes it on; a later Ctrl-C
+    interrupts at once.
+    """
+    caught: list[int] = []
+    first = [0.0]
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and caught and time.monotonic() > first[0] + 3:
+            raise KeyboardInterrupt
+        first[0] = first[0] if caught else time.monotonic()
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
