@@ -145,7 +145,7 @@ def _checked_split(config: TrainConfig, splits: datasets.DatasetDict, flag: str,
 
 def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
     """The chosen rows in their order in the split, each with its number there, which a message about it must give."""
-    return rows.add_column(NUMBER, np.arange(len(rows)), new_fingerprint=None).select(np.sort(chosen))
+    return rows.add_column(NUMBER, np.arange(len(rows))).select(np.sort(chosen))
 
 
 class CaptionedImages(torch.utils.data.Dataset):
