@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mezzotint_training.config import UserError
@@ -60,7 +60,17 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module) -> Any:
     for module in model.modules():
         if type(module).__name__ in (getattr(model, "_no_split_modules", None) or ()):
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **how)
-    return fully_shard(model, **how)
+    fully_shard(model, **how)
+
+    def let_go(module: torch.nn.Module, *_) -> None:
+        """After a backward pass FSDP does so; without one, gathered weights would hide a change of the shards."""
+        if not torch.is_grad_enabled():
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+
+    model.register_forward_hook(let_go)
+    return model
 
 
 def local(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
