@@ -144,7 +144,11 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
         for attempt in range(6):
             processes = start(folder, KINDS[kind][0], settings)
             # the first kill anywhere, the later ones sooner, since less is left to do
-            if attempt < 5 and killed < kills and not ended(processes, rng.uniform(0.05, 0.95) * duration / (1 + attempt / 2)):
+            if (
+                attempt < 5
+                and killed < kills
+                and not ended(processes, rng.uniform(0.05, 0.95) * duration / (1 + attempt / 2))
+            ):
                 survivors = processes[:]
                 rng.shuffle(survivors)
                 os.kill(survivors[0].pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ import transformers
 from PIL import Image
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.augment import AUGMENT_DIM
 from mezzotint_training.config import TrainConfig, UserError, known_arguments
 from mezzotint_training.data import CaptionedImages
 from mezzotint_training.text import load_text_encoder, new_text_encoder
@@ -78,6 +79,8 @@ def pretrained_components(config: TrainConfig) -> dict:
         raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
     finally:
         logging.disable(logging.NOTSET)
+    if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
+        raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
     return dict(pipe.components)
 
 
@@ -96,6 +99,7 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
         "in_channels": data.channels,
         "out_channels": data.channels,
         "cross_attention_dim": text_encoder.config.hidden_size,
+        "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
         "sample_mean": mean,
         "sample_std": std,
         **known_arguments(config.unet, MezzotintUNetModel),

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
 from mezzotint import MezzotintPipeline, hub
+from mezzotint_training.adapters import save_adapters
 from mezzotint_training.config import TrainConfig, UserError
 
 
@@ -56,7 +57,8 @@ def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, acceler
 def finish(
     pipe: MezzotintPipeline, config: TrainConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Write the finished pipeline and its figures, load it back as a stranger would, draw the card's pictures, upload.
+    """Write the finished pipeline, or its adapters, and its figures; load it back as a stranger would; draw the card's
+    pictures; upload.
 
     Args:
         pipe: with the weights to publish.
@@ -68,12 +70,20 @@ def finish(
     Raises:
         UserError: for an upload that failed; the finished pipeline is there.
     """
-    pipe.save_pretrained(output_dir)
+    if config.adapter is None:
+        pipe.save_pretrained(output_dir)
+    else:
+        save_adapters(output_dir, pipe.unet, pipe.text_encoder)
     figures = output_dir / "metrics.json"
     if metrics.pop("updates") == 0 and figures.is_file():
         metrics = json.loads(figures.read_text(encoding="utf-8"))
     figures.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    loaded = MezzotintPipeline.from_pretrained(output_dir).to(accelerator.device)
+    if config.adapter is None:
+        loaded = MezzotintPipeline.from_pretrained(output_dir)
+    else:
+        loaded = MezzotintPipeline.from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
+        loaded.load_lora_weights(output_dir)
+    loaded.to(accelerator.device)
     grid = None
     if config.validation_prompts:
         grid = draw_samples(loaded, config, output_dir, metrics["steps"], accelerator)

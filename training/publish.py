@@ -6,12 +6,14 @@ mezzotint publish runs/digits --hub_model_id user/digits
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub.errors import HTTPError
 
 from mezzotint import MezzotintPipeline, hub
+from mezzotint_training.config import UserError, read_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,8 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         address = hub.push(args.folder, args.hub_model_id, private=args.hub_private_repo)
-        here, there = (draw(source, args.prompt) for source in (args.folder, args.hub_model_id))
-    except (OSError, ValueError, HTTPError) as error:
+        base = None
+        if (Path(args.folder) / hub.ADAPTERS).is_file():  # of a pipeline that is elsewhere
+            base = read_yaml(Path(args.folder) / "recipe.yaml")["pretrained_model_name_or_path"]
+        here, there = (draw(source, base, args.prompt) for source in (args.folder, args.hub_model_id))
+    except (OSError, ValueError, HTTPError, UserError) as error:
         print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if not np.array_equal(here, there):
@@ -34,8 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def draw(source: str, prompt: str) -> np.ndarray:
-    pipe = MezzotintPipeline.from_pretrained(source)
+def draw(source: str, base: str | None, prompt: str) -> np.ndarray:
+    pipe = MezzotintPipeline.from_pretrained(base or source)
+    if base is not None:
+        pipe.load_lora_weights(source)
     text = {"prompt": prompt} if pipe.text_encoder is not None else {}
     picture = pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
     return np.asarray(picture.images)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
@@ -94,6 +94,9 @@ def train(config: TrainConfig) -> Path:
     """
     started = time.time()
     output_dir = Path(config.output_dir)
+    stops = config.on_bad_row == "stop"
+    if config.plan:  # which shows all of them
+        config.on_bad_row = "skip"
     accelerator = make_accelerator(config, output_dir)
     say, device, rank, world = (
         accelerator.print,
@@ -237,6 +240,8 @@ def train(config: TrainConfig) -> Path:
     for line in plan.lines(planned, every_row=config.plan):
         say(line)
     if config.plan:
+        if bad and stops:
+            say(f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them")
         for _ in range(plan.STEPS):
             update()
         planned["time"] = plan.seconds(config, *zip(*clock, strict=True), first_step, world, looks)
@@ -360,9 +365,9 @@ def train(config: TrainConfig) -> Path:
                 "bad_pictures": len(set(gathered_bad)),
                 "skipped_steps": now.skipped_steps,
                 "parameters": {
-                    name: sum(p.numel() for p in model.parameters())
+                    name: sum(p.numel() for p in model.parameters() if p.requires_grad or config.adapter is None)
                     for name, model in (("unet", unet), ("text_encoder", text_encoder))
-                    if model is not None
+                    if model is not None and (name in trained or config.adapter is None)
                 },
                 "peak_memory": peak_memory(device),
                 "device": str(device),
@@ -399,16 +404,20 @@ def foresee(
     tokenizer = components["tokenizer"]
     limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
     found = lint(known, min(getattr(tokenizer, "model_max_length", config.max_text_length), 2**31), **limits)
-    problems = hub.problems(asdict(config), config.hub_model_id or Path(config.output_dir).name)
-    for problem in problems:
-        if problem.fatal and not config.plan:
-            raise UserError(problem.text)
+    name = config.hub_model_id or Path(config.output_dir).name
+    asked = [hub.problems(asdict(config), name) if accelerator.is_main_process else None]
+    (problems,) = broadcast_object_list(asked)
+    for text, fatal in problems:
+        if fatal and not config.plan:
+            raise UserError(text)
 
     buckets = known.bucket[known.good]
     positions = np.flatnonzero(buckets == np.bincount(buckets).argmax())
 
     def passes(size: int) -> None:
-        losses_of(collate([known[0, int(positions[i % len(positions)])] for i in range(size)])).mean().backward()
+        batch = collate([known[0, int(positions[i % len(positions)])] for i in range(size)])
+        with torch.compiler.set_stance("force_eager"):  # one size is compiled for, that of the run
+            losses_of(batch).mean().backward()
         optimizer.zero_grad()
 
     def agreed(vote: bool) -> bool:
@@ -432,7 +441,7 @@ def foresee(
             agreed=agreed,
         ),
         "disk": plan.disk(config, named, components, optimizer),
-        "problems": [problem.text for problem in problems],
+        "problems": [text for text, _ in problems],
     }
 
 

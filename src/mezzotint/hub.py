@@ -7,6 +7,7 @@ for cards; importing this module does not.
 
 import difflib
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from huggingface_hub.utils import validate_repo_id
 from mezzotint.pipelines.pipeline_mezzotint import LOADING
 
 # What belongs to the run and not to the published pipeline
-NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "logs/*", "metrics.jsonl"]
+NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "cache/*", "ema/*", "logs/*", "metrics.jsonl"]
+# What a folder of low-rank adapters holds in place of a pipeline
+ADAPTERS = "pytorch_lora_weights.safetensors"
 # What goes from the repository unless it comes anew: earlier code, and weights in another number of files
 REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json"]
 # The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
@@ -126,7 +129,8 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
     """
     folder = Path(folder)
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    template = importlib.resources.files("mezzotint.model_cards").joinpath("text_to_image.md.jinja")
+    name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
+    template = importlib.resources.files("mezzotint.model_cards").joinpath(name)
     card = ModelCard.from_template(
         _card_data(settings, grid),
         template_str=template.read_text(encoding="utf-8"),
@@ -136,6 +140,7 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         grid=grid,
         source=settings.get("dataset_name") or Path(settings["train_data_dir"]).resolve().name,
         prompt=prompts[0] if prompts else "",
+        base=base,
         base_name=Path(base).resolve().name if base and Path(base).exists() else base,
     )
     path = folder / "README.md"
@@ -153,31 +158,35 @@ def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:
         license=settings.get("license"),
         datasets=[settings["dataset_name"]] if on_hub else None,
         base_model=base if base and not Path(base).exists() else None,
-        tags=["mezzotint", "diffusion", "text-to-image"],
+        tags=["mezzotint", "diffusion", "text-to-image", *(["lora"] if settings.get("adapter") else [])],
         widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
     )
 
 
 def push(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload a finished pipeline's folder in one commit, with the card's loading line naming `repo_id`. Code and
-    weights of an earlier upload go from the repository, where diffusers might load them in place of these.
+    """Upload the folder of a finished pipeline, or of its adapters, in one commit, with the card's loading line naming
+    `repo_id`. Code and weights of an earlier upload go from the repository, where diffusers might load them in place of
+    these.
 
     Returns:
         the commit's address.
 
     Raises:
-        ValueError: for a folder without `model_index.json`.
+        ValueError: for a folder that has neither `model_index.json` nor adapters.
         huggingface_hub.errors.HfHubHTTPError: for what the Hub refuses.
     """
     folder = Path(folder)
+    loading, call = LOADING, "from_pretrained"
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} must hold a finished pipeline: it has no model_index.json")
+        if not (folder / ADAPTERS).is_file():
+            raise ValueError(f"{folder} must hold a finished pipeline: it has no model_index.json")
+        loading, call = re.compile(r'load_lora_weights\("[^"]*"'), "load_lora_weights"
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     card = folder / "README.md"
     before = card.read_bytes() if card.is_file() else b""
     if before:
-        card.write_text(LOADING.sub(f'from_pretrained("{repo_id}"', before.decode("utf-8")), encoding="utf-8")
+        card.write_text(loading.sub(f'{call}("{repo_id}"', before.decode("utf-8")), encoding="utf-8")
     try:
         return api.upload_folder(
             repo_id=repo_id,
