@@ -81,7 +81,7 @@ def test_a_signal_at_the_last_step_lets_the_run_finish(tmp_path, monkeypatch):
     assert (folder / "model_index.json").exists()
 
 
-# ------------------------------------------------------------------------------------------- gradients that are not finite
+# ---------------------------------------------------------------------------------------- gradients that are not finite
 
 
 def poison(value: float):

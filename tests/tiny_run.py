@@ -34,6 +34,7 @@ TEXT_ENCODER = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_head
 TINY = {
     "recipe": "digits",
     "max_train_samples": 40,
+    "num_validation_samples": 8,
     "unet": UNET,
     "text_encoder": TEXT_ENCODER,
     "max_text_length": 32,
@@ -119,7 +120,7 @@ def logged(folder: Path, name: str = "loss") -> dict[int, float]:
     """One column of metrics.jsonl, by step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len({line["step"] for line in lines}) == len(lines)
-    return {line["step"]: line[name] for line in lines}
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 def saved(folder: Path, step: int, name: str = "weights") -> dict[str, torch.Tensor]:

@@ -253,7 +253,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
         # a data source replaces the one of the layer below, and what that said of it
         source = ("dataset_name", "train_data_dir")
         if any(layer.get(k) for k in source) and any(settings.get(k) for k in source):
-            of_it = (*source, "dataset_config_name", "dataset_license")
+            of_it = {*source, "dataset_config_name", "dataset_license", "dataset_split", "validation_split"}
             settings = {k: v for k, v in settings.items() if k not in of_it}
         for key, value in layer.items():
             if isinstance(value, dict) and isinstance(settings.get(key), dict):
