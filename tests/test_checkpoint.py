@@ -1,13 +1,22 @@
-"""The state of an unfinished run: what is written comes back bit for bit, and what was damaged is not believed."""
+"""The state of an unfinished run: what is written comes back bit for bit, what was damaged is not believed, and
+whatever happens in between the last whole one stays. (Sharded tensors: `test_distributed.py`.)"""
 
+import ctypes
 import json
+import multiprocessing
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 from mezzotint_training import checkpoint
-from mezzotint_training.config import UserError
+from mezzotint_training.averages import PowerFunctionAverages
+from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.optimizers import make_optimizer, optimizer_state
 
 STATE = {"seconds": 1.5, "config": {"seed": 3, "learning_rate": 1e-05}, "loss": float("nan"), "words": "ü"}
 
@@ -109,9 +118,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / "none") is None
 
 
+# ----------------------------------------------------------------------------------------------- writes that don't end
+
+
 @pytest.mark.parametrize("stage", ["save_file", "fsync", "rename"])
-def test_a_write_that_stops_half_way_leaves_the_last_one(tmp_path, monkeypatch, stage):
+def test_a_write_that_fails_leaves_the_last_one_and_names_it(tmp_path, monkeypatch, stage):
     checkpoint.save(tmp_path, 5, tensors(5), STATE)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(*args, **kwargs):
         raise OSError("no space left on device")
@@ -119,13 +132,151 @@ def test_a_write_that_stops_half_way_leaves_the_last_one(tmp_path, monkeypatch, 
     place = {"save_file": checkpoint, "fsync": os, "rename": type(tmp_path)}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(place, stage, full)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(checkpoint.CannotGoOn) as failure:
             checkpoint.save(tmp_path, 10, tensors(10), STATE)
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["checkpoint-5"]
-    assert checkpoint.latest(tmp_path)[1]["step"] == 5
-    checkpoint.save(tmp_path, 10, tensors(10), STATE)  # over the remains
+    assert str(failure.value) == (
+        f"checkpoint-10 cannot be written to {tmp_path} (no space left on device); "
+        f"the last whole checkpoint is {tmp_path / 'checkpoint-5'}"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    checkpoint.save(tmp_path, 10, tensors(10), STATE)
     assert_bits_equal(checkpoint.latest(tmp_path)[0], tensors(10))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+
+
+def test_a_failed_first_write_says_that_there_is_none(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(checkpoint.CannotGoOn, match="; the last whole checkpoint is none$"):
+        checkpoint.save(tmp_path / "run", 1, tensors(), STATE)
+
+
+def fill(folder: Path) -> tuple[str, int, float, list[str]]:
+    """Save larger and larger checkpoints until one doesn't fit: the error, and what is there then."""
+    error = ""
+    for step in range(1, 9):
+        numbers = torch.full((2**step * 10_000,), float(step))
+        try:
+            checkpoint.save(folder, step, {"weights": {"a": numbers}, "optimizer": {"a.exp_avg": numbers + 1}}, STATE)
+        except checkpoint.CannotGoOn as failure:
+            error = str(failure)
+            break
+    loaded, state = checkpoint.latest(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    return error, state["step"], float(loaded["weights"]["a"].mean()), names
+
+
+def assert_filled(folder: Path, error: str, outcome) -> None:
+    failure, last, value, names = outcome
+    assert failure.startswith(f"checkpoint-{last + 1} cannot be written to {folder} (") and error in failure
+    assert failure.endswith(f"; the last whole checkpoint is {folder / f'checkpoint-{last}'}") and "\n" not in failure
+    assert value == last > 1 and names == [f"checkpoint-{step}" for step in range(1, last + 1)]
+
+
+def test_a_file_that_may_not_grow_stops_the_run_with_its_last_checkpoint_whole(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # Python ignores the signal, so that the write itself fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+        outcome = fill(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_filled(tmp_path, "File too large", outcome)
+
+
+def fill_a_disk(folder: Path, results) -> None:
+    """`fill` on a file system of one megabyte, in a name space of this process where anyone may mount it."""
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    if libc.unshare(0x10000000 | 0x00020000) == 0:  # CLONE_NEWUSER, CLONE_NEWNS
+        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+        if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=1m") == 0:
+            return results.put(fill(folder))
+    results.put(os.strerror(ctypes.get_errno()))
+
+
+def test_a_full_disk_stops_the_run_with_its_last_checkpoint_whole(tmp_path):
+    if not Path("/proc/self/uid_map").exists():
+        pytest.skip("a disk to fill needs Linux")
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=fill_a_disk, args=(tmp_path, results))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    outcome = results.get()
+    if isinstance(outcome, str):
+        pytest.skip(f"no disk can be made to fill: {outcome}")
+    assert_filled(tmp_path, "No space left on device", outcome)
+
+
+class Killed(BaseException):
+    """As a kill comes: nothing that follows it is done."""
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_rewrite_that_is_killed_leaves_the_old_or_the_new(tmp_path, monkeypatch, moment):
+    """After each call that changes a name, in the order: nothing left over, old aside, new in place, old removed."""
+    checkpoint.save(tmp_path, 5, tensors(5), STATE)
+    checkpoint.save(tmp_path, 10, tensors(10), STATE)
+    calls = []
+
+    def killed_after(place, name):
+        original = getattr(place, name)
+
+        def function(*args, **kwargs):
+            if len(calls) == moment:
+                raise Killed
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(place, name, function)
+
+    with monkeypatch.context():
+        killed_after(Path, "mkdir")
+        killed_after(Path, "rename")
+        killed_after(shutil, "rmtree")
+        if moment < 4:
+            with pytest.raises(Killed):
+                checkpoint.save(tmp_path, 10, tensors(11), STATE)
+        else:
+            checkpoint.save(tmp_path, 10, tensors(11), STATE)
+        assert calls == ["mkdir", "rename", "rename", "rmtree"][:moment]
+        monkeypatch.undo()
+
+    expected = 10 if moment < 3 else 11
+    assert [checkpoint.load(folder)[1]["step"] for folder in checkpoint.found(tmp_path)] == [5, 10]
+    assert_bits_equal(checkpoint.latest(tmp_path)[0], tensors(expected))
+    checkpoint.save(tmp_path, 12, tensors(12), STATE)  # the next one tidies up, and loses nothing
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-5"]
+    assert_bits_equal(checkpoint.load(tmp_path / "checkpoint-10")[0], tensors(expected))
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
+    checkpoint.save(tmp_path, 3, tensors(3), STATE)
+    shutil.copytree(tmp_path / "checkpoint-3", tmp_path / ".checkpoint-4")
+    (tmp_path / ".checkpoint-5").mkdir()
+    (tmp_path / ".checkpoint-5" / "weights.safetensors").write_bytes(b"half of")
+    assert checkpoint.latest(tmp_path)[1]["step"] == 3
+    checkpoint.save(tmp_path, 6, tensors(6), STATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_a_new_name_is_on_disk_before_the_old_one_is_gone(tmp_path, monkeypatch):
+    """A power cut keeps what was synced: each file, then its folder, then the folder of the names."""
+    checkpoint.save(tmp_path, 5, tensors(5), STATE)
+    order, sync, rename, remove = [], checkpoint._sync, Path.rename, shutil.rmtree
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+    monkeypatch.setattr(Path, "rename", lambda a, b: (order.append(f"rename {a.name} {b.name}"), rename(a, b))[1])
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (order.append(f"remove {path.name}"), remove(path)))
+    checkpoint.save(tmp_path, 5, tensors(6), STATE)
+    assert sorted(order[:3]) == ["sync optimizer.safetensors", "sync state.json", "sync weights.safetensors"]
+    assert order[3:] == [
+        "sync .checkpoint-5",
+        "rename checkpoint-5 .checkpoint-5.old",
+        "rename .checkpoint-5 checkpoint-5",
+        f"sync {tmp_path.name}",
+        "remove .checkpoint-5.old",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- several
@@ -148,47 +299,117 @@ def test_the_newest_is_the_one_of_the_highest_number(tmp_path):
 @pytest.mark.parametrize("limit, left", [(None, [1, 2, 10]), (1, [10]), (2, [2, 10]), (3, [1, 2, 10]), (9, [1, 2, 10])])
 def test_the_oldest_are_removed(tmp_path, limit, left):
     others = ["checkpoint-best", "checkpoint-3-copy", "samples"]
-    for step in (10, 1, 2):
+    for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, tensors(), STATE)
     for name in others:
         (tmp_path / name).mkdir()
-    checkpoint.prune(tmp_path, limit)
+    checkpoint.prune(tmp_path, limit, 10)
     assert [path.name for path in checkpoint.found(tmp_path)] == [f"checkpoint-{step}" for step in left]
     assert all((tmp_path / name).is_dir() for name in others)
-    checkpoint.prune(tmp_path, 1)
-    checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1, 10)
+    checkpoint.prune(tmp_path, 1, 10)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["checkpoint-10"]
 
 
-# ----------------------------------------------------------------------------------------------------------- optimizer
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("damaged", [4, 9])
+def test_a_damaged_one_takes_no_place_of_a_good_one(tmp_path, kind, damaged):
+    """The run went on from 2 or 3, with another checkpointing_steps than the one that wrote the damaged one."""
+    for step in (2, 3, 4, 9):
+        checkpoint.save(tmp_path, step, tensors(step), STATE)
+    shutil.rmtree(tmp_path / f"checkpoint-{13 - damaged}")
+    DAMAGE[kind](tmp_path / f"checkpoint-{damaged}")
+    checkpoint.save(tmp_path, 5, tensors(5), STATE)
+    checkpoint.prune(tmp_path, 2, 5)
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["checkpoint-3", "checkpoint-5"]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_an_optimizer_goes_on_where_it_was(tmp_path, kind):
-    def made():
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-        return model, kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_the_one_just_written_stays_whatever_the_numbers(tmp_path, limit):
+    for step in (7, 8, 9, 3):  # a run that was taken up again at an early step, in the same folder
+        checkpoint.save(tmp_path, step, tensors(step), STATE)
+    checkpoint.prune(tmp_path, limit, 3)
+    names = [path.name for path in checkpoint.found(tmp_path)]
+    assert names == ["checkpoint-3", "checkpoint-8", "checkpoint-9"][:1] + ["checkpoint-8", "checkpoint-9"][3 - limit :]
 
-    def step(model, optimizer, i):
-        model(torch.full((2, 3), 0.1 * i)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    model, optimizer = made()
+def test_a_kept_one_is_read_once(tmp_path, monkeypatch):
+    read, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder: (read.append(folder.name), load(folder))[1])
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, tensors(step), STATE)
+        checkpoint.prune(tmp_path, 3, step)
+    assert read == [f"checkpoint-{step}" for step in range(1, 5)]
+
+
+# ------------------------------------------------------------------------------------------------------------- a run's
+
+
+def a_run(decay: float = 0.5):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    named = dict(model.named_parameters())
+    config = TrainConfig(dataset_name="digits", learning_rate=0.1)
+    optimizer = make_optimizer(config, named, torch.device("cpu"))
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=20)
+    return model, (
+        named,
+        optimizer,
+        schedule,
+        EMAModel(named.values(), decay=decay, foreach=True),
+        None,
+        PowerFunctionAverages(named),
+    )
+
+
+def update(model, parts, i: int) -> None:
+    named, optimizer, schedule, ema, _, averages = parts
+    model(torch.full((2, 3), 0.1 * i)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    schedule.step()
+    ema.step(named.values())
+    averages.update(named, i + 1)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path):
+    model, parts = a_run()
     for i in range(3):
-        step(model, optimizer, i)
-    state = {"weights": dict(model.named_parameters()), "optimizer": checkpoint.optimizer_tensors(optimizer)}
-    checkpoint.save(tmp_path, 3, state, {})
+        update(model, parts, i)
+    tensors, state = checkpoint.capture(*parts)
+    folder = checkpoint.save(tmp_path, 3, tensors, state | {"loss": 0.25})
+    assert {path.stem for path in folder.glob("*.safetensors")} == {"weights", "optimizer", "ema", "averages"}
     for i in range(3, 6):
-        step(model, optimizer, i)
+        update(model, parts, i)
 
-    other, resumed = made()
-    loaded, _ = checkpoint.latest(tmp_path)
-    other.load_state_dict(loaded["weights"])
-    checkpoint.load_optimizer(resumed, loaded["optimizer"])
+    other, resumed = a_run()
+    loaded, state = checkpoint.latest(tmp_path)
+    assert state["loss"] == 0.25
+    checkpoint.restore(loaded, state, *resumed)
+    assert resumed[1].param_groups[0]["lr"] == resumed[2].get_last_lr()[0] < 0.1
     for i in range(3, 6):
-        step(other, resumed, i)
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert_bits_equal(*({"": checkpoint.optimizer_tensors(x)} for x in (optimizer, resumed)))
+        update(other, resumed, i)
+    assert_bits_equal(*({"": dict(x.named_parameters())} for x in (model, other)))
+    assert_bits_equal(*({"": optimizer_state(x[1])[0]} for x in (parts, resumed)))
+    assert all(torch.equal(a, b) for a, b in zip(parts[3].shadow_params, resumed[3].shadow_params, strict=True))
+    assert_bits_equal(*({"": x[5].tensors()} for x in (parts, resumed)))
+    assert parts[3].optimization_step == resumed[3].optimization_step == 6
+    assert parts[2].get_last_lr() == resumed[2].get_last_lr()
+
+
+def test_another_model_is_refused(tmp_path):
+    _, parts = a_run()
+    checkpoint.save(tmp_path, 1, *checkpoint.capture(*parts))
+    loaded, state = checkpoint.latest(tmp_path)
+    _, other = a_run()
+    other[0]["0.weight"] = torch.nn.Parameter(torch.zeros(4, 5))
+    with pytest.raises(UserError, match="^the checkpoint to resume from holds other weights than this run trains$"):
+        checkpoint.restore(loaded, state, *other)
+
+
+def test_tensors_are_read_when_they_are_asked_for(tmp_path):
+    loaded, _ = checkpoint.load(checkpoint.save(tmp_path, 1, tensors(), STATE))
+    assert loaded["weights"].shapes() == {"unet.a": [3, 4], "unet.b": [4]} and len(loaded["weights"]) == 2
+    assert "unet.c" not in loaded["weights"]
+    with pytest.raises(KeyError, match="unet.c"):
+        loaded["weights"]["unet.c"]

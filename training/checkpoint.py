@@ -1,47 +1,159 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The state of an unfinished run on disk: safetensors for tensors, JSON for the rest, nothing pickled.
+"""The state of an unfinished run on disk: safetensors for tensors, JSON for the rest, nothing pickled. What is in it is
+the loop's business; how tensors lie on several processes is `sharding.py`'s.
 
-A checkpoint is written aside, synced and renamed, so that a folder named `checkpoint-N` is whole; each file's SHA-256
-stands in `state.json`, so that one damaged later is recognised.
+A checkpoint is one format whatever the sharding: whole tensors, gathered one by one, so that a run goes on with another
+number of processes. It is written aside, synced and renamed, so that a folder named `checkpoint-N` is whole; each
+file's SHA-256 stands in `state.json`, so that one damaged later is recognised.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from mezzotint_training import sharding
 from mezzotint_training.config import UserError
+from mezzotint_training.optimizers import load_optimizer_state, optimizer_state
+from mezzotint_training.process import CannotGoOn
 
 STATE = "state.json"
+# `.checkpoint-N.old` is the one that another of the same step is about to replace
+NAME = re.compile(r"checkpoint-([0-9]+)|\.checkpoint-([0-9]+)\.old")
 
 
-def save(output_dir: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Write `checkpoint-{step}`: each entry of `tensors` as `{name}.safetensors`, `state` as `state.json`."""
+class Tensors(Mapping[str, torch.Tensor]):
+    """A file of safetensors, of which each tensor is read when it is asked for."""
+
+    def __init__(self, path: Path):
+        self.file = safe_open(path, framework="pt")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self.file.get_tensor(name)
+        except SafetensorError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file.keys())
+
+    def __len__(self) -> int:
+        return len(self.file.keys())
+
+    def shapes(self) -> dict[str, list[int]]:
+        return {name: self.file.get_slice(name).get_shape() for name in self}
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def save(
+    output_dir: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: dict[str, Any],
+) -> Path:
+    """Write `checkpoint-{step}`: each entry of `tensors` as `{name}.safetensors`, `state` as `state.json`.
+
+    All processes call it, with tensors of the same names; the first one writes. It holds one file's tensors in memory,
+    where they are sharded.
+
+    Raises:
+        CannotGoOn: in all processes, where the first cannot write; what was there before is left whole.
+    """
     final, aside = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    digests = {}
-    for name, group in tensors.items():
-        path = aside / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
-        digests[path.name] = _digest(path)
-    (aside / STATE).write_text(json.dumps({**state, "step": step, "sha256": digests}, indent=1), encoding="utf-8")
-    for path in (*aside.iterdir(), aside):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
+    groups, failure = _gathered(tensors), None
+    if _rank() == 0:
+        try:
+            _tidy(output_dir)
+            _write(aside, groups, {**state, "step": step})
+            _put(aside, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            whole = _newest_whole(output_dir)
+            failure = (
+                f"checkpoint-{step} cannot be written to {output_dir} ({' '.join(str(error).split())}); "
+                f"the last whole checkpoint is {whole or 'none'}"
+            )
+    for _ in groups:  # to the end in all processes, since they gather together
+        pass
+    if failure := _from_first(failure):
+        raise CannotGoOn(failure)
     return final
 
 
-def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """What `save` wrote.
+def prune(output_dir: Path, limit: int | None, step: int) -> None:
+    """Keep `limit` checkpoints: that of `step`, which was just written, and the newest others that are whole; remove
+    the rest, damaged ones too. Called by the first process."""
+    if limit is None:
+        return
+    kept = 1
+    for folder in reversed(found(output_dir)):
+        if folder.name == f"checkpoint-{step}":
+            continue
+        if kept < limit and _still_whole(folder, (folder / STATE).stat().st_mtime_ns):
+            kept += 1
+        else:
+            shutil.rmtree(folder)
+
+
+def _gathered(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    keep = _rank() == 0
+    for name, group in tensors.items():
+        whole = {key: sharding.gather(tensor, keep) for key, tensor in group.items()}
+        yield name, {key: tensor.contiguous() for key, tensor in whole.items() if tensor is not None}
+
+
+def _write(folder: Path, groups: Iterator[tuple[str, dict[str, torch.Tensor]]], state: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    digests = {}
+    for name, group in groups:
+        path = folder / f"{name}.safetensors"
+        save_file(group, path)
+        digests[path.name] = _digest(path)
+    (folder / STATE).write_text(json.dumps({**state, "sha256": digests}, indent=1), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _put(aside: Path, final: Path) -> None:
+    """Rename, so that whenever it is interrupted there is a whole one: the new, or the old under its other name."""
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        final.rename(old)
+    aside.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tidy(output_dir: Path) -> None:
+    """Remove what a killed process left half written or half removed."""
+    for folder in output_dir.glob(".checkpoint-*"):
+        final = folder.with_name(folder.name[1:].removesuffix(".old"))
+        if folder.suffix == ".old" and not final.exists():
+            folder.rename(final)
+        else:
+            shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(folder: Path, check: bool = True) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """What `save` wrote; tensors are read from the files as they are asked for.
+
+    Args:
+        check: compare the files with their checksums, unless another process just has.
 
     Raises:
         UserError: for a folder that is no checkpoint, or one with a missing or damaged file.
@@ -51,87 +163,114 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, An
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         for name, digest in state["sha256"].items():
-            if not (folder / name).is_file() or _digest(folder / name) != digest:
+            if check and not ((folder / name).is_file() and _digest(folder / name) == digest):
                 raise UserError(f"checkpoint {folder} is damaged: {name} is not what was written")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"checkpoint {folder} is damaged: {STATE} is not what was written") from None
-    return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+    return {Path(name).stem: Tensors(folder / name) for name in state["sha256"]}, state
 
 
 def found(output_dir: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    folders = [p for p in output_dir.glob("checkpoint-*") if p.name[11:].isdecimal() and (p / STATE).is_file()]
-    return sorted(folders, key=lambda p: int(p.name[11:]))
+    folders: dict[int, Path] = {}
+    for path in sorted(output_dir.glob("*checkpoint-*")):  # `.checkpoint-7.old` before `checkpoint-7`
+        if (match := NAME.fullmatch(path.name)) and (path / STATE).is_file():
+            folders[int(match[1] or match[2])] = path
+    return [folders[step] for step in sorted(folders)]
 
 
-def latest(output_dir: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-    """The newest whole checkpoint, with a word about any damaged one passed over; `None` where there is none."""
+def latest(output_dir: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
+    """The newest whole checkpoint, with a word about any damaged one passed over; `None` where there is none. Of
+    several processes the first one chooses."""
+    folder = _from_first(_newest_whole(output_dir, say=True) if _rank() == 0 else None)
+    return None if folder is None else load(folder, check=False)
+
+
+def _newest_whole(output_dir: Path, say: bool = False) -> Path | None:
     for folder in reversed(found(output_dir)):
         try:
-            return load(folder)
+            load(folder)
+            return folder
         except UserError as error:
-            print(f"{error}; trying the one before", flush=True)
+            if say:
+                print(f"{error}; trying the one before", flush=True)
     return None
 
 
-def prune(output_dir: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints beyond `limit`."""
-    for folder in found(output_dir)[: -limit if limit else None] if limit else []:
-        shutil.rmtree(folder)
+@functools.cache
+def _still_whole(folder: Path, written: int) -> bool:
+    """Whether a checkpoint written then is whole: read once in a process, not at each save."""
+    try:
+        load(folder)
+        return True
+    except UserError:
+        return False
 
 
-def capture(named, optimizer, lr_scheduler, ema, scaler) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+# ------------------------------------------------------------------------------------------------------- what is in it
+
+
+def capture(
+    named, optimizer, lr_scheduler, ema, scaler, averages=None
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """What a run has learned, for `save`.
 
     Args:
-        named: the trained parameters by name.
-        optimizer, lr_scheduler: as torch's.
-        ema (`diffusers.training_utils.EMAModel`, or `None`): of the parameters in the order of `named`.
+        named: the trained parameters by name, sharded or not.
+        optimizer, lr_scheduler: as torch's; the optimizer one of `optimizers.py`.
+        ema (`diffusers.training_utils.EMAModel`, or `None`): of `sharding.local(named.values())`.
         scaler (`torch.amp.GradScaler`, or `None`): of float16 training.
+        averages (`averages.PowerFunctionAverages`, or `None`): of the same by name.
     """
-    tensors = {"weights": named, "optimizer": optimizer_tensors(optimizer)}
-    state = {"lr_scheduler": lr_scheduler.state_dict(), "scaler": scaler.state_dict() if scaler is not None else None}
+    moments, numbers = optimizer_state(optimizer)
+    tensors = {"weights": named, "optimizer": moments}
+    state = {
+        "optimizer": numbers,
+        "lr_scheduler": lr_scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
     if ema is not None:
-        tensors["ema"] = dict(zip(named, ema.shadow_params, strict=True))
+        shadows = zip(ema.shadow_params, named.values(), strict=True)
+        tensors["ema"] = dict(zip(named, (sharding.like(shadow, p) for shadow, p in shadows), strict=True))
         state["ema"] = {k: v for k, v in ema.state_dict().items() if k != "shadow_params"}
+    if averages is not None:
+        kept = averages.tensors()
+        tensors["averages"] = {key: sharding.like(x, named[key.partition("/")[2]]) for key, x in kept.items()}
     return tensors, state
 
 
-def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler) -> None:
-    """The inverse of `capture`, into objects made alike.
+def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler, averages=None) -> None:
+    """The inverse of `capture`, into objects made alike, however many processes share them now and then.
 
     Raises:
         UserError: for the weights of another model.
     """
-    if {k: v.shape for k, v in tensors["weights"].items()} != {k: v.shape for k, v in named.items()}:
+    if tensors["weights"].shapes() != {name: list(p.shape) for name, p in named.items()}:
         raise UserError("the checkpoint to resume from holds other weights than this run trains")
     with torch.no_grad():
-        for key, parameter in named.items():
-            parameter.copy_(tensors["weights"][key])
-    load_optimizer(optimizer, tensors["optimizer"])
+        for name, p in named.items():
+            p.copy_(sharding.scatter(tensors["weights"][name], p))
+    moments = {
+        key: sharding.scatter(moment, named[owner]) if (owner := key.rpartition(".")[0]) in named else moment
+        for key, moment in tensors["optimizer"].items()
+    }
+    load_optimizer_state(optimizer, moments, state["optimizer"])
     lr_scheduler.load_state_dict(state["lr_scheduler"])
     for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = rate  # torch sets it in the next step of the schedule only
     if ema is not None:
-        ema.load_state_dict({**state["ema"], "shadow_params": [tensors["ema"][key] for key in named]})
+        shadows = sharding.local(sharding.scatter(tensors["ema"][name], p) for name, p in named.items())
+        ema.load_state_dict({**state["ema"], "shadow_params": shadows})
         ema.to(next(iter(named.values())).device)
+    if averages is not None:
+        kept = tensors["averages"]
+        cut = (sharding.scatter(x, named[key.partition("/")[2]]) for key, x in kept.items())
+        averages.load(dict(zip(kept, sharding.local(cut), strict=True)))
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's moments as a flat dict, by parameter number and name: `3.exp_avg`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; learning rates and the like stay as the optimizer was made."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+# ------------------------------------------------------------------------------------------------------------ the rest
 
 
 def _digest(path: Path) -> str:
@@ -140,3 +279,23 @@ def _digest(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _from_first(value: Any) -> Any:
+    """The first process's `value`, in all of them."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]

@@ -166,7 +166,7 @@ def train(config: TrainConfig) -> Path:
     now = Position()
     if resumed is not None:
         tensors, state = resumed
-        checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler)
+        checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
         now = Position(**{f.name: state[f.name] for f in fields(Position)})
         say(f"going on from step {now.step}")
         if config.streaming and (message := data.load_state_dict(now.stream[min(rank, len(now.stream) - 1)])):
@@ -334,11 +334,11 @@ def train(config: TrainConfig) -> Path:
             if now.step % config.checkpointing_steps == 0 or finished or stopped:
                 now.course, now.losses = course.state, losses.state()
                 now.stream = gather_object([data.state_dict()]) if config.streaming else []
-                tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler)
+                tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
+                state |= {"config": asdict(config), **asdict(now)}
+                checkpoint.save(output_dir, now.step, tensors, state)
                 if rank == 0:
-                    state |= {"config": asdict(config), **asdict(now)}
-                    checkpoint.save(output_dir, now.step, tensors, state)
-                    checkpoint.prune(output_dir, config.checkpoints_total_limit)
+                    checkpoint.prune(output_dir, config.checkpoints_total_limit, now.step)
                 accelerator.wait_for_everyone()
             if stopped and not finished:
                 report.close()
