@@ -15,18 +15,19 @@ FREE = {
     "resume_from_checkpoint", "validation_prompts", "num_validation_images", "validation_steps", "num_inference_steps",
     "guidance_scale", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license",
     "dataset_license", "dataloader_num_workers", "gradient_checkpointing", "plan", "cache_dir", "max_nonfinite_steps",
-    "compile", "channels_last", "size",
+    "compile", "channels_last", "size", "train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 # Those that may differ too where a run branches off from a named checkpoint into a new folder: the cure of a bad course
 BRANCH = FREE | {
     "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-    "max_grad_norm", "mixed_precision", "ema_decay", "train_batch_size", "gradient_accumulation_steps",
+    "max_grad_norm", "mixed_precision", "ema_decay",
     "proportion_empty_prompts", "on_bad_row",
 }  # fmt: skip
 
 
-def previous_run(config: TrainConfig, output_dir: Path):
-    """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`.
+def previous_run(config: TrainConfig, output_dir: Path, processes: int):
+    """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`. How the
+    pictures of an update are dealt out to processes and micro-steps may change, how many they are may not.
 
     Raises:
         UserError: for a folder that is no checkpoint or one of another run, or an `output_dir` that holds another run
@@ -48,10 +49,21 @@ def previous_run(config: TrainConfig, output_dir: Path):
     else:  # a branch that has checkpoints of its own goes on from those
         found, free, advice = checkpoint.latest(output_dir), FREE, "a run goes on with the settings that it began with"
     if found is not None:
-        same_run(config, found[1]["config"], source or output_dir, advice, free)
+        place, now = source or output_dir, update_size(config, processes)
+        same_run(config, found[1]["config"], place, advice, free)
+        if free is FREE and found[1]["update_size"] != now:
+            raise UserError(
+                f"{place} holds another run (updates of {found[1]['update_size']} pictures, now of {now}): "
+                "train_batch_size x gradient_accumulation_steps x processes must stay the same"
+            )
     elif source is not None:
         raise UserError(f"resume_from_checkpoint is {source!r}, but {output_dir} has no whole checkpoint")
     return found
+
+
+def update_size(config: TrainConfig, processes: int) -> int:
+    """Pictures of an update."""
+    return config.train_batch_size * config.gradient_accumulation_steps * processes
 
 
 def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import diffusers
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 
 from mezzotint_training.config import TrainConfig, UserError
@@ -48,6 +49,8 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
             log_with=tracker.get(config.report_to, config.report_to),
             project_dir=output_dir,
             step_scheduler_with_optimizer=False,
+            # nothing here waits longer but for the main process to upload, or to write to a slow disk
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
     except ValueError as error:  # a precision that the device lacks
         raise UserError(" ".join(str(error).split())) from None

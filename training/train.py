@@ -42,7 +42,7 @@ from mezzotint_training.components import new_components, pretrained_components
 from mezzotint_training.config import TrainConfig, UserError, parse_args
 from mezzotint_training.data import collate
 from mezzotint_training.finish import draw_samples, finish
-from mezzotint_training.folder import previous_run, recipe_yaml
+from mezzotint_training.folder import previous_run, recipe_yaml, update_size
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss
@@ -109,7 +109,7 @@ def train(config: TrainConfig) -> Path:
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
     source = open_source(config, components, accelerator)
     config, data = source.config, source.data  # with what `--size` derives
-    resumed = previous_run(config, output_dir)
+    resumed = previous_run(config, output_dir, world)
     source.read(progress=accelerator.is_local_main_process)
 
     # 2. The models
@@ -141,6 +141,8 @@ def train(config: TrainConfig) -> Path:
 
     # 3. Models on all processes, which may replace their parameters; optimizer, learning rate, moving average
     sharded = sharding.sharded(accelerator)
+    if sharded and config.optimizer not in ("adamw", "schedule_free"):
+        raise UserError(f"optimizer {config.optimizer} needs whole matrices: got FSDP; possible is adamw")
     published = copy.deepcopy(trained) if sharded and rank == 0 else trained
     models = {name: sharding.prepare(accelerator, model) for name, model in trained.items()}
     named = {f"{name}.{key}": p for name, m in trained.items() for key, p in m.named_parameters() if p.requires_grad}
@@ -234,7 +236,7 @@ def train(config: TrainConfig) -> Path:
         return norm
 
     # 5. What the run will do and cost, before it does
-    first_step, pictures_a_step = now.step, config.train_batch_size * accumulation * world
+    first_step, pictures_a_step = now.step, update_size(config, world)
     looks = 3 * held_out.passes if held_out is not None else 0
     planned = foresee(source, components, named, optimizer, losses_of, accelerator)
     for line in plan.lines(planned, every_row=config.plan):
@@ -282,8 +284,10 @@ def train(config: TrainConfig) -> Path:
 
             # All processes end at the same step
             late = config.max_train_minutes is not None and now.seconds >= 60 * config.max_train_minutes
-            votes = torch.tensor([late, bool(caught)], dtype=torch.float32, device=device)
-            late, stopped = ((accelerator.reduce(votes, "sum") if world > 1 else votes) > 0).tolist()
+            stopped = bool(caught)
+            if world > 1:
+                votes = torch.tensor([late, stopped], dtype=torch.float32, device=device)
+                late, stopped = (accelerator.reduce(votes, "sum") > 0).tolist()
             finished = late or now.step == config.max_train_steps
             # a scaler starts at 2^16 and halves at each
             if now.skipped_in_a_row > config.max_nonfinite_steps + (16 if accelerator.scaler else 0):
@@ -335,7 +339,7 @@ def train(config: TrainConfig) -> Path:
                 now.course, now.losses = course.state, losses.state()
                 now.stream = gather_object([data.state_dict()]) if config.streaming else []
                 tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
-                state |= {"config": asdict(config), **asdict(now)}
+                state |= {"config": asdict(config), "update_size": pictures_a_step, **asdict(now)}
                 checkpoint.save(output_dir, now.step, tensors, state)
                 if rank == 0:
                     checkpoint.prune(output_dir, config.checkpoints_total_limit, now.step)
