@@ -1,10 +1,10 @@
-"""A fault campaign: runs killed by SIGKILL at random moments, in one process and in two, go on and end bit for bit as
-one that was never killed, and lose no checkpoint.
+"""A fault campaign: runs killed by SIGKILL at random moments, in one process, in two and from a stream, go on and end
+bit for bit as one that was never killed, and lose no checkpoint.
 
     pytest tests/test_faults.py --kills 100 --faults-seed 1
 
-The seed draws the moments, the machine's speed decides what they hit. They are spread over the whole of a run: reading,
-the cache of text embeddings, steps, checkpoints (one after each update), the second epoch, the finished pipeline.
+The seed draws the moments, the machine's speed decides what they hit: reading, the cache of text embeddings, steps,
+checkpoints (one after each update), the second epoch, the finished pipeline.
 """
 
 import json
@@ -43,6 +43,7 @@ FAULTY = {
 KINDS = {
     "one process": (1, {}),
     "two processes": (2, {"train_batch_size": 4}),
+    "a stream": (1, {"streaming": True, "shuffle_buffer_size": 12}),
 }
 # Children of a process that has everything imported: a run costs a second, not ten
 forked = multiprocessing.get_context("forkserver")
@@ -79,10 +80,13 @@ def start(folder: Path, world: int, settings: dict) -> list:
     return processes
 
 
-def ended(processes: list, timeout: float) -> bool:
-    until = time.monotonic() + timeout
+def ended(processes: list, timeout: float, folder: Path | None = None, step: int = 0) -> bool:
+    """Whether they end by themselves within a time, counted from when `folder` has a checkpoint of `step` or later."""
+    until = time.monotonic() + (timeout if folder is None else 300)
     while time.monotonic() < until and any(process.is_alive() for process in processes):
-        time.sleep(0.002)
+        time.sleep(0.001)
+        if folder is not None and any(int(p.name.split("-")[1]) >= step for p in folder.glob("checkpoint-*")):
+            until, folder = time.monotonic() + timeout, None
         if any(process.exitcode for process in processes):  # a launcher ends the others
             kill(processes)
     return not any(process.is_alive() for process in processes)
@@ -135,7 +139,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
 
     killed = victim = 0
     while killed < kills:
-        kind = list(KINDS)[victim % 2]
+        kind = list(KINDS)[victim % len(KINDS)]
         victim += 1
         reference, settings, duration = references[kind]
         folder = tmp_path / f"{victim}" / "run"
@@ -143,12 +147,11 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
         last = 0
         for attempt in range(6):
             processes = start(folder, KINDS[kind][0], settings)
-            # the first kill anywhere, the later ones sooner, since less is left to do
-            if (
-                attempt < 5
-                and killed < kills
-                and not ended(processes, rng.uniform(0.05, 0.95) * duration / (1 + attempt / 2))
-            ):
+            if rng.random() < 0.3:  # anywhere
+                moment = [rng.uniform(0.05, 0.8) * duration]
+            else:  # in the steps and checkpoints, which take some 40 ms each
+                moment = [rng.uniform(0, 0.08), folder, rng.randint(last, STEPS - 1)]
+            if attempt < 5 and killed < kills and not ended(processes, *moment):
                 survivors = processes[:]
                 rng.shuffle(survivors)
                 os.kill(survivors[0].pid, signal.SIGKILL)
@@ -159,7 +162,9 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
                 counts[kind] += 1
                 now = whole(folder)
                 counts["lost"] += now < last
-                counts["in a step or later"] += now > 0
+                counts["after the first checkpoint"] += now > 0
+                counts["in a checkpoint"] += bool(list(folder.glob(".checkpoint-*")))
+                counts["in the second epoch or later"] += now > 5
                 last = max(last, now)
                 continue
             if not ended(processes, 60 + 10 * duration):

@@ -35,7 +35,7 @@ class HeldOut:
         rank, world = accelerator.process_index, accelerator.num_processes
         shapes = [tuple(item["sample"].shape) for item in items]
         self.dealt: list[list[tuple[int, int]]] = [[] for _ in range(world)]  # (picture, level) of each process
-        self.batches = []
+        self.batches: list[Any] = []  # lists of (picture, level, item)
         for shape in sorted(set(shapes)):
             pairs = [(i, level) for i in range(len(items)) if shapes[i] == shape for level in range(len(LEVELS))]
             # as many for each process, since a sharded network must be called equally often everywhere
@@ -116,7 +116,8 @@ class Course:
         if self.best is not None:
             change = _difference(now["held_out"], self.best["held_out"])
             learned = _difference(now["seen"], self.best["seen"]) < 0
-            verdict = {-1: "improving", 0: "flat", 1: "overfitting" if learned else "worse"}[change]
+            rises: Verdict = "overfitting" if learned else "worse"
+            verdict = rises if change > 0 else "improving" if change < 0 else "flat"
         if verdict in (None, "improving"):
             self.best = now
         self.last = {

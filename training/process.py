@@ -3,6 +3,7 @@
 with. What it does in between is `train.py`'s."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -66,6 +67,13 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return accelerator
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether writing failed for want of room (or of the right to more); safetensors says so in words only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or os.strerror(
+        errno.ENOSPC
+    ) in str(error)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training import checkpoint, plan, sharding
@@ -47,7 +48,15 @@ from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
-from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED, CannotGoOn, Interrupted, make_accelerator, signals
+from mezzotint_training.process import (
+    CANNOT_GO_ON,
+    INTERRUPTED,
+    CannotGoOn,
+    Interrupted,
+    disk_is_full,
+    make_accelerator,
+    signals,
+)
 from mezzotint_training.report import Losses, Report, peak_memory
 from mezzotint_training.sources import Source, fixed_items, open_source
 from mezzotint_training.text import TextEncoding, train_what_is_read
@@ -67,6 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as message:
         print(f"mezzotint: {message}", file=sys.stderr)
         return INTERRUPTED
+    except (OSError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        print(f"mezzotint: the disk is full ({error}); with room the same command goes on", file=sys.stderr)
+        return CANNOT_GO_ON
     return 0
 
 
@@ -82,6 +96,7 @@ class Position:
     course: dict | None = None  # of the held-out loss
     losses: list = field(default_factory=list)  # of each process, since the last line of the log
     stream: list = field(default_factory=list)  # where each process stands in a streamed set
+    bad: list = field(default_factory=list)  # a line for each bad row met so far
 
 
 def train(config: TrainConfig) -> Path:
@@ -98,12 +113,8 @@ def train(config: TrainConfig) -> Path:
     if config.plan:  # which shows all of them
         config.on_bad_row = "skip"
     accelerator = make_accelerator(config, output_dir)
-    say, device, rank, world = (
-        accelerator.print,
-        accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    say = accelerator.print
 
     # 1. The data
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
@@ -196,7 +207,7 @@ def train(config: TrainConfig) -> Path:
     accumulation = config.gradient_accumulation_steps
     batches = source.batches(accelerator, now.step)
     clock: list[tuple[float, float]] = []  # seconds of each update since the last line of the log, and of them for data
-    bad = set(source.known.bad)
+    bad = {*now.bad, *source.known.bad}
 
     def update() -> float:
         """One update of the weights. Returns the norm of its gradient; where that is not finite, it was skipped."""
@@ -250,6 +261,7 @@ def train(config: TrainConfig) -> Path:
         for line in plan.time_lines(planned["time"]):
             say(line)
         say(json.dumps(planned))
+        accelerator.wait_for_everyone()
         return output_dir
     if rank == 0:
         try:
@@ -292,6 +304,7 @@ def train(config: TrainConfig) -> Path:
             # a scaler starts at 2^16 and halves at each
             if now.skipped_in_a_row > config.max_nonfinite_steps + (16 if accelerator.scaler else 0):
                 last = checkpoint.found(output_dir)
+                accelerator.wait_for_everyone()
                 raise CannotGoOn(
                     f"no finite gradient in the {now.skipped_in_a_row} updates up to step {now.step}; the last "
                     f"checkpoint is {last[-1] if last else 'not written yet'}; --resume_from_checkpoint takes it into "
@@ -338,6 +351,7 @@ def train(config: TrainConfig) -> Path:
             if now.step % config.checkpointing_steps == 0 or finished or stopped:
                 now.course, now.losses = course.state, losses.state()
                 now.stream = gather_object([data.state_dict()]) if config.streaming else []
+                now.bad = sorted(set(gather_object(list(bad))))
                 tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
                 state |= {"config": asdict(config), "update_size": pictures_a_step, **asdict(now)}
                 checkpoint.save(output_dir, now.step, tensors, state)
@@ -350,7 +364,7 @@ def train(config: TrainConfig) -> Path:
     report.close()
 
     # 7. The finished pipeline
-    gathered_bad = gather_object(list(bad))
+    now.bad = sorted(set(gather_object(list(bad))))
     with evaluation_weights(optimizer), averaged(ema, named):
         if sharded:
             for name, model in trained.items():
@@ -366,7 +380,7 @@ def train(config: TrainConfig) -> Path:
                 "seconds": seconds_before + time.time() - started,
                 "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
                 "pictures": len(source.known),
-                "bad_pictures": len(set(gathered_bad)),
+                "bad_pictures": len(now.bad),
                 "skipped_steps": now.skipped_steps,
                 "parameters": {
                     name: sum(p.numel() for p in model.parameters() if p.requires_grad or config.adapter is None)
@@ -409,8 +423,9 @@ def foresee(
     limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
     found = lint(known, min(getattr(tokenizer, "model_max_length", config.max_text_length), 2**31), **limits)
     name = config.hub_model_id or Path(config.output_dir).name
-    asked = [hub.problems(asdict(config), name) if accelerator.is_main_process else None]
-    (problems,) = broadcast_object_list(asked)
+    problems: list[Any] = [hub.problems(asdict(config), name) if accelerator.is_main_process else None]
+    broadcast_object_list(problems)
+    (problems,) = problems
     for text, fatal in problems:
         if fatal and not config.plan:
             raise UserError(text)
