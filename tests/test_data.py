@@ -3,7 +3,6 @@ epoch and the row alone."""
 
 import io
 import itertools
-import json
 import struct
 from collections import Counter
 
@@ -13,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
-from sklearn.datasets import load_digits
 from tiny_run import digits, pictures
 from torch.utils.data import DataLoader
 
-from mezzotint_training import data
+from mezzotint_training import data, rows
 from mezzotint_training.batches import KeyedBatches
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import DIGIT_NAMES, NUMBER, CaptionedImages, collate, held_out, load_rows, load_splits
+from mezzotint_training.data import CaptionedImages, collate
+from mezzotint_training.rows import DIGIT_NAMES, NUMBER, held_out, load_splits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
@@ -28,12 +27,12 @@ NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 @pytest.fixture(autouse=True)
 def cached_here(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(data, "digits", digits)
+    monkeypatch.setattr(rows, "digits", digits)
 
 
 def of_digits(channels: int = 1, size=(8, 8), **settings) -> CaptionedImages:
     config = TrainConfig(dataset_name="digits", **{"num_validation_samples": 0} | settings)
-    return CaptionedImages(load_rows(config), config, channels, size)
+    return CaptionedImages(held_out(config, load_splits(config))[0], config, channels, size)
 
 
 def of_files(files: list[bytes | None], channels: int = 3, size=(12, 8), captions=None, **settings) -> CaptionedImages:
@@ -41,121 +40,14 @@ def of_files(files: list[bytes | None], channels: int = 3, size=(12, 8), caption
     config = TrainConfig(train_data_dir="none", **settings)
     images = [file and {"bytes": file, "path": None} for file in files]
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
-    rows = {"image": images, "text": captions or ["a"] * len(files)}
-    return CaptionedImages(datasets.Dataset.from_dict(rows, features=features), config, channels, size)
+    columns = {"image": images, "text": captions or ["a"] * len(files)}
+    return CaptionedImages(datasets.Dataset.from_dict(columns, features=features), config, channels, size)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
-
-
-def refused(**settings) -> str:
-    config = TrainConfig(**settings)
-    with pytest.raises(UserError) as error:
-        CaptionedImages(load_rows(config), config, 3, (8, 8))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-# -------------------------------------------------------------------------------------------------------------- digits
-
-
-def test_digits_are_scikit_learns():
-    bunch, splits = load_digits(), digits()
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1498, "test": 299}
-    place = {"train": [i for i in range(1797) if i % 6 != 5], "test": range(5, 1797, 6)}
-    for name, rows in splits.items():
-        names = [DIGIT_NAMES[x] for x in bunch.target[place[name]]]
-        assert rows["label"][:] == bunch.target[place[name]].tolist()
-        assert rows["text"][:] == [
-            [f"a handwritten {n}", f"the digit {n}", str(x)]
-            for n, x in zip(names, bunch.target[place[name]], strict=True)
-        ]
-        for row in (0, 7, len(rows) - 1):
-            expected = bunch.images[place[name][row]] / 16 * 255
-            assert np.abs(np.asarray(rows[row]["image"]) - expected).max() <= 0.5
-
-
-def test_the_split_and_the_first_rows_are_chosen():
-    rows = load_rows(TrainConfig(dataset_name="digits", dataset_split="test", max_train_samples=3))
-    assert rows["label"][:] == load_digits().target[[5, 11, 17]].tolist()
-    message = refused(dataset_name="digits", dataset_split="trian")
-    assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
-    assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
-
-
-# ------------------------------------------------------------------------------------------------------ held-out rows
-
-
-def split_in_two(splits=None, **settings) -> tuple[list, list | None]:
-    """The captions of the rows to train on and of those held out."""
-    config = TrainConfig(dataset_name="digits", **settings)
-    rows, held = held_out(config, splits or numbered(train=400, test=30))
-    return rows["text"][:], held and held["text"][:]
-
-
-def numbered(**sizes) -> datasets.DatasetDict:
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    rows = {k: {"image": [None] * n, "text": [f"{k} {i}" for i in range(n)]} for k, n in sizes.items()}
-    return datasets.DatasetDict({k: datasets.Dataset.from_dict(r, features=features) for k, r in rows.items()})
-
-
-def test_a_twentieth_of_the_rows_is_kept_out_of_training():
-    whole = [f"train {i}" for i in range(400)]
-    rows, held = split_in_two()
-    assert len(held) == 20 and sorted(rows + held) == sorted(whole) and rows == [x for x in whole if x not in held]
-    assert split_in_two() == (rows, held) != split_in_two(seed=1)
-    assert len(split_in_two(num_validation_samples=9)[1]) == 9
-    rows, held = split_in_two(max_train_samples=200)  # of which the held-out ones are a part
-    assert len(held) == 10 and sorted(rows + held) == sorted(whole[:200])
-    for settings in ({"max_train_samples": 159}, {"num_validation_samples": 0}, {"num_validation_samples": 7}):
-        assert split_in_two(**settings) == (whole[: settings.get("max_train_samples", 400)], None)
-
-
-def test_a_split_for_it_is_used_and_nothing_kept_out_then():
-    whole = [f"train {i}" for i in range(400)]
-    for name, settings in (("validation", {}), ("test", {"validation_split": "test"})):
-        splits = numbered(**{"train": 400, "validation": 30, "test": 30, name: 300})
-        rows, held = split_in_two(splits, **settings)
-        assert rows == whole and len(held) == 256 and set(held) < {f"{name} {i}" for i in range(300)}
-        assert split_in_two(splits, num_validation_samples=0, **settings) == (whole, None)
-        few = split_in_two(splits, num_validation_samples=3, max_train_samples=2, **settings)
-        assert few[0] == whole[:2] and len(few[1]) == 3
-    assert len(split_in_two(numbered(train=9, validation=400), dataset_split="validation")[1]) == 20
-    assert split_in_two(numbered(train=400, validation=0))[1] is None
-
-
-def test_a_held_out_split_that_cannot_be():
-    for settings, message in (
-        ({"validation_split": "dev"}, "validation_split 'dev' is not there: got 'train', 'test'"),
-        ({"validation_split": "train"}, "validation_split must be another than dataset_split: got 'train' for both"),
-    ):
-        with pytest.raises(UserError) as error:
-            split_in_two(**settings)
-        assert str(error.value) == message
-
-
-def test_rows_keep_the_numbers_that_they_have_in_the_split(monkeypatch):
-    config = TrainConfig(dataset_name="digits", on_bad_row="skip")
-    rows, held = held_out(config, load_splits(config))
-    assert len(rows) == 1498 - 74 and len(held) == 74
-    images, others, whole = (CaptionedImages(x, config, 1, (8, 8)) for x in (rows, held, digits()["train"].cast_column(
-        "image", datasets.Image(decode=False))))  # fmt: skip
-    assert sorted([*images.numbers, *others.numbers]) == list(range(1498))
-    for part in (images, others):
-        for position in (0, 40, len(part) - 1):
-            item, same = part[3, position], whole[3, int(part.numbers[position])]
-            assert torch.equal(item["sample"], same["sample"]) and torch.equal(item["noise"], same["noise"])
-            assert item["caption"] == same["caption"]
-    bad = numbered(train=400)["train"].add_column(NUMBER, np.arange(1000, 1400))
-    with pytest.raises(
-        UserError, match="no row could be read; the first: picture in row 1000 cannot be read: there is no"
-    ):
-        CaptionedImages(bad.cast_column("image", datasets.Image(decode=False)), config, 1, (8, 8)).read_all(
-            progress=False
-        )
 
 
 # ------------------------------------------------------------------------------------------------------- normalisation
@@ -240,8 +132,8 @@ def test_an_item_depends_on_seed_epoch_and_row_alone(monkeypatch):
 def draws() -> dict[str, np.ndarray]:
     """What is drawn for 1,498 rows in 3 epochs, at a third of captions dropped."""
     config = TrainConfig(dataset_name="digits", proportion_empty_prompts=0.2, random_flip=True)
-    rows = data.digits()["train"].cast_column("image", datasets.Image(decode=False))
-    images = CaptionedImages(rows, config, 1, (8, 8))
+    undecoded = digits()["train"].cast_column("image", datasets.Image(decode=False))
+    images = CaptionedImages(undecoded, config, 1, (8, 8))
     images.read_all(progress=False)
     drawn = [[images[epoch, row] for row in range(len(images))] for epoch in range(3)]
     pixels = [images.pixels(row) / 127.5 - 1 for row in range(len(images))]
@@ -308,6 +200,23 @@ def test_half_of_the_pictures_are_mirrored(draws):
 def test_dropping_all_or_none(share):
     images = of_digits(proportion_empty_prompts=share, max_train_samples=100)
     assert {images[0, row]["caption"] == "" for row in range(100)} == {bool(share)}
+
+
+def test_rows_keep_the_numbers_that_they_have_in_the_split():
+    config = TrainConfig(dataset_name="digits", on_bad_row="skip")
+    trained, held = held_out(config, load_splits(config))
+    assert len(trained) == 1498 - 74 and len(held) == 74
+    undecoded = digits()["train"].cast_column("image", datasets.Image(decode=False))
+    images, others, whole = (CaptionedImages(x, config, 1, (8, 8)) for x in (trained, held, undecoded))
+    assert sorted([*images.numbers, *others.numbers]) == list(range(1498))
+    for part in (images, others):
+        for position in (0, 40, len(part) - 1):
+            item, same = part[3, position], whole[3, int(part.numbers[position])]
+            assert torch.equal(item["sample"], same["sample"]) and torch.equal(item["noise"], same["noise"])
+            assert item["caption"] == same["caption"]
+    bad = of_files([None] * 4).rows.add_column(NUMBER, np.arange(1000, 1004))
+    with pytest.raises(UserError, match="no row could be read; the first: picture in row 1000 cannot be read: there"):
+        CaptionedImages(bad, config, 1, (8, 8)).read_all(progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -492,98 +401,9 @@ def test_a_set_without_a_good_picture_is_refused():
         of_files([b"words", b"more"], on_bad_row="skip").read_all(progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- sources
-
-
-def test_a_folder_of_pictures_with_their_captions(tmp_path):
-    folder = pictures(tmp_path / "flat", count=4)
-    rows = load_rows(TrainConfig(train_data_dir=str(folder)))
-    assert rows["text"][:] == [f"picture {i}" for i in range(4)]
-    images = CaptionedImages(rows, TrainConfig(train_data_dir=str(folder)), 3, (8, 8))
-    expected = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    for i in range(4):
-        np.testing.assert_array_equal(images.pixels(i).permute(1, 2, 0), expected[i])
-    folder = pictures(tmp_path / "several", count=2, captions=[["a", "b"], ["c"]])
-    assert load_rows(TrainConfig(train_data_dir=str(folder)))["text"][:] == [["a", "b"], ["c"]]
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_a_folder_of_parquet_files(tmp_path, large):
-    text = datasets.Value("large_string" if large else "string")
-    features = datasets.Features({"picture": datasets.Image(), "words": datasets.List(text)})
-    (tmp_path / "set").mkdir()
-    for part in range(2):
-        rows = {"picture": [{"bytes": GOOD, "path": None}] * 2, "words": [[f"{part}"], [f"{part}", "more"]]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / f"train-{part}.parquet")
-    config = TrainConfig(train_data_dir=str(tmp_path / "set"), image_column="picture", caption_column="words")
-    rows = load_rows(config)
-    assert rows["words"][:] == [["0"], ["0", "more"], ["1"], ["1", "more"]]
-    np.testing.assert_array_equal(CaptionedImages(rows, config, 3, (12, 8)).pixels(3).permute(1, 2, 0), NOISE)
-
-
-@pytest.mark.parametrize(
-    "captions, got",
-    [([1, 2], "Value('int64')"), ([[1], [2]], "List(Value('int64'))"), (["a", None], "None"), ([["a"], []], "[]")],
-)
-def test_captions_must_be_text(tmp_path, captions, got):
-    message = refused(train_data_dir=str(pictures(tmp_path / "set", count=2, captions=captions)))
-    kind = "caption in row 1 must be text" if got in ("None", "[]") else "caption_column 'text' must hold text or lists"
-    assert message.startswith(kind) and f": got {got}" in message
-
-
-def test_columns_that_are_not_there_or_are_something_else(tmp_path):
-    folder = str(pictures(tmp_path / "set", count=2))
-    for column in ("image", "caption"):
-        message = refused(train_data_dir=folder, **{f"{column}_column": "titel"})
-        assert message == f"{column}_column 'titel' is not there: got columns 'image', 'text'"
-    message = refused(train_data_dir=folder, image_column="text")
-    assert message == "image_column 'text' must hold pictures: got Value('string')"
-    message = refused(train_data_dir=str(pictures(tmp_path / "bare", count=2, captions=False)))
-    assert message.startswith(
-        "caption_column 'text' is not there: got columns 'image'; a folder of pictures needs a meta"
-    )
-
-
-def test_folders_that_hold_no_set(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("words")
-    assert refused(train_data_dir=str(tmp_path / "none")).startswith("train_data_dir must be a folder: ")
-    assert refused(train_data_dir=str(tmp_path / "notes.txt")).startswith("train_data_dir must be a folder: ")
-    assert refused(train_data_dir=str(tmp_path / "empty")).startswith(
-        "train_data_dir must hold parquet files or pictur"
-    )
-    (tmp_path / "empty" / "train.parquet").write_bytes(b"words")
-    assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
-    folder = pictures(tmp_path / "set", count=2)
-    (folder / "metadata.jsonl").write_text("{words")
-    assert refused(train_data_dir=str(folder)).startswith(f"cannot load {folder}: ")
-
-
 def test_a_missing_file_is_named(tmp_path):
     folder = pictures(tmp_path / "set", count=3)
     (folder / "1.png").unlink()
     config = TrainConfig(train_data_dir=str(folder))
     with pytest.raises(UserError, match="picture in row 1 .*1.png.* cannot be read"):
-        CaptionedImages(load_rows(config), config, 3, (8, 8)).read_all(progress=False)
-
-
-def test_a_hub_set_is_asked_for_by_name_and_its_failure_is_one_line(monkeypatch):
-    asked = []
-
-    def fail(*names):
-        asked.append(names)
-        raise ConnectionError("no way\n  to the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    message = refused(dataset_name="user/set", dataset_config_name="small")
-    assert message == "cannot load user/set: no way to the Hub" and asked == [("user/set", "small")]
-
-
-def test_metadata_is_found_by_its_reader(tmp_path):
-    folder = pictures(tmp_path / "set", count=2, captions=False)
-    (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
-    assert load_rows(TrainConfig(train_data_dir=str(folder)))["text"][:] == ["a", "b"]
-    deep = pictures(tmp_path / "deep" / "inner", count=2, captions=False)
-    lines = [json.dumps({"file_name": f"inner/{i}.png", "text": str(i)}) for i in range(2)]
-    (deep.parent / "metadata.jsonl").write_text("\n".join(lines))
-    assert load_rows(TrainConfig(train_data_dir=str(deep.parent)))["text"][:] == ["0", "1"]
+        CaptionedImages(held_out(config, load_splits(config))[0], config, 3, (8, 8)).read_all(progress=False)

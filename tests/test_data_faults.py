@@ -24,7 +24,8 @@ from tiny_run import pictures
 
 from mezzotint_training import data
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import CaptionedImages, collate, held_out, load_splits
+from mezzotint_training.data import CaptionedImages, collate
+from mezzotint_training.rows import held_out, load_splits
 
 SIZE = (8, 8)
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

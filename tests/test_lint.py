@@ -11,8 +11,9 @@ from PIL import Image
 
 from mezzotint_training import pictures
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.data import NUMBER, CaptionedImages
+from mezzotint_training.data import CaptionedImages
 from mezzotint_training.lint import bad_captions, cells, lint
+from mezzotint_training.rows import NUMBER
 
 SIZES = [(16, 16), (16, 33), (33, 16), (7, 16), (16, 31), (20, 20), (16, 16), (16, 16), (16, 16)]
 CAPTIONS = ["a", ["b", "b", ""], "é" * 5, "  ", "a\0", "line\nbreak", "a", "z" * 10, "z" * 9]

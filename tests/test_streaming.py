@@ -16,21 +16,22 @@ import torch
 from PIL import Image
 from tiny_run import digits, pictures
 
-from mezzotint_training import data, streaming
+from mezzotint_training import rows, streaming
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import CaptionedImages, load_rows, make_item
+from mezzotint_training.data import CaptionedImages, make_item
+from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.streaming import CaptionedStream, Stream, load_stream
 
 COUNT = 22  # rows of every made set: no multiple of a window, a batch or the number of processes
 NOISE = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
-SMALL = {"shuffle_buffer_size": 5, "proportion_empty_prompts": 0.0}
+SMALL = {"streaming": True, "shuffle_buffer_size": 5, "proportion_empty_prompts": 0.0}
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(data, "digits", digits)
+    monkeypatch.setattr(rows, "digits", digits)
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -55,9 +56,9 @@ def parquet(folder: Path, files: list[bytes | None] | None = None, captions=None
 
 def tars(folder: Path) -> TrainConfig:
     folder.mkdir()
-    for part, rows in enumerate(np.array_split(np.arange(COUNT), 3)):
+    for part, numbers in enumerate(np.array_split(np.arange(COUNT), 3)):
         with tarfile.open(folder / f"{part}.tar", "w") as tar:
-            for i in rows.tolist():
+            for i in numbers.tolist():
                 for ending, content in ("png", encoded(NOISE[i])), ("txt", str(i).encode()), ("json", b'{"a": 1}'):
                     member = tarfile.TarInfo(f"{i:04}.{ending}")
                     member.size = len(content)
@@ -349,8 +350,9 @@ def test_head_and_statistics_are_those_of_the_rows_and_the_same_in_every_process
         mean, std = stream(config, rank, 2).statistics()
         np.testing.assert_allclose(mean, x.mean(0), atol=1e-4)
         np.testing.assert_allclose(std, x.std(0), atol=1e-4)
-    whole = CaptionedImages(load_rows(config), config, 3, (8, 8))
-    assert stream(settings(config, shuffle_buffer_size=100)).statistics() == whole.statistics()
+    kept, _ = held_out(config, load_splits(settings(config, streaming=False)))
+    whole = CaptionedImages(kept, config, 3, (8, 8))
+    assert stream(settings(config, streaming=True, shuffle_buffer_size=100)).statistics() == whole.statistics()
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -382,18 +384,18 @@ def test_rows_for_the_held_out_loss_are_chosen_from_the_head():
     config = settings(TrainConfig(dataset_name="digits", **SMALL), shuffle_buffer_size=200, num_validation_samples=100)
     made = load_stream(config)
     whole = digits()["train"].select(range(200))
-    rows, held = data.held_out(config, datasets.DatasetDict(train=whole))
+    rows, held = held_out(config, datasets.DatasetDict(train=whole))
     assert len(made.held_out) == 10 and len(made.head) == 190
     assert made.held_out["text"][:] == held["text"][:] and made.head["text"][:] == rows["text"][:]
 
 
 def test_a_split_for_validation_is_read_at_its_head(monkeypatch):
     splits = {"train": digits()["train"].select(range(40)), "validation": digits()["test"]}
-    monkeypatch.setattr(data, "digits", lambda: datasets.DatasetDict(splits))
+    monkeypatch.setattr(rows, "digits", lambda: datasets.DatasetDict(splits))
     config = settings(TrainConfig(dataset_name="digits", **SMALL), num_validation_samples=20, shuffle_buffer_size=30)
     made = load_stream(config)
     assert len(made.head) == 30 and len(made.held_out) == 20
-    _, held = data.held_out(config, datasets.DatasetDict(splits | {"validation": digits()["test"].select(range(30))}))
+    _, held = held_out(config, datasets.DatasetDict(splits | {"validation": digits()["test"].select(range(30))}))
     assert made.held_out["text"][:] == held["text"][:]
     message = refused(dataset_name="digits", validation_split="tset")
     assert message == "validation_split 'tset' is not there: got 'train', 'validation'"
@@ -502,7 +504,7 @@ def test_files_elsewhere_are_fetched(tmp_path):
 
 def refused(**changes) -> str:
     with pytest.raises(UserError) as error:
-        load_stream(TrainConfig(**changes))
+        load_stream(TrainConfig(streaming=True, **changes))
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from mezzotint_training import data, train
+from mezzotint_training import rows, train
 
 # `transformer_layers_per_block` is the recipe's; the drop-out makes every run sensitive to stray random numbers
 UNET = {
@@ -45,7 +45,7 @@ TINY = {
     "validation_prompts": [],
     "report_to": "none",
 }
-digits = functools.cache(data.digits)
+digits = functools.cache(rows.digits)
 # Six updates of two micro-steps, with a checkpoint after every other one and a line in the log after every third
 LONG = {
     "train_batch_size": 4,
@@ -85,7 +85,7 @@ def run(*argv: str, **settings) -> Run:
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(mock.patch.object(datasets.config, "HF_DATASETS_CACHE", cache))
-        stack.enter_context(mock.patch.object(data, "digits", digits))
+        stack.enter_context(mock.patch.object(rows, "digits", digits))
         # where runs repeat bit for bit
         stack.enter_context(mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}))
         stack.enter_context(contextlib.redirect_stdout(out))

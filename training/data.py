@@ -3,156 +3,36 @@
 
 A run is a function of its seed: what happens to a picture in an epoch (its caption, whether that is dropped, its noise
 and noise level) depends on (seed, epoch, row) alone, not on the batch, the worker or the process that it falls to.
-Which rows an update holds is in `batches.py`, what is wrong with a set in `lint.py`.
+Where rows come from is said in `rows.py`, which of them an update holds in `batches.py`, what is wrong with a set in
+`lint.py`.
 """
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from diffusers.training_utils import find_nearest_bucket
 from PIL import Image
 from tqdm.auto import tqdm
 
 from mezzotint_training.augment import augment
-from mezzotint_training.batches import KeyedBatches as KeyedBatches
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.lint import bad_captions, cells, column
-from mezzotint_training.pictures import EXTENSIONS, open_picture, read_header, read_picture
+from mezzotint_training.pictures import open_picture, read_header, read_picture
+from mezzotint_training.rows import NUMBER
 
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Decoded pictures of a set that takes no more than this are kept in memory
 CACHE_BYTES = 2**31
-# The column with a row's number in its split, where rows were kept out of it
-NUMBER = "number in the split"
 # The fifth word of the keys of random numbers that belong to no item: those have four (seed, epoch, row, copy)
-HELD_OUT, SUBSTITUTE = 1, 2
-
-
-def digits() -> datasets.DatasetDict:
-    """The 1,797 handwritten digits that scikit-learn carries (8x8 pixels, 16 greys; UCI Optical Recognition of
-    Handwritten Digits, CC BY 4.0), captioned in three ways. Every sixth is the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    features = datasets.Features(
-        {"image": datasets.Image(), "text": datasets.List(datasets.Value("string")), "label": datasets.Value("int64")}
-    )
-    rows = {"train": {"image": [], "text": [], "label": []}, "test": {"image": [], "text": [], "label": []}}
-    for index, (picture, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
-        split = rows["test" if index % 6 == 5 else "train"]
-        split["image"].append(Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)))
-        name = DIGIT_NAMES[label]
-        split["text"].append([f"a handwritten {name}", f"the digit {name}", str(label)])
-        split["label"].append(int(label))
-    return datasets.DatasetDict({name: datasets.Dataset.from_dict(r, features=features) for name, r in rows.items()})
-
-
-def load_splits(config: TrainConfig) -> datasets.DatasetDict:
-    """The splits of the set that `config` names.
-
-    Raises:
-        UserError: for a missing, empty or unreadable folder, or a set that cannot be loaded.
-    """
-    if config.dataset_name == "digits":
-        return digits()
-    files: list[Path] = []
-    if config.train_data_dir is not None:
-        folder = Path(config.train_data_dir)
-        if not folder.is_dir():
-            raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
-
-        def unreadable(error: OSError) -> None:
-            raise UserError(f"train_data_dir must be readable, with all in it: {_one_line(error)}") from None
-
-        # `datasets` passes over a folder that it may not read, and so would the run over its pictures
-        files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
-        if not any(path.suffix.lower() in (*EXTENSIONS, ".parquet", ".arrow") for path in files):
-            raise UserError(f"train_data_dir must hold parquet files or pictures: {folder} holds none")
-    source = config.train_data_dir or config.dataset_name
-    try:
-        return datasets.load_dataset(source, config.dataset_config_name)
-    except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
-        for path in sorted(path for path in files if path.suffix == ".parquet"):  # which of many it is, is not said
-            try:
-                pq.read_metadata(path)
-            except Exception as fault:
-                raise UserError(f"cannot load {source}: {path}: {_one_line(fault)}") from None
-        raise UserError(f"cannot load {source}: {_one_line(error)}") from None
-
-
-def load_rows(config: TrainConfig) -> datasets.Dataset:
-    """The rows to train on; see `held_out`."""
-    return held_out(config, load_splits(config))[0]
-
-
-def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The rows to train on and those of the held-out loss, with pictures left undecoded.
-
-    Held out are `num_validation_samples` rows, chosen by the seed, of `validation_split`, or else of a split called
-    'validation', or else of the training rows, at most a twentieth of which are kept out of training; where that makes
-    fewer than 8, none are. `max_train_samples` comes first.
-
-    Raises:
-        UserError: for a split or column that isn't there or of another type; the message says what there is.
-    """
-    rows = _checked_split(config, splits, "dataset_split", config.dataset_split)
-    if config.max_train_samples is not None:
-        rows = rows.select(range(min(config.max_train_samples, len(rows))))
-    if len(rows) == 0:
-        raise UserError(f"the split {config.dataset_split!r} must have rows: got none")
-    rng = np.random.default_rng([config.seed, 0, 0, 0, HELD_OUT])
-    other = config.validation_split or ("validation" if "validation" in splits else config.dataset_split)
-    if other != config.dataset_split:
-        held = _checked_split(config, splits, "validation_split", other)
-        count = min(config.num_validation_samples, len(held))
-        return rows, _numbered(held, rng.permutation(len(held))[:count]) if count else None
-    if config.validation_split is not None:
-        raise UserError(f"validation_split must be another than dataset_split: got {other!r} for both")
-    count = min(config.num_validation_samples, len(rows) // 20)
-    if count < 8:
-        return rows, None
-    order = rng.permutation(len(rows))
-    return _numbered(rows, order[count:]), _numbered(rows, order[:count])
-
-
-def _checked_split(config: TrainConfig, splits: datasets.DatasetDict, flag: str, split: str) -> datasets.Dataset:
-    if split not in splits:
-        raise UserError(f"{flag} {split!r} is not there: got {', '.join(map(repr, splits))}")
-    rows = splits[split]
-    for name, flag in ((config.image_column, "image_column"), (config.caption_column, "caption_column")):
-        if name not in rows.column_names:
-            hint = ""
-            folder = config.train_data_dir
-            if flag == "caption_column" and folder and not any(Path(folder).rglob("metadata.*")):
-                hint = "; a folder of pictures needs a metadata.jsonl with 'file_name' and 'text'"
-            raise UserError(
-                f"{flag} {name!r} is not there: got columns {', '.join(map(repr, rows.column_names))}{hint}"
-            )
-    feature = rows.features[config.image_column]
-    if not isinstance(feature, datasets.Image):
-        raise UserError(f"image_column {config.image_column!r} must hold pictures: got {feature}")
-    feature = rows.features[config.caption_column]
-    inner = getattr(feature, "feature", feature)
-    if getattr(inner, "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"caption_column {config.caption_column!r} must hold text or lists of text: got {feature}")
-    return rows.cast_column(config.image_column, datasets.Image(decode=False))
-
-
-def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
-    """The chosen rows in their order in the split, each with its number there, which a message about it must give."""
-    return rows.add_column(NUMBER, np.arange(len(rows))).select(np.sort(chosen))
+SUBSTITUTE = 2
 
 
 class CaptionedImages(torch.utils.data.Dataset):
     """Pictures with captions and noise, addressed by `(epoch, position)` or `(epoch, position, copy)`.
 
     Args:
-        rows: what `held_out` returns.
+        rows: what `rows.held_out` returns.
         config: the run's settings.
         channels: 1 for grey pictures, 3 for colour.
         size: `(height, width)`; pictures are scaled to cover it and cropped about their centre.
@@ -342,10 +222,3 @@ def collate(items: list[dict]) -> dict:
         "captions": [item["caption"] for item in items],
         "bad": [line for item in items for line in item.get("bad", ())],
     }
-
-
-def _one_line(error: BaseException) -> str:
-    """What is at the bottom of an error: `datasets` wraps causes that say more than it does."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__

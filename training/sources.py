@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The data of a run as the loop takes it, whether it is at hand or streamed: its size and kind, what is held out, and
-batches from any step on. Where rows come from and what is made of them is said in `data.py` and `streaming.py`."""
+batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `data.py` and
+`streaming.py`."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from accelerate import Accelerator
 from mezzotint_training.batches import KeyedBatches, size_buckets
 from mezzotint_training.components import first_picture, level_factor, picture_size
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.data import CaptionedImages, collate, held_out, load_splits
+from mezzotint_training.data import CaptionedImages, collate
+from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.sizes import Derived, Facts, applied, derive
 from mezzotint_training.streaming import CaptionedStream, load_stream
 
@@ -83,7 +85,7 @@ def open_source(config: TrainConfig, components: dict | None, accelerator: Accel
         components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
 
     Raises:
-        UserError: as `data.load_splits`, `data.held_out`, `streaming.load_stream` and `components.picture_size` do.
+        UserError: as `rows.load_splits`, `rows.held_out`, `streaming.load_stream` and `components.picture_size` do.
     """
     stream = load_stream(config) if config.streaming else None
     rows, held = held_out(config, load_splits(config)) if stream is None else (stream.head, stream.held_out)

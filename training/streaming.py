@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""From a set that is read as it comes to batches: for sets larger than the memory or the disk. What becomes of one row
-is said in `data.py` and `pictures.py`; here is only which rows come when, and how a reading is taken up again.
+"""From a set that is read as it comes to batches: for sets larger than the memory or the disk. Where the set comes from
+is said in `rows.py`, what becomes of one row in `data.py` and `pictures.py`; here is only which rows come when, and how
+a reading is taken up again.
 
 A streamed run is a function of its seed and of the number of processes (a map-style one is a function of its seed
 alone): which rows a process gets, and the number of a row, depend on how the set is split.
@@ -9,7 +10,6 @@ alone): which rows a process gets, and the number of a row, depend on how the se
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 
-from mezzotint_training import data
 from mezzotint_training.config import TrainConfig, UserError
-from mezzotint_training.data import CaptionedImages, _checked_split, _one_line, collate, held_out, make_item
-from mezzotint_training.pictures import EXTENSIONS, read_picture
+from mezzotint_training.data import CaptionedImages, collate, make_item
+from mezzotint_training.pictures import read_picture
+from mezzotint_training.rows import checked_split, held_out, load_splits, one_line
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
 FEW_FILES = 64
@@ -40,38 +40,20 @@ class Stream(NamedTuple):
 
 
 def load_stream(config: TrainConfig) -> Stream:
-    """The set that `config` names, with pictures left undecoded: parquet files, WebDataset tars (whose columns are the
-    endings of their files: png, txt, ...) or pictures with metadata, in a folder or on the Hub. Held out are rows of
-    the head, as `data.held_out` would have them of the set.
+    """The set that `config` names, under `streaming`, with pictures left undecoded. Held out are rows of the head, as
+    `rows.held_out` would have them of the set.
 
     Raises:
-        UserError: for a missing or empty folder, a set that cannot be loaded, or a split or column that isn't there.
+        UserError: as `rows.load_splits` and `rows.held_out` do, and for a set that cannot be read.
     """
-    if config.dataset_name == "digits":
-        splits = {name: rows.to_iterable_dataset(num_shards=16) for name, rows in data.digits().items()}
-    else:
-        if config.train_data_dir is not None:
-            folder = Path(config.train_data_dir)
-            if not folder.is_dir():
-                raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
-            if not any(p.suffix.lower() in (*EXTENSIONS, ".parquet", ".tar") for p in folder.rglob("*")):
-                raise UserError(f"train_data_dir must hold parquet files, tars or pictures: {folder} holds none")
-        source = config.train_data_dir or config.dataset_name
-        try:
-            splits = datasets.load_dataset(source, config.dataset_config_name, streaming=True)
-        except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
-            raise UserError(f"cannot load {source}: {_one_line(error)}") from None
-
+    splits = load_splits(config)
     asked = {config.dataset_split: "dataset_split"}
     if config.validation_split or "validation" in splits:
         asked.setdefault(config.validation_split or "validation", "validation_split")
     streams, heads = {}, datasets.DatasetDict()
     for name, flag in asked.items():
-        if name in splits and splits[name].features is None:
-            raise UserError(f"image_column {config.image_column!r} must hold pictures: got columns of unknown types")
-        _checked_split(config, splits, flag, name)
         # a set on the Hub may come with threads that decode, which only `decode` takes off
-        rows = splits[name].decode(False)
+        rows = checked_split(config, splits, flag, name).decode(False)
         kept = (config.image_column, config.caption_column, "__url__")  # the last is the tar's name
         rows = rows.select_columns([column for column in kept if column in rows.features])
         if flag == "dataset_split" and config.max_train_samples is not None:
@@ -89,8 +71,8 @@ def _head(rows: datasets.IterableDataset, config: TrainConfig) -> datasets.Datas
     try:
         for row in rows.take(min(HEAD_ROWS, config.shuffle_buffer_size)):
             first.append(row | {config.image_column: _fetched(row[config.image_column])})
-    except Exception as error:  # see `load_stream`
-        raise UserError(f"the set cannot be read from row {len(first)} on: {_one_line(error)}") from None
+    except Exception as error:  # see `load_splits`
+        raise UserError(f"the set cannot be read from row {len(first)} on: {one_line(error)}") from None
     columns = {name: [row[name] for row in first] for name in rows.features or ()}
     return datasets.Dataset.from_dict(columns, features=rows.features)
 
@@ -237,9 +219,9 @@ class CaptionedStream:
                 if (cell.get("bytes") or cell.get("path")) not in self.held_out:
                     yield epoch, place * self.world + self.rank, row
                 place += 1
-        except Exception as error:  # see `load_stream`
+        except Exception as error:  # see `load_splits`
             message = f"the set cannot be read from row {place * self.world + self.rank} of epoch {epoch} on"
-            raise UserError(f"{message}: {_one_line(error)}") from None
+            raise UserError(f"{message}: {one_line(error)}") from None
 
     def _item(self, drawn: tuple[int, int, dict]) -> dict | str:
         """A row as `make_item` makes it, or what is wrong with it under `on_bad_row=skip`."""
@@ -255,9 +237,9 @@ class CaptionedStream:
                 pixels = read_picture(_fetched(cell), self.channels, self.size)
                 return make_item(self.config, epoch, index, pixels, caption, self.mean, self.std)
             except (ValueError, FileNotFoundError) as error:
-                message = f"picture in {where} cannot be read: {_one_line(error)}"
+                message = f"picture in {where} cannot be read: {one_line(error)}"
             except OSError as error:  # of the network: no fault of the row's
-                raise UserError(f"picture in {where} cannot be fetched: {_one_line(error)}") from None
+                raise UserError(f"picture in {where} cannot be fetched: {one_line(error)}") from None
         if self.config.on_bad_row == "stop":
             raise UserError(f"{message}; --on_bad_row skip goes on without it")
         return message

@@ -17,7 +17,7 @@ import torch
 from sklearn.svm import SVC
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.data import DIGIT_NAMES, digits
+from mezzotint_training.rows import DIGIT_NAMES, digits
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -31,8 +31,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from mezzotint_training.batches import KeyedBatches
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.data import CaptionedImages, KeyedBatches, collate, load_rows
+from mezzotint_training.data import CaptionedImages, collate
+from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.streaming import CaptionedStream, load_stream
 
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
@@ -84,7 +86,7 @@ def rate(config: TrainConfig, side: int, seconds: float) -> float:
     if config.streaming:
         batches = CaptionedStream(load_stream(config), config, 3, (side, side)).batches(config.train_batch_size)
     else:
-        images = CaptionedImages(load_rows(config), config, 3, (side, side))
+        images = CaptionedImages(held_out(config, load_splits(config))[0], config, 3, (side, side))
         keys = KeyedBatches(len(images), config.train_batch_size, 1, 0, 1, config.seed, 0)
         workers = config.dataloader_num_workers
         batches = iter(torch.utils.data.DataLoader(images, batch_sampler=keys, num_workers=workers, collate_fn=collate))
