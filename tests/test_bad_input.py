@@ -74,7 +74,7 @@ TUNED = {"unet": ..., "text_encoder": ..., "max_text_length": ...}
 BAD = {
     "no folder": (NEW | {"train_data_dir": "@/none"}, ["train_data_dir must be a folder", "@/none does not exist"]),
     "a file for a folder": (NEW | {"train_data_dir": "@/file"}, ["train_data_dir must be a folder", "@/file"]),
-    "an empty folder": (NEW | {"train_data_dir": "@/empty"}, ["must hold parquet files or pictures", "@/empty"]),
+    "an empty folder": (NEW | {"train_data_dir": "@/empty"}, ["must hold parquet files, tars or pictures", "@/empty"]),
     "no captions": (NEW | {"train_data_dir": "@/bare"}, ["'text' is not there", "'image'", "needs a metadata.jsonl"]),
     "no such column": (
         NEW | {"train_data_dir": "@/good", "caption_column": "title"},
@@ -172,7 +172,7 @@ def test_bad_input_is_said_in_one_line_and_nothing_is_touched(world, name):
     assert tree(world) == before
 
 
-def test_bad_pictures_may_be_skipped_and_are_counted(world, tmp_path):
+def test_bad_rows_may_be_skipped_and_are_counted(world, tmp_path):
     settings = NEW | {"train_data_dir": world / "broken", "on_bad_row": "skip"}
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 0 and "8 of 10 rows; heights 8, widths 8;" in result.out
@@ -181,8 +181,8 @@ def test_bad_pictures_may_be_skipped_and_are_counted(world, tmp_path):
         f"picture in row {i} ({world / 'broken' / f'{i}.png'})" for i in (3, 5)
     ]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert (metrics["pictures"], metrics["bad_pictures"]) == (8, 2)
-    assert "| pictures that could not be read | 2 |" in (tmp_path / "run" / "README.md").read_text()
+    assert (metrics["pictures"], metrics["bad_rows"]) == (8, 2)
+    assert "| rows left out, with a bad picture or caption | 2 |" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

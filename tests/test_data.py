@@ -376,7 +376,7 @@ def test_a_bad_picture_found_late_gives_its_place_to_another(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_late_bad_pictures_are_told_of_in_the_batch_and_count_once(monkeypatch, workers):
+def test_late_bad_rows_are_told_of_in_the_batch_and_count_once(monkeypatch, workers):
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
     images = of_files([GOOD, b"words", GOOD, b"more"], on_bad_row="skip")
     images.read_all(progress=False)

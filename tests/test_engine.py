@@ -1,6 +1,7 @@
 """What the engine is made of, in whole runs: with each of its parts a run that is stopped and goes on ends bit for bit
 as one that is not, and what it leaves behind is what it says."""
 
+import errno
 import json
 import os
 import shutil
@@ -236,3 +237,35 @@ def test_caches_and_snapshots_are_not_published():
     from mezzotint.hub import NOT_PUBLISHED
 
     assert {"cache/*", "ema/*", "checkpoint-*", "logs/*", "metrics.jsonl"} <= set(NOT_PUBLISHED)
+
+
+def test_a_run_goes_on_with_its_updates_dealt_out_anew_and_with_no_others(tmp_path):
+    still = LONG | {"unet": UNET | {"dropout": 0.0}, "adam_epsilon": 1e-3, "checkpointing_steps": 3}
+    whole = trained(tmp_path / "whole", **still)
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    other = still | {"train_batch_size": 2, "gradient_accumulation_steps": 4}
+    result = run(output_dir=tmp_path / "run", **other)
+    assert result.code == 0 and "going on from step 3\n" in result.out, result.err
+    assert logged(tmp_path / "run")[6] == pytest.approx(logged(whole)[6], rel=1e-4)
+    moved = distance(saved(whole, 6), saved(whole, 3))
+    assert 0 < distance(saved(tmp_path / "run", 6), saved(whole, 6)) < 0.02 * moved
+
+    result = run(output_dir=tmp_path / "run", **still | {"train_batch_size": 3})
+    assert result.code == 2 and "holds another run (updates of 8 pictures, now of 6): " in result.err
+
+
+@pytest.mark.parametrize("place", ["log", "samples"])
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, place):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if place == "log":
+        monkeypatch.setattr(train.Report, "write", full)
+    else:
+        monkeypatch.setattr(Image.Image, "save", full)
+    settings = {"checkpointing_steps": 1, "logging_steps": 3, "validation_prompts": ["7"], "num_inference_steps": 2}
+    result = run(output_dir=tmp_path / "run", **settings)
+    assert result.code == train.CANNOT_GO_ON
+    assert result.err.splitlines()[-1].startswith("mezzotint: the disk is full (")
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()

@@ -150,7 +150,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
             if rng.random() < 0.3:  # anywhere
                 moment = [rng.uniform(0.05, 0.8) * duration]
             else:  # in the steps and checkpoints, which take some 40 ms each
-                moment = [rng.uniform(0, 0.08), folder, rng.randint(last, STEPS - 1)]
+                moment = [rng.uniform(0, 0.08), folder, rng.randint(min(last, STEPS - 1), STEPS)]
             if attempt < 5 and killed < kills and not ended(processes, *moment):
                 survivors = processes[:]
                 rng.shuffle(survivors)

@@ -307,7 +307,7 @@ def test_the_benchmark_compares_what_was_printed_with_what_was_measured(tmp_path
     facts = {"memory": {"peak": 900e6}, "time": {"seconds_per_step": 0.5}, "data": {"dropped": ["a", "b"]}}
     printed = f"columns      image from 'image'\n{{not JSON, and not the last\n{json.dumps(facts)}\n"
     before = plan_accuracy.predicted(printed)
-    metrics = {"peak_memory": 1000e6, "images_per_second": 160.0, "bad_pictures": 2}
+    metrics = {"peak_memory": 1000e6, "images_per_second": 160.0, "bad_rows": 2}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     after = plan_accuracy.measured(tmp_path, update=64)
     assert plan_accuracy.rows("digits", before, after) == [

@@ -434,7 +434,7 @@ def test_the_folder_is_a_repository(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["loss"] == logged(finished)[4] and (metrics["steps"], metrics["pictures"]) == (4, 40)
     counts = {name: sum(x.numel() for x in component(finished, name).values()) for name in ("unet", "text_encoder")}
-    assert metrics["parameters"] == counts and metrics["bad_pictures"] == 0
+    assert metrics["parameters"] == counts and metrics["bad_rows"] == 0
 
 
 def test_its_recipe_is_the_run(finished, tmp_path):

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tqdm.auto import tqdm
 
 from mezzotint_training.config import UserError
+from mezzotint_training.report import progress as show
 
 # Of the files' layout; part of every fingerprint
 FORMAT = 1
@@ -116,15 +116,9 @@ class Cache:
                     if path.stat().st_mtime < time.time() - STALE:
                         path.unlink()
             mine = [number for number in range(rank, len(shards), world) if shards[number]]
-            bar = tqdm(
-                total=sum(len(shards[number]) for number in mine), desc=f"making the {self.what}", leave=False,
-                disable=None if progress else True,
-            )  # fmt: skip
-            with bar:
-                for number in mine:
-                    if not self._whole(self.folder / self.names[number]):
-                        make(number)
-                    bar.update(len(shards[number]))
+            for number in show(mine, f"making the {self.what}", len(mine), progress):
+                if not self._whole(self.folder / self.names[number]):
+                    make(number)
 
             missing = {name: number for number, name in enumerate(self.names) if shards[number]}
             last, waited = time.monotonic(), False
@@ -138,7 +132,7 @@ class Cache:
                     time.sleep(POLL)
                     continue
                 if not waited:
-                    tqdm.write(f"{self.what}: {len(missing)} files of other processes don't come; making them here")
+                    print(f"{self.what}: {len(missing)} files of other processes don't come; making them here")
                     waited = True
                 name = sorted(missing)[rank % len(missing)]
                 make(missing.pop(name))
@@ -197,7 +191,7 @@ class Cache:
         return digests
 
     def _remove(self, path: Path, error: Exception) -> None:
-        tqdm.write(f"{self.what}: {path} is damaged ({error}); computing its contents anew")
+        print(f"{self.what}: {path} is damaged ({error}); computing its contents anew")
         with contextlib.suppress(OSError):
             path.unlink()
 

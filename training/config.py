@@ -69,7 +69,9 @@ class TrainConfig:
     # Data
     dataset_name: str | None = setting(None, "a Hub dataset, or 'digits': the handwriting that scikit-learn carries")
     dataset_config_name: str | None = setting(None, "its configuration")
-    train_data_dir: str | None = setting(None, "a folder of parquet files, or of pictures with a metadata.jsonl")
+    train_data_dir: str | None = setting(
+        None, "a folder of parquet files, tars (WebDataset), or pictures with a metadata.jsonl"
+    )
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
     caption_column: str = setting("text", "the column of captions; of several for a picture one is drawn each time")
@@ -98,11 +100,11 @@ class TrainConfig:
     )
     shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves")
     cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
-    dataloader_num_workers: int = setting(0, "processes that load data beside the training process")
+    dataloader_num_workers: int = setting(0, "processes (for a stream: threads) that load data beside the training")
     proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
 
     # Optimisation
-    seed: int = setting(0, "the run is a function of it")
+    seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)")
     train_batch_size: int = setting(64, "pictures a process and micro-step")
     gradient_accumulation_steps: int = setting(1, "micro-steps for each update")
     max_train_steps: int = setting(10_000, "updates")

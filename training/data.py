@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from diffusers.training_utils import find_nearest_bucket
 from PIL import Image
-from tqdm.auto import tqdm
 
 from mezzotint_training.augment import augment
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.lint import bad_captions, cells, column
 from mezzotint_training.pictures import open_picture, read_header, read_picture
+from mezzotint_training.report import progress as show
 from mezzotint_training.rows import NUMBER
 
 # Decoded pictures of a set that takes no more than this are kept in memory
@@ -93,13 +93,11 @@ class CaptionedImages(torch.utils.data.Dataset):
     def read_all(self, progress: bool = True) -> None:
         """Give each picture its bucket, by its header; then decode them all and keep them, if the set is small enough.
         Bad ones are known before step 1 then."""
-        bar = {
-            "total": len(self.rows),
-            "disable": None if progress else True,
-            "leave": False,
-        }  # None: if somebody looks
+        total = len(self.rows)
         if len(self.buckets) > 1:
-            for index, cell in enumerate(tqdm(cells(self.rows, self.config.image_column), "reading sizes", **bar)):
+            for index, cell in enumerate(
+                show(cells(self.rows, self.config.image_column), "reading sizes", total, progress)
+            ):
                 if index not in self.faults:
                     try:
                         header = read_header(cell)
@@ -112,7 +110,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         areas = np.array([height * width for height, width in self.buckets])
         if self.channels * areas[self.bucket[self.good]].sum() > CACHE_BYTES:
             return
-        self.cache = [self.pixels(index) for index in tqdm(range(len(self.rows)), "reading pictures", **bar)]
+        self.cache = [self.pixels(i) for i in show(range(total), "reading pictures", total, progress)]
         self._leave_out()
 
     def open(self, index: int) -> Image.Image:

@@ -39,10 +39,10 @@ class HeldOut:
         for shape in sorted(set(shapes)):
             pairs = [(i, level) for i in range(len(items)) if shapes[i] == shape for level in range(len(LEVELS))]
             # as many for each process, since a sharded network must be called equally often everywhere
-            pairs += pairs[-1:] * (-len(pairs) % world)
+            pairs += [pairs[-1]] * (-len(pairs) % world)
             for process in range(world):
                 self.dealt[process] += pairs[process::world]
-            mine = [(*pair, items[pair[0]]) for pair in pairs[rank::world]]
+            mine: list[Any] = [(*pair, items[pair[0]]) for pair in self.dealt[rank][-(len(pairs) // world) :]]
             self.batches += [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     @property

@@ -5,9 +5,9 @@
     accelerate launch training/train.py --recipe emoji-32 --train_data_dir path/to/emoji-32 --plan
     accelerate launch training/train.py --pretrained_model_name_or_path runs/digits --train_data_dir pictures/
 
-One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `data.py`, models
-in `components.py` and `text.py`, the loss in `objective.py`, the state on disk in `checkpoint.py`, what is printed and
-logged in `report.py`.
+One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `sources.py`,
+models in `components.py` and `text.py`, the loss in `objective.py`, the state on disk in `checkpoint.py`, what is
+printed and logged in `report.py`.
 
 Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients, a full disk), 75 stopped by a signal
 (SIGTERM, SIGINT) after writing a checkpoint. In the last two cases the same command goes on where it stopped.
@@ -380,7 +380,7 @@ def train(config: TrainConfig) -> Path:
                 "seconds": seconds_before + time.time() - started,
                 "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
                 "pictures": len(source.known),
-                "bad_pictures": len(now.bad),
+                "bad_rows": len(now.bad),
                 "skipped_steps": now.skipped_steps,
                 "parameters": {
                     name: sum(p.numel() for p in model.parameters() if p.requires_grad or config.adapter is None)

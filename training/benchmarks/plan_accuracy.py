@@ -69,7 +69,7 @@ def measured(output_dir: Path, update: int) -> dict[str, float]:
     return {
         "peak memory (MB)": metrics["peak_memory"] / 1e6,
         "seconds a step": update / metrics["images_per_second"],
-        "dropped rows": metrics["bad_pictures"],
+        "dropped rows": metrics["bad_rows"],
     }
 
 
