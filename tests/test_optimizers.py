@@ -33,7 +33,9 @@ def config_of(kind: str, **settings) -> TrainConfig:
     if kind in LIBRARIES:
         pytest.importorskip(LIBRARIES[kind])
     rate = 1.0 if kind == "prodigy" else 0.01
-    return TrainConfig(dataset_name="digits", optimizer=kind, **{"learning_rate": rate, **ADAM, **settings})
+    return TrainConfig(
+        dataset_name="digits", optimizer=kind, use_ema=False, **{"learning_rate": rate, **ADAM, **settings}
+    )
 
 
 def parameters(channels_last: bool = False) -> dict[str, torch.nn.Parameter]:
@@ -377,7 +379,7 @@ def test_other_optimizers_evaluate_the_weights_they_train():
 @pytest.mark.parametrize("kind, library", LIBRARIES.items())
 def test_a_missing_library_is_named_with_its_command(monkeypatch, kind, library):
     monkeypatch.setitem(sys.modules, library, None)
-    config = TrainConfig(dataset_name="digits", optimizer=kind)
+    config = config_of(kind)
     with pytest.raises(UserError, match=f"^optimizer {kind} needs {library}: pip install {library}$"):
         make_optimizer(config, parameters(), CPU)
 
@@ -394,3 +396,19 @@ def test_the_libraries_are_those_of_the_extra():
     if not extra:
         pytest.skip("installed before there was the extra")
     assert extra == set(LIBRARIES.values())
+
+
+@pytest.mark.parametrize(
+    "kind, settings, rule",
+    [
+        ("schedule_free", {"use_ema": True}, "averages by itself: it needs --no-use_ema"),
+        ("schedule_free", {"posthoc_ema_steps": 5}, "averages by itself: it needs --no-use_ema"),
+        ("prodigy", {"learning_rate": 1e-3}, "needs learning_rate 1: got 0.001"),
+    ],
+)
+def test_settings_that_do_not_go_with_an_optimizer_are_refused(kind, settings, rule):
+    config = config_of(kind)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=rule):
+        make_optimizer(config, {"x": torch.nn.Parameter(torch.zeros(2))}, CPU)

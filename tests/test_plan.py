@@ -121,7 +121,7 @@ def parameters() -> dict[str, torch.nn.Parameter]:
                                                 ("schedule_free", "schedulefree")])  # fmt: skip
 def test_an_optimizer_s_state_is_known_before_its_first_step(optimizer, library):
     pytest.importorskip(library)
-    config, named = settings(optimizer=optimizer), parameters()
+    config, named = settings(optimizer=optimizer, use_ema=False, learning_rate=1.0), parameters()
     made = make_optimizer(config, named, torch.device("cpu"))
     before = plan.state_bytes(config, made)
     for p in named.values():

@@ -194,12 +194,6 @@ class TrainConfig:
             raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
         if self.streaming and self.aspect_ratio_buckets:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
-        if self.optimizer == "schedule_free" and (self.use_ema or self.posthoc_ema_steps):
-            raise UserError(
-                "optimizer schedule_free averages by itself: it needs --no-use_ema and no posthoc_ema_steps"
-            )
-        if self.optimizer == "prodigy" and self.learning_rate < 0.1:
-            raise UserError(f"optimizer prodigy finds its rate and needs learning_rate 1: got {self.learning_rate}")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
         defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
         self.given = {name: value for name, value in asdict(self).items() if value != defaults[name]}

@@ -39,8 +39,12 @@ def make_optimizer(
       with the bias correction and the guard against warm-up that its authors advise for diffusion.
 
     Raises:
-        UserError: where its library is missing or too old.
+        UserError: where its library is missing or too old, or does not go with other settings.
     """
+    if config.optimizer == "schedule_free" and (config.use_ema or config.posthoc_ema_steps):
+        raise UserError("optimizer schedule_free averages by itself: it needs --no-use_ema and no posthoc_ema_steps")
+    if config.optimizer == "prodigy" and config.learning_rate < 0.1:
+        raise UserError(f"optimizer prodigy finds its rate and needs learning_rate 1: got {config.learning_rate}")
     groups: list[dict[str, Any]] = [{"params": list(named_parameters.values()), "names": list(named_parameters)}]
     adam: dict[str, Any] = {
         "lr": config.learning_rate,

@@ -69,6 +69,19 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     return accelerator
 
 
+def leave(accelerator: Accelerator) -> None:
+    """End together with the other processes; no collective may follow.
+
+    gloo's thread lets go of a collective's tensor a moment after all were told that it is done, and needs Python's lock
+    for it, which the destructor of the process group holds while it waits for that thread: a process that goes on to
+    its end at once can wait for itself for ever (seen with torch 2.13), or abort. So it gives the thread that moment.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+        time.sleep(0.3)
+    accelerator.end_training()
+
+
 def disk_is_full(error: Exception) -> bool:
     """Whether writing failed for want of room (or of the right to more); safetensors says so in words only."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or os.strerror(

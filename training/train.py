@@ -54,6 +54,7 @@ from mezzotint_training.process import (
     CannotGoOn,
     Interrupted,
     disk_is_full,
+    leave,
     make_accelerator,
     signals,
 )
@@ -261,7 +262,7 @@ def train(config: TrainConfig) -> Path:
         for line in plan.time_lines(planned["time"]):
             say(line)
         say(json.dumps(planned))
-        accelerator.wait_for_everyone()
+        leave(accelerator)
         return output_dir
     if rank == 0:
         try:
@@ -304,7 +305,7 @@ def train(config: TrainConfig) -> Path:
             # a scaler starts at 2^16 and halves at each
             if now.skipped_in_a_row > config.max_nonfinite_steps + (16 if accelerator.scaler else 0):
                 last = checkpoint.found(output_dir)
-                accelerator.wait_for_everyone()
+                leave(accelerator)
                 raise CannotGoOn(
                     f"no finite gradient in the {now.skipped_in_a_row} updates up to step {now.step}; the last "
                     f"checkpoint is {last[-1] if last else 'not written yet'}; --resume_from_checkpoint takes it into "
@@ -360,6 +361,7 @@ def train(config: TrainConfig) -> Path:
                 accelerator.wait_for_everyone()
             if stopped and not finished:
                 report.close()
+                leave(accelerator)
                 raise Interrupted(f"stopped at step {now.step}, with a checkpoint; the same command goes on from there")
     report.close()
 
@@ -397,8 +399,7 @@ def train(config: TrainConfig) -> Path:
                 "plan": planned,
             }
             finish(MezzotintPipeline(**components | published), config, output_dir, figures, accelerator)
-    accelerator.wait_for_everyone()  # gloo must not have a collective under way when the process ends
-    accelerator.end_training()
+    leave(accelerator)
     return output_dir
 
 
