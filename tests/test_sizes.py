@@ -80,6 +80,7 @@ def test_what_was_asked_for_stays_and_the_rest_follows_from_it():
     assert (config.train_batch_size, config.max_train_steps) == (32, 1000)
     assert config.learning_rate == pytest.approx(5e-4 * (288 / 64) * math.sqrt(32 / 128), rel=0.05)
     assert config.ema_decay == 0.98 and config.lr_warmup_steps == 100 and config.checkpointing_steps == 50
+    assert config.validation_steps == 100
     names = {one.name for one in derive(settings(*argv), FACTS)}
     assert not names & {"unet.block_out_channels", "unet.dropout", "train_batch_size", "max_train_steps"}
 

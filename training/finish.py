@@ -83,6 +83,7 @@ def finish(
     else:
         loaded = MezzotintPipeline.from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
         loaded.load_lora_weights(output_dir)
+        loaded.unet.register_to_config(sample_size=pipe.unet.config.sample_size)  # that the adapters were trained at
     loaded.to(accelerator.device)
     grid = None
     if config.validation_prompts:

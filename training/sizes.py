@@ -171,8 +171,8 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
         settle("unet.dropout", dropout, f"each picture seen {often:,.0f} times; from 100 on 0.1 (DDPM, appendix B)")
 
     # What is kept and shown
-    for name in ("checkpointing_steps", "validation_steps"):
-        settle(name, _rounded(max(steps / 20, 1)), f"20 in {steps} updates")
+    settle("checkpointing_steps", _rounded(max(steps / 20, 1)), f"20 in {steps} updates")
+    settle("validation_steps", max(_rounded(max(steps / 20, 1)), 100), f"20 in {steps} updates, 100 or more apart")
     settle("logging_steps", _rounded(min(max(steps / 400, 1), 100)), f"400 in {steps} updates, at least every 100")
     return found
 
