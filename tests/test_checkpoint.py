@@ -264,8 +264,8 @@ def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
 def test_a_new_name_is_on_disk_before_the_old_one_is_gone(tmp_path, monkeypatch):
     """A power cut keeps what was synced: each file, then its folder, then the folder of the names."""
     checkpoint.save(tmp_path, 5, tensors(5), STATE)
-    order, sync, rename, remove = [], checkpoint._sync, Path.rename, shutil.rmtree
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+    order, sync, rename, remove = [], checkpoint.sync, Path.rename, shutil.rmtree
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda a, b: (order.append(f"rename {a.name} {b.name}"), rename(a, b))[1])
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: (order.append(f"remove {path.name}"), remove(path)))
     checkpoint.save(tmp_path, 5, tensors(6), STATE)

@@ -6,17 +6,20 @@ Post-hoc EMA: Karras et al., "Analyzing and Improving the Training Dynamics of D
 Section 3 and Appendix C; equation numbers are its own.
 """
 
-import os
+import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from mezzotint_training.checkpoint import sync
+
 LENGTHS = (0.05, 0.10)  # of the two that are kept; the paper's (Section 3.2)
 LONGEST = 12**-0.5  # where gamma is 0, a plain mean of all steps (Appendix C.4)
 
 
+@functools.cache
 def gamma_of(length: float) -> float:
     """The exponent of the profile t^gamma whose standard deviation is `length` (sigma_rel), in units of the time from
     the start until now: Algorithm 2, the positive root of Eq. 126. `length` is in (0, 12^-0.5)."""
@@ -73,9 +76,9 @@ def save_snapshot(output_dir: Path, step: int, tensors: dict[str, torch.Tensor])
         half = x.detach().half()
         stored[key] = (half if half.isfinite().all() else x.detach()).cpu().contiguous()
     save_file(stored, aside, metadata={"step": str(step)})
-    _sync(aside)
+    sync(aside)
     aside.replace(final)
-    _sync(folder)
+    sync(folder)
     return final
 
 
@@ -90,9 +93,3 @@ def drop_snapshots_after(output_dir: Path, step: int) -> None:
     for later, path in snapshots(output_dir).items():
         if later > step:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

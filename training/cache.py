@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from mezzotint_training.checkpoint import sync
 from mezzotint_training.config import UserError
 from mezzotint_training.report import progress as show
 
@@ -206,14 +207,11 @@ class Cache:
         try:
             with aside.open("xb") as file:
                 file.write(save(contents))
-                file.flush()
-                os.fsync(file.fileno())
+            sync(aside)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(self.folder)
 
 
 def _digest(key: bytes) -> bytes:

@@ -123,7 +123,7 @@ def _write(folder: Path, groups: Iterator[tuple[str, dict[str, torch.Tensor]]], 
         digests[path.name] = _digest(path)
     (folder / STATE).write_text(json.dumps({**state, "sha256": digests}, indent=1), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
-        _sync(path)
+        sync(path)
 
 
 def _put(aside: Path, final: Path) -> None:
@@ -132,7 +132,7 @@ def _put(aside: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     aside.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -281,7 +281,8 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
