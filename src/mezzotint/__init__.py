@@ -4,9 +4,9 @@ Importing the package imports the modules of all classes: diffusers resolves a c
 that are already imported.
 """
 
-from mezzotint.models.unet_mezzotint import MezzotintUNetModel
+from mezzotint.models.unet_mezzotint import MezzotintClassifier, MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
-__all__ = ["MezzotintPipeline", "MezzotintScheduler", "MezzotintUNetModel"]
+__all__ = ["MezzotintClassifier", "MezzotintPipeline", "MezzotintScheduler", "MezzotintUNetModel"]

@@ -9,6 +9,8 @@ Shapes: B batch, C channels, *S the spatial axes ((W), (H, W) or (D, H, W) by `s
 L text tokens, D text channels, E time-embedding channels, h heads, d channels of a head.
 """
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,92 +210,60 @@ class MezzotintBlock(nn.Module):
         return hidden_states
 
 
-class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
-    """
-    A U-Net (<https://huggingface.co/papers/1505.04597>, after <https://huggingface.co/papers/2006.11239>) whose decoder
-    mirrors its encoder unit for unit, conditioned on the timestep and on text.
-
-    Args:
-        sample_size (`int` or `(int, ...)`, *optional*): the size trained at, the pipeline's default: one number, or one
-            for each spatial axis.
-        in_channels (`int`): channels of the noisy sample.
-        out_channels (`int`): channels of the prediction.
-        spatial_dims (`1`, `2` or `3`): how many spatial axes a sample has.
-        block_out_channels (tuple of `int`): channels at each level, full resolution first; each level halves it.
-        layers_per_block (`int`): units at each level, down and up alike.
-        transformer_layers_per_block (tuple of `int`): transformer layers in each unit of each level; 0 is none there.
-        attention_head_dim (`int`): channels of one attention head.
-        cross_attention_dim (`int`, *optional*): channels of the text's hidden states; `None` is no text.
-        time_embed_dim (`int`, *optional*): channels of the time embedding; by default four times the first level's.
-        norm_num_groups (`int`): groups of each group norm.
-        norm_eps (`float`): its epsilon.
-        dropout (`float`): probability, in residual blocks and transformer layers.
-        sample_mean (tuple of `float`): mean of the training data, for each channel or one for all, in the units of the
-            pipeline's images ([-1, 1]). The network sees `(data - sample_mean) / sample_std`, of unit variance.
-        sample_std (tuple of `float`): standard deviation, likewise.
-        augment_dim (`int`, *optional*): numbers that say how a picture was changed (EDM,
-            <https://huggingface.co/papers/2206.00364>, appendix F.2); `None` is no such input.
-
-    Raises:
-        ValueError: for settings that do not fit together; the message names the rule.
-    """
+class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
+    """What the U-Net and the classifier share: the layers down to the middle of the U, made from the config, and
+    weights that are written and read strictly."""
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MezzotintBlock"]
     _repeated_blocks = ["MezzotintBlock"]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
 
-    @register_to_config
-    def __init__(
-        self,
-        sample_size: int | tuple[int, ...] | None = None,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        spatial_dims: int = 2,
-        block_out_channels: tuple[int, ...] = (64, 128, 256),
-        layers_per_block: int = 2,
-        transformer_layers_per_block: tuple[int, ...] = (0, 1, 1),
-        attention_head_dim: int = 32,
-        cross_attention_dim: int | None = None,
-        time_embed_dim: int | None = None,
-        norm_num_groups: int = 16,
-        norm_eps: float = 1e-5,
-        dropout: float = 0.0,
-        sample_mean: tuple[float, ...] = (0.0,),
-        sample_std: tuple[float, ...] = (1.0,),
-        augment_dim: int | None = None,
-    ):
-        super().__init__()
+    def _add_encoder(self) -> tuple[list[tuple[int, int, int | None]], dict[str, Any]]:
+        """Add the conditioning, the encoder and the middle, as `self.config` says.
+
+        Returns:
+            the encoder's units as (channels, transformer layers, the level above's channels where it changes the
+            resolution), and the arguments that all units have in common.
+
+        Raises:
+            ValueError: for settings that do not fit together; the message names the rule.
+        """
+        config = self.config
+        sample_size, spatial_dims, norm_num_groups = config.sample_size, config.spatial_dims, config.norm_num_groups
+        widths, depths = config.block_out_channels, config.transformer_layers_per_block
         if spatial_dims not in CONV:
             raise ValueError(f"spatial_dims must be 1, 2 or 3: got {spatial_dims!r}")
         if isinstance(sample_size, (list, tuple)) and len(sample_size) != spatial_dims:
             raise ValueError(f"sample_size needs one entry, or one for each of {spatial_dims} axes: got {sample_size}")
-        if layers_per_block < 1:
-            raise ValueError(f"layers_per_block must be at least 1: got {layers_per_block}")
-        if len(transformer_layers_per_block) != len(block_out_channels):
+        if config.layers_per_block < 1:
+            raise ValueError(f"layers_per_block must be at least 1: got {config.layers_per_block}")
+        if len(depths) != len(widths):
             raise ValueError(
                 "transformer_layers_per_block needs one entry for each of block_out_channels: got "
-                f"{len(transformer_layers_per_block)} for {len(block_out_channels)}"
+                f"{len(depths)} for {len(widths)}"
             )
-        for channels, layers in zip(block_out_channels, transformer_layers_per_block, strict=True):
-            if channels % norm_num_groups or (layers and channels % attention_head_dim):
+        for channels, layers in zip(widths, depths, strict=True):
+            if channels % norm_num_groups or (layers and channels % config.attention_head_dim):
                 raise ValueError(
                     f"block_out_channels must be multiples of norm_num_groups ({norm_num_groups}) and, where there is "
-                    f"attention, of attention_head_dim ({attention_head_dim}): got {channels}"
+                    f"attention, of attention_head_dim ({config.attention_head_dim}): got {channels}"
                 )
-        for name, values in (("sample_mean", sample_mean), ("sample_std", sample_std)):
-            if len(values) not in (1, in_channels):
-                raise ValueError(f"{name} needs 1 or in_channels ({in_channels}) values: got {len(values)}")
-        if min(sample_std) <= 0:
-            raise ValueError(f"sample_std must be positive: got {tuple(sample_std)}")
+        for name in ("sample_mean", "sample_std"):
+            if len(config[name]) not in (1, config.in_channels):
+                raise ValueError(
+                    f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(config[name])}"
+                )
+        if min(config.sample_std) <= 0:
+            raise ValueError(f"sample_std must be positive: got {tuple(config.sample_std)}")
 
-        conv = CONV[spatial_dims]
-        first = block_out_channels[0]
-        embed_dim = time_embed_dim or 4 * first
+        conv, first = CONV[spatial_dims], widths[0]
+        embed_dim = config.time_embed_dim or 4 * first
+        cross_attention_dim = config.get("cross_attention_dim")
 
         # Conditioning: the timestep, with what was done to the picture, and the mean of the text's hidden states
         self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(first, embed_dim, cond_proj_dim=augment_dim)
+        self.time_embedding = TimestepEmbedding(first, embed_dim, cond_proj_dim=config.get("augment_dim"))
         if cross_attention_dim is not None:
             self.encoder_norm = nn.LayerNorm(cross_attention_dim)
             self.encoder_embedding = nn.Linear(cross_attention_dim, embed_dim)
@@ -301,33 +271,40 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         # Encoder: `layers_per_block` units a level, the first of each lower level halves the resolution
         common = {
             "embed_dim": embed_dim,
-            "head_dim": attention_head_dim,
+            "head_dim": config.attention_head_dim,
             "cross_attention_dim": cross_attention_dim,
             "groups": norm_num_groups,
-            "eps": norm_eps,
-            "dropout": dropout,
+            "eps": config.norm_eps,
+            "dropout": config.dropout,
         }
-        units = []  # (channels, transformer layers, the level above's channels where it changes the resolution)
-        for level, (dim, layers) in enumerate(zip(block_out_channels, transformer_layers_per_block, strict=True)):
-            for index in range(layers_per_block):
-                units.append((dim, layers, block_out_channels[level - 1] if level > 0 and index == 0 else None))
-        self.conv_in = conv(in_channels, first, 3, padding=1)
+        units = []
+        for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):
+            for index in range(config.layers_per_block):
+                units.append((dim, layers, widths[level - 1] if level > 0 and index == 0 else None))
+        self.conv_in = conv(config.in_channels, first, 3, padding=1)
         self.down_blocks = nn.ModuleList(
             MezzotintBlock(conv, dim, dim, transformer_layers=layers, downsample_from=above, **common)
             for dim, layers, above in units
         )
-
-        # Middle, then the decoder: the encoder's units in reverse, each reading its twin's output too
-        last, layers = block_out_channels[-1], transformer_layers_per_block[-1]
-        self.mid_block = MezzotintBlock(conv, last, last, transformer_layers=layers, **common)
-        self.up_blocks = nn.ModuleList(
-            MezzotintBlock(conv, 2 * dim, dim, transformer_layers=layers, upsample_to=above, **common)
-            for dim, layers, above in reversed(units)
-        )
-        self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
-        self.conv_out = zero_init(conv(first, out_channels, 3, padding=1))
-
+        self.mid_block = MezzotintBlock(conv, widths[-1], widths[-1], transformer_layers=depths[-1], **common)
         self.gradient_checkpointing = False
+        return units, common
+
+    def _check_sample(self, sample: torch.Tensor) -> None:
+        config = self.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
+            raise ValueError(
+                f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "
+                f"got shape {tuple(sample.shape)}"
+            )
+        if any(size % factor for size in sample.shape[2:]):
+            raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
+
+    def _run(self, block: nn.Module, *args: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -373,6 +350,69 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
         # A checkpoint's config names its source file for diffusers' AutoModel; that is no argument of the model
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k != "auto_map"}, **kwargs)
 
+
+class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """
+    A U-Net (<https://huggingface.co/papers/1505.04597>, after <https://huggingface.co/papers/2006.11239>) whose decoder
+    mirrors its encoder unit for unit, conditioned on the timestep and on text.
+
+    Args:
+        sample_size (`int` or `(int, ...)`, *optional*): the size trained at, the pipeline's default: one number, or one
+            for each spatial axis.
+        in_channels (`int`): channels of the noisy sample.
+        out_channels (`int`): channels of the prediction.
+        spatial_dims (`1`, `2` or `3`): how many spatial axes a sample has.
+        block_out_channels (tuple of `int`): channels at each level, full resolution first; each level halves it.
+        layers_per_block (`int`): units at each level, down and up alike.
+        transformer_layers_per_block (tuple of `int`): transformer layers in each unit of each level; 0 is none there.
+        attention_head_dim (`int`): channels of one attention head.
+        cross_attention_dim (`int`, *optional*): channels of the text's hidden states; `None` is no text.
+        time_embed_dim (`int`, *optional*): channels of the time embedding; by default four times the first level's.
+        norm_num_groups (`int`): groups of each group norm.
+        norm_eps (`float`): its epsilon.
+        dropout (`float`): probability, in residual blocks and transformer layers.
+        sample_mean (tuple of `float`): mean of the training data, for each channel or one for all, in the units of the
+            pipeline's images ([-1, 1]). The network sees `(data - sample_mean) / sample_std`, of unit variance.
+        sample_std (tuple of `float`): standard deviation, likewise.
+        augment_dim (`int`, *optional*): numbers that say how a picture was changed (EDM,
+            <https://huggingface.co/papers/2206.00364>, appendix F.2); `None` is no such input.
+
+    Raises:
+        ValueError: for settings that do not fit together; the message names the rule.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, ...] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        spatial_dims: int = 2,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        transformer_layers_per_block: tuple[int, ...] = (0, 1, 1),
+        attention_head_dim: int = 32,
+        cross_attention_dim: int | None = None,
+        time_embed_dim: int | None = None,
+        norm_num_groups: int = 16,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+        sample_mean: tuple[float, ...] = (0.0,),
+        sample_std: tuple[float, ...] = (1.0,),
+        augment_dim: int | None = None,
+    ):
+        super().__init__()
+        units, common = self._add_encoder()
+
+        # Decoder: the encoder's units in reverse, each reading its twin's output too
+        conv, first = CONV[spatial_dims], block_out_channels[0]
+        self.up_blocks = nn.ModuleList(
+            MezzotintBlock(conv, 2 * dim, dim, transformer_layers=layers, upsample_to=above, **common)
+            for dim, layers, above in reversed(units)
+        )
+        self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
+        self.conv_out = zero_init(conv(first, out_channels, 3, padding=1))
+
     def forward(
         self,
         sample: torch.Tensor,
@@ -398,14 +438,7 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
             ValueError: for a shape that the network cannot take, or text where it has none or lacks it.
         """
         config = self.config
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
-            raise ValueError(
-                f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "
-                f"got shape {tuple(sample.shape)}"
-            )
-        if any(size % factor for size in sample.shape[2:]):
-            raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
+        self._check_sample(sample)
         if (encoder_hidden_states is None) != (config.cross_attention_dim is None):
             raise ValueError(
                 f"encoder_hidden_states must be given exactly when the model has a cross_attention_dim: got "
@@ -468,7 +501,133 @@ class MezzotintUNetModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMix
             return (output,)
         return MezzotintUNetOutput(sample=output)
 
-    def _run(self, block: nn.Module, *args: Any) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
+
+@dataclass
+class MezzotintClassifierOutput(BaseOutput):
+    """
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_classes)`): log-probabilities up to a constant.
+    """
+
+    logits: torch.Tensor
+
+
+class MezzotintClassifier(MezzotintEncoderMixin):
+    """
+    What a noisy sample shows, at any noise level: the U-Net's encoder, the mean over positions and a linear layer
+    (<https://huggingface.co/papers/2105.05233>, section 4). Its gradient steers a diffusion model.
+
+    Args:
+        num_classes (`int`): how many there are.
+        id2label (`dict` of `int` to `str`, *optional*): the name of each, from 0 to `num_classes - 1`.
+        sample_size, in_channels, spatial_dims, block_out_channels, layers_per_block, transformer_layers_per_block,
+            attention_head_dim, time_embed_dim, norm_num_groups, norm_eps, dropout, sample_mean, sample_std: as of
+            `MezzotintUNetModel`, whose noisy samples it reads.
+
+    Raises:
+        ValueError: for settings that do not fit together; the message names the rule.
+    """
+
+    _skip_layerwise_casting_patterns = [*MezzotintEncoderMixin._skip_layerwise_casting_patterns, "head"]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        id2label: dict[int, str] | None = None,
+        sample_size: int | tuple[int, ...] | None = None,
+        in_channels: int = 3,
+        spatial_dims: int = 2,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        transformer_layers_per_block: tuple[int, ...] = (0, 1, 1),
+        attention_head_dim: int = 32,
+        time_embed_dim: int | None = None,
+        norm_num_groups: int = 16,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+        sample_mean: tuple[float, ...] = (0.0,),
+        sample_std: tuple[float, ...] = (1.0,),
+    ):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2: got {num_classes}")
+        if id2label is not None:
+            id2label = {int(key): name for key, name in id2label.items()}  # JSON knows keys of text only
+            self.register_to_config(id2label=id2label)
+            if sorted(id2label) != list(range(num_classes)) or len(set(id2label.values())) != num_classes:
+                raise ValueError(f"id2label must have a name of its own for 0 to {num_classes - 1}: got {id2label}")
+        self._add_encoder()
+        last = block_out_channels[-1]
+        self.norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps)
+        self.head = zero_init(nn.Linear(last, num_classes))
+
+    def get_label_ids(self, labels: int | str | Iterable[int | str]) -> torch.Tensor:
+        """The numbers of one or more classes, given by number or by name, as `torch.Tensor` of shape `(labels,)`.
+
+        Raises:
+            ValueError: for one that isn't there.
+        """
+        count, label2id = self.config.num_classes, {v: k for k, v in (self.config.id2label or {}).items()}
+        labels = [labels] if isinstance(labels, (int, str)) else list(labels)
+        numbers = [label2id.get(label, -1) if isinstance(label, str) else operator.index(label) for label in labels]
+        for label, number in zip(labels, numbers, strict=True):
+            if not 0 <= number < count:
+                names = f", or one of {', '.join(map(repr, label2id))}" if label2id else ""
+                raise ValueError(f"a class must be a number from 0 to {count - 1}{names}: got {label!r}")
+        return torch.tensor(numbers)
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
+    ) -> MezzotintClassifierOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): noisy, as the U-Net takes it: x_t of
+                the variance-preserving process on normalised data.
+            timestep (number, or `torch.Tensor` of shape `()` or `(batch_size,)`): may be fractional.
+            return_dict (`bool`): whether a `MezzotintClassifierOutput` or a tuple comes back.
+
+        Raises:
+            ValueError: for a shape that the network cannot take.
+        """
+        self._check_sample(sample)
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        embedding = self.time_embedding(self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype))  # (B, E)
+        hidden_states = self.conv_in(sample)  # (B, C, *S)
+        for block in self.down_blocks:
+            hidden_states = self._run(block, hidden_states, embedding)
+        hidden_states = self._run(self.mid_block, hidden_states, embedding)
+        pooled = F.silu(self.norm_out(hidden_states)).flatten(2).mean(dim=2)  # (B, C)
+        logits = self.head(pooled)  # (B, num_classes)
+        if not return_dict:
+            return (logits,)
+        return MezzotintClassifierOutput(logits=logits)
+
+    def score(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | Iterable | int | str,
+    ) -> torch.Tensor:
+        """The gradient of log p(class_labels | sample) with respect to the sample: what is added to the score of p_t(x)
+        to make it that of p_t(x | y) (<https://huggingface.co/papers/2011.13456>, eq. 14). Also under `torch.no_grad`
+        and `torch.inference_mode`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): as of `forward`.
+            timestep (number, or `torch.Tensor` of shape `()` or `(batch_size,)`): may be fractional.
+            class_labels (`torch.Tensor` of shape `(1,)` or `(batch_size,)`): numbers of classes, on the device of
+                `sample`, or what `get_label_ids` takes.
+
+        Returns:
+            `torch.Tensor` of the shape and the dtype of `sample`.
+        """
+        if not isinstance(class_labels, torch.Tensor):
+            class_labels = self.get_label_ids(class_labels).to(sample.device)
+        with torch.inference_mode(False), torch.enable_grad():
+            # no gradient can be had of what was made in inference mode, but of copies of it
+            sample, timestep, labels = (torch.as_tensor(x).detach().clone() for x in (sample, timestep, class_labels))
+            logits = self(sample.requires_grad_().to(self.dtype), timestep, return_dict=False)[0]
+            log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            chosen = log_p.gather(1, labels.expand(len(log_p))[:, None])  # (B, 1)
+            return torch.autograd.grad(chosen.sum(), sample)[0]
