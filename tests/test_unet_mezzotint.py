@@ -130,6 +130,39 @@ def test_text_acts_through_attention_and_through_its_mean(make_unet):
         assert (other(**kwargs).sample - expected).abs().max() > 1e-2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("what", ["plain", "adapter", "processor", "half"])
+def test_text_projected_ahead_gives_the_same_bits_and_is_not_projected_again(make_unet, masked, what):
+    unet, kwargs, calls = make_unet(transformer_layers_per_block=(0, 2)), inputs(), []
+    mask = kwargs.pop("encoder_attention_mask") if masked else None
+    text = kwargs.pop("encoder_hidden_states")
+    kwargs.pop("encoder_attention_mask", None)
+    if what == "adapter":
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    if what == "processor":
+        unet.set_attn_processor(WrittenOut())
+    if what == "half":
+        unet, text, kwargs["sample"] = unet.bfloat16(), text.bfloat16(), kwargs["sample"].bfloat16()
+    steps = [kwargs | {"timestep": t} for t in (3, 5)]
+    expected = [unet(**step, encoder_hidden_states=text, encoder_attention_mask=mask).sample for step in steps]
+    projected = unet.project_text(text, mask)
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v", "encoder_norm", "encoder_embedding")):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    for step, output in zip(steps, expected, strict=True):
+        assert torch.equal(unet(**step, encoder_hidden_states=projected).sample, output)
+    assert not calls
+
+
+@torch.no_grad()
+def test_text_is_not_projected_ahead_where_the_weights_are_elsewhere(make_unet):
+    unet = make_unet()
+    assert unet.project_text(randn(2, 5, 16)) is not None
+    unet.mid_block.to("meta")
+    assert unet.project_text(randn(2, 5, 16)) is None
+
+
 def test_residual_block_equals_written_out_formula():
     """conv2(silu(GN(conv1(silu(GN(x)))) (1 + scale) + shift)) + shortcut(x); the embedding gives the scale first."""
     torch.manual_seed(0)
@@ -358,9 +391,20 @@ def test_layerwise_casting_rounds_the_weights_it_may(make_unet):
 
 @torch.no_grad()
 def test_compiles_into_one_graph(make_unet):
-    unet = make_unet()
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
     compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
-    close(compiled(**inputs()).sample, unet(**inputs()).sample)
+    close(compiled(**kwargs).sample, expected)
+
+
+@torch.no_grad()
+def test_channels_last_gives_the_same(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    unet.to(memory_format=torch.channels_last)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        close(unet(**kwargs | {"sample": kwargs["sample"].to(memory_format=memory_format)}).sample, expected)
 
 
 def test_lora_starts_as_identity_trains_alone_and_round_trips(make_unet, tmp_path):
@@ -494,6 +538,14 @@ def test_input_that_does_not_fit_is_refused(make_unet, change, rule):
     with pytest.raises(ValueError, match=rule) as error:
         make_unet()(**inputs() | change)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_projected_text_for_other_samples_is_refused(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    text = unet.project_text(kwargs["encoder_hidden_states"][:1])
+    with pytest.raises(ValueError, match="one entry for each of 2 samples: got 1"):
+        unet(kwargs["sample"], 3, text)
 
 
 def test_text_for_a_network_without_text_is_refused(make_unet):

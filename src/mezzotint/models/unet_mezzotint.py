@@ -9,11 +9,12 @@ Shapes: B batch, C channels, *S the spatial axes ((W), (H, W) or (D, H, W) by `s
 L text tokens, D text channels, E time-embedding channels, h heads, d channels of a head.
 """
 
+import itertools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -26,6 +27,7 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -42,6 +44,23 @@ class MezzotintUNetOutput(BaseOutput):
     sample: torch.Tensor
 
 
+class MezzotintText(NamedTuple):
+    """A text as the network reads it, of `MezzotintUNetModel.project_text`: all that depends on neither the sample nor
+    the timestep, and need not be worked out again at every step of a call.
+
+    Args:
+        embedding (`torch.Tensor` of shape `(batch_size, time_embed_dim)`): of its mean, for the residual blocks.
+        contexts: for each block in the order of `forward`, for each of its transformer layers, the keys and values of
+            its cross-attention, both of shape `(batch_size, tokens, heads, head_dim)`; or the normed text itself, of
+            shape `(batch_size, tokens, cross_attention_dim)`, where they are still to be projected.
+        mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): bool, true where there is text.
+    """
+
+    embedding: torch.Tensor
+    contexts: tuple[tuple[Any, ...], ...]
+    mask: torch.Tensor | None
+
+
 def zero_init(module: nn.Module) -> nn.Module:
     """The module with its parameters set to zero: a residual branch that ends in it starts as the identity."""
     for parameter in module.parameters():
@@ -54,18 +73,19 @@ class MezzotintAttnProcessor:
 
     _attention_backend = None
     _parallel_config = None
+    takes_keys_values = True  # a processor without it is handed the text, to project itself
 
     def __call__(
         self,
         attn: "MezzotintAttention",
         hidden_states: torch.Tensor,  # (B, N, C)
-        encoder_hidden_states: torch.Tensor | None = None,  # (B, L, D); None is self-attention
+        # (B, L, D), or its keys and values, (B, L, h, d) each; None is self-attention
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
-        key = attn.norm_k(attn.to_k(context).unflatten(-1, (attn.heads, -1)))  # (B, L, h, d)
-        value = attn.to_v(context).unflatten(-1, (attn.heads, -1))  # (B, L, h, d)
+        key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
         if attention_mask is not None:
             attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, L)
         hidden_states = dispatch_attention_fn(
@@ -99,10 +119,15 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([zero_init(nn.Linear(dim, dim)), nn.Dropout(dropout)])
         self.set_processor(MezzotintAttnProcessor())
 
+    def keys_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `context`, (B, L, D), offers to queries: keys and values, (B, L, h, d) each."""
+        key = self.norm_k(self.to_k(context).unflatten(-1, (self.heads, -1)))
+        return key, self.to_v(context).unflatten(-1, (self.heads, -1))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
@@ -127,7 +152,7 @@ class MezzotintTransformerLayer(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (B, N, C)
-        encoder_hidden_states: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
         encoder_attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
@@ -193,7 +218,7 @@ class MezzotintBlock(nn.Module):
         self,
         hidden_states: torch.Tensor,  # (B, C, *S)
         embedding: torch.Tensor,  # (B, E)
-        encoder_hidden_states: torch.Tensor | None = None,  # (B, L, D)
+        contexts: tuple[Any, ...] | None = None,  # for each layer: (B, L, D), or keys and values
         encoder_attention_mask: torch.Tensor | None = None,  # (B, L)
     ) -> torch.Tensor:
         if self.downsample is not None:
@@ -202,8 +227,8 @@ class MezzotintBlock(nn.Module):
         if len(self.transformer_layers) > 0:
             spatial = hidden_states.shape[2:]
             hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
-            for layer in self.transformer_layers:
-                hidden_states = layer(hidden_states, encoder_hidden_states, encoder_attention_mask)
+            for i, layer in enumerate(self.transformer_layers):
+                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask)
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
         if self.upsample is not None:
             hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
@@ -413,11 +438,52 @@ class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin
         self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_out = zero_init(conv(first, out_channels, 3, padding=1))
 
+    @apply_forward_hook  # of diffusers' offloading by models
+    def project_text(
+        self, encoder_hidden_states: torch.Tensor, encoder_attention_mask: torch.Tensor | None = None
+    ) -> MezzotintText | None:
+        """What `forward` takes in place of the text, bit for bit the same, when the text stays and the sample changes:
+        its embedding and the keys and values of every cross-attention, as the weights and adapters are now.
+
+        Args:
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
+            encoder_attention_mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): as of `forward`.
+
+        Returns:
+            `None` where the weights can be had in `forward` alone: sharded, or offloaded layer by layer.
+        """
+        layers = [block.transformer_layers for block in self._blocks()]
+        weights = [self.encoder_norm.weight, *(layer.attn2.to_k.weight for row in layers for layer in row)]
+        if any(type(x) is not nn.Parameter or x.device != encoder_hidden_states.device for x in weights):
+            return None
+        text = self._read_text(encoder_hidden_states, encoder_attention_mask)
+        contexts = []
+        for row, normed in zip(layers, text.contexts, strict=True):
+            pairs = [(layer.attn2, context) for layer, context in zip(row, normed, strict=True)]
+            contexts.append(
+                tuple(x.keys_values(y) if getattr(x.processor, "takes_keys_values", False) else y for x, y in pairs)
+            )
+        return text._replace(contexts=tuple(contexts))
+
+    def _read_text(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None) -> MezzotintText:
+        encoder_hidden_states = self.encoder_norm(encoder_hidden_states)  # (B, L, D)
+        if mask is None:
+            pooled = encoder_hidden_states.mean(dim=1)  # (B, D)
+        else:
+            mask = mask.bool()
+            weight = mask.to(encoder_hidden_states.dtype)[..., None]  # (B, L, 1)
+            pooled = (encoder_hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
+        contexts = tuple((encoder_hidden_states,) * len(block.transformer_layers) for block in self._blocks())
+        return MezzotintText(self.encoder_embedding(pooled), contexts, mask)
+
+    def _blocks(self) -> list[Any]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
     def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | MezzotintText | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
         return_dict: bool = True,
@@ -427,7 +493,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin
             sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): the noisy sample, normalised. Every
                 spatial size a multiple of `2 ** (levels - 1)`.
             timestep (number, or `torch.Tensor` of shape `()` or `(batch_size,)`): may be fractional.
-            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text, or
+                what `project_text` made of it and of its mask.
             encoder_attention_mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): bool or 0/1, 1 where
                 there is text and 0 where there is padding.
             augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*): how each picture was
@@ -445,7 +512,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin
                 f"{'none' if encoder_hidden_states is None else 'some'}, cross_attention_dim is "
                 f"{config.cross_attention_dim}"
             )
-        if encoder_hidden_states is not None:
+        if isinstance(encoder_hidden_states, torch.Tensor):
             batch_size, tokens, dim = encoder_hidden_states.shape
             if (batch_size, dim) != (sample.shape[0], config.cross_attention_dim):
                 raise ValueError(
@@ -457,6 +524,11 @@ class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin
                     f"encoder_attention_mask must have shape {(batch_size, tokens)}, one entry for each token: "
                     f"got {tuple(encoder_attention_mask.shape)}"
                 )
+        elif encoder_hidden_states is not None and len(encoder_hidden_states.embedding) != sample.shape[0]:
+            raise ValueError(
+                f"the text must have one entry for each of {sample.shape[0]} samples: got "
+                f"{len(encoder_hidden_states.embedding)}"
+            )
         if augment_labels is not None and augment_labels.shape != (sample.shape[0], config.augment_dim):
             raise ValueError(
                 f"augment_labels must have shape ({sample.shape[0]}, augment_dim), which is {config.augment_dim}: "
@@ -469,31 +541,27 @@ class MezzotintUNetModel(MezzotintEncoderMixin, AttentionMixin, PeftAdapterMixin
         if augment_labels is not None:
             augment_labels = augment_labels.to(sample.dtype)
         embedding = self.time_embedding(embedding, augment_labels)  # (B, E)
-        if encoder_hidden_states is not None:
-            encoder_hidden_states = self.encoder_norm(encoder_hidden_states)  # (B, L, D)
-            if encoder_attention_mask is None:
-                pooled = encoder_hidden_states.mean(dim=1)  # (B, D)
-            else:
-                encoder_attention_mask = encoder_attention_mask.bool()
-                weight = encoder_attention_mask.to(encoder_hidden_states.dtype)[..., None]  # (B, L, 1)
-                pooled = (encoder_hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)  # (B, D)
-            embedding = embedding + self.encoder_embedding(pooled)
+        text = encoder_hidden_states
+        if isinstance(text, torch.Tensor):
+            text = self._read_text(text, encoder_attention_mask)
+        contexts, mask = itertools.repeat(None), None
+        if text is not None:
+            embedding, contexts, mask = embedding + text.embedding, iter(text.contexts), text.mask
 
         # 2. Encoder
-        text = (encoder_hidden_states, encoder_attention_mask)
         hidden_states = self.conv_in(sample)  # (B, C, *S)
         skips = []
         for block in self.down_blocks:
-            hidden_states = self._run(block, hidden_states, embedding, *text)
+            hidden_states = self._run(block, hidden_states, embedding, next(contexts), mask)
             skips.append(hidden_states)
 
         # 3. Middle
-        hidden_states = self._run(self.mid_block, hidden_states, embedding, *text)
+        hidden_states = self._run(self.mid_block, hidden_states, embedding, next(contexts), mask)
 
         # 4. Decoder
         for block in self.up_blocks:
             hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)  # (B, 2C, *S)
-            hidden_states = self._run(block, hidden_states, embedding, *text)
+            hidden_states = self._run(block, hidden_states, embedding, next(contexts), mask)
 
         # 5. Output
         output = self.conv_out(F.silu(self.norm_out(hidden_states)))  # (B, out_channels, *S)
