@@ -2,13 +2,15 @@
 """Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
 
 Only the order of these steps lives here, and how a pipeline and its adapters are read and written. The file stands
-alone (it travels inside checkpoints): it imports torch, transformers and diffusers, and no component class of ours.
+alone (it travels inside checkpoints): it imports torch, numpy, transformers and diffusers, and no component class of
+ours.
 
 It lives two lives, told apart by `__name__`. As `mezzotint.pipelines.pipeline_mezzotint` it loads checkpoints with the
 installed package's classes and needs no trust in the checkpoint's code. As a file in a checkpoint it is loaded by
 `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where mezzotint is not installed.
 """
 
+import copy
 import hashlib
 import inspect
 import itertools
@@ -22,9 +24,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import pipelines as diffusers_pipelines
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict, _load_lora_into_text_encoder
 from diffusers.models.modeling_utils import ModelMixin
@@ -160,9 +165,18 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
         super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
 
 
+def _seen_without_defaults(init: Callable) -> Callable:
+    """What diffusers reads from the signature: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass over
+    the component given for an argument that has a default."""
+    signature = inspect.signature(init)
+    bare = [x.replace(default=inspect.Parameter.empty) for x in signature.parameters.values()]
+    init.__signature__ = signature.replace(parameters=bare)  # pyright: ignore[reportFunctionMemberAccess]
+    return init
+
+
 class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
     """
-    Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>).
+    Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>), or another.
 
     Args:
         unet (`MezzotintUNetModel`): predicts what the scheduler's `prediction_type` says. Its config holds the scale
@@ -170,26 +184,45 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         scheduler (`MezzotintScheduler` or a stock one made from its config): the noise levels and the step.
         text_encoder (a `transformers` encoder, or `None` with a U-Net that reads no text).
         tokenizer (the encoder's tokenizer, or `None`).
+        guider (one of `diffusers.guiders`, *optional*): combines the network's predictions in place of classifier-free
+            guidance; its own settings then stand for `guidance_scale` and `guidance_rescale`.
+        guidance_unet (`MezzotintUNetModel`, *optional*): a worse version of `unet` (smaller, or trained for less long),
+            whose prediction for the same text stands where that for the negative text stood: autoguidance,
+            <https://huggingface.co/papers/2406.02507>.
+        classifier (`MezzotintClassifier`, *optional*): its gradient draws the pictures to the `class_labels` of a call
+            (<https://huggingface.co/papers/2105.05233>).
     """
 
     model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "prompt_attention_mask"]
 
-    # No component has a default: diffusers would use it in place of the one that the caller passed.
+    @_seen_without_defaults
     def __init__(
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
         text_encoder: PreTrainedModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
+        guider: BaseGuidance | None = None,
+        guidance_unet: ModelMixin | None = None,
+        classifier: ModelMixin | None = None,
     ):
         super().__init__()
-        _align_weights(unet, text_encoder)
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        _align_weights(unet, text_encoder, guidance_unet, classifier)
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            guider=guider,
+            guidance_unet=guidance_unet,
+            classifier=classifier,
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
         self._guidance_scale = 1.0
         self._interrupt = False
+        self._said: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------- conditioning
 
@@ -285,6 +318,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         negative_prompt_attention_mask,
         output_type,
         callback_on_step_end_tensor_inputs,
+        guidance_interval,
+        class_labels,
     ):
         """Raises `ValueError` in one line for a call that cannot be carried out."""
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -298,6 +333,19 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}: "
                 f"got {sorted(unknown)}"
             )
+        if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval must be two noise levels, 0 <= low < high: got {tuple(guidance_interval)}"
+            )
+        if class_labels is not None and self.classifier is None:
+            raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
+        if class_labels is not None and not hasattr(self.scheduler, "guide"):
+            raise ValueError(
+                f"class_labels need a scheduler that can guide, such as MezzotintScheduler: got "
+                f"{type(self.scheduler).__name__}"
+            )
+        if self.guidance_unet is not None and (negative_prompt is not None or negative_prompt_embeds is not None):
+            raise ValueError("the guidance_unet stands where a negative prompt would: leave one of the two out")
         if self.unet.config.cross_attention_dim is None:
             if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
                 raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
@@ -340,8 +388,11 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             raise ValueError(f"latents must have shape {shape}: got {tuple(latents.shape)}")
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
-    def retrieve_timesteps(self, num_inference_steps, device, timesteps, sigmas) -> torch.Tensor:
-        """Set the scheduler's timesteps from a count, or from custom `timesteps` or `sigmas` where it takes them."""
+    def retrieve_timesteps(
+        self, num_inference_steps, device, timesteps, sigmas, guidance_scale: float = 1.0
+    ) -> torch.Tensor:
+        """Set the scheduler's timesteps from a count, fitted at a guidance scale like this one where there are some, or
+        from custom `timesteps` or `sigmas` where it takes them."""
         if timesteps is not None and sigmas is not None:
             raise ValueError("at most one of timesteps and sigmas may be given: got both")
         accepted = inspect.signature(self.scheduler.set_timesteps).parameters
@@ -351,8 +402,41 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                     raise ValueError(f"{type(self.scheduler).__name__}.set_timesteps takes no custom {name}")
                 self.scheduler.set_timesteps(**{name: value}, device=device)
                 return self.scheduler.timesteps
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        fitted = {"guidance_scale": guidance_scale} if "guidance_scale" in accepted else {}
+        self.scheduler.set_timesteps(num_inference_steps, device=device, **fitted)
+        table = getattr(self.scheduler, "fitted_schedule", None)
+        if table is not None and table["guidance_scale"] != guidance_scale:
+            said = (
+                f"The schedule of {num_inference_steps} steps was fitted at guidance_scale "
+                f"{table['guidance_scale']:g}, the nearest to {guidance_scale:g} that there is"
+            )
+            if said not in self._said:
+                logger.warning(said)
+            self._said.add(said)
         return self.scheduler.timesteps
+
+    def _noise_levels(self, timesteps: torch.Tensor) -> list[float]:
+        """sigma_t / alpha_t at each (fractional) timestep."""
+        if hasattr(self.scheduler, "timesteps_to_sigmas"):
+            return self.scheduler.timesteps_to_sigmas(timesteps).tolist()
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"guidance_interval needs a scheduler with alphas_cumprod: got {type(self.scheduler).__name__}"
+            )
+        # a stock scheduler: its betas interpolated in log(sigma), as it does where it turns a sigma into a timestep
+        a = self.scheduler.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy()
+        return np.exp(np.interp(timesteps.double().cpu(), np.arange(len(a)), np.log((1 - a) / a) / 2)).tolist()
+
+    @staticmethod
+    def _read_text(network, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> dict[str, Any]:
+        """The arguments by which `network` reads a text: projected ahead, where it can do that."""
+        if embeds is None:
+            return {}
+        project_text = getattr(network, "project_text", None)
+        text = project_text(embeds, mask) if project_text is not None else None
+        if text is not None:
+            return {"encoder_hidden_states": text}
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
@@ -362,7 +446,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale > 1 and self.unet.config.cross_attention_dim is not None
+        two = self.guidance_unet is not None or self.unet.config.cross_attention_dim is not None
+        return self._guidance_scale > 1 and two
 
     @property
     def num_timesteps(self) -> int:
@@ -383,6 +468,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         sigmas: list[float] | None = None,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider: BaseGuidance | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        classifier_scale: float = 1.0,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -408,10 +497,18 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             num_inference_steps (`int`): denoising steps.
             timesteps (list of numbers, *optional*): the timesteps themselves, where the scheduler takes them.
             sigmas (list of `float`, *optional*): the noise levels themselves, where the scheduler takes them.
-            guidance_scale (`float`): weight w of classifier-free guidance in `uncond + w (cond - uncond)`, above 1;
-                1 turns it off and halves the cost.
+            guidance_scale (`float`): weight w of guidance in `uncond + w (cond - uncond)`, above 1; 1 turns it off and
+                halves the cost. Where the scheduler has fitted schedules it takes that of the nearest scale.
             guidance_rescale (`float`): 0 to 1, how far the guided prediction's deviation is brought back to the
                 conditional one's (<https://huggingface.co/papers/2305.08891>, section 3.4).
+            guidance_interval (`(float, float)`, *optional*): guide at noise levels `low < sigma <= high` only, sigma
+                the ratio sigma_t / alpha_t at a step's timestep (<https://huggingface.co/papers/2404.07724>);
+                outside, the step costs one branch. Of every kind of guidance.
+            guider (one of `diffusers.guiders`, *optional*): in place of the pipeline's own. It works on a copy, and
+                comes back as it was.
+            class_labels (number or name, list of them or `torch.Tensor`, *optional*): what the classifier is to see:
+                one, or one for each prompt. Of a pipeline that reads no text, as many pictures as labels are drawn.
+            classifier_scale (`float`): weight of the classifier's gradient.
             negative_prompt (`str` or list of `str`, *optional*): stands for "uncond" above in place of the empty text.
             num_images_per_prompt (`int`): pictures for each prompt, side by side in the result.
             eta (`float`): noise added in each step, for schedulers that take it (DDIM).
@@ -428,7 +525,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, tensors)` after every
                 step; the tensors that it returns replace the pipeline's own.
             callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
-                `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch.
+                `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch. The
+                network reads a text when it is new: with adapters changed in between, what they make of a text stays.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take.
@@ -450,19 +548,26 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             negative_prompt_attention_mask,
             output_type,
             callback_on_step_end_tensor_inputs,
+            guidance_interval,
+            class_labels,
         )
         device = self._execution_device
-        self._guidance_scale = guidance_scale
+        guider = copy.copy(self.guider if guider is None else guider)
+        self._guidance_scale = guidance_scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         self._interrupt = False
 
-        # 2. Encode the text; both branches of guidance go through the network in one batch
+        labels = class_labels
+        if labels is not None and not isinstance(labels, torch.Tensor):
+            labels = self.classifier.get_label_ids(labels)
+
+        # 2. Encode the text, and that to steer away from where there is guidance by one
         if config.cross_attention_dim is not None:
             prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
                 self.encode_prompt(
                     prompt,
                     device,
                     num_images_per_prompt,
-                    self.do_classifier_free_guidance,
+                    self.guidance_unet is None and (guider is not None or self.do_classifier_free_guidance),
                     negative_prompt,
                     prompt_embeds,
                     negative_prompt_embeds,
@@ -471,15 +576,29 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 )
             )
             batch_size = len(prompt_embeds)
-            if self.do_classifier_free_guidance:
+            if negative_prompt_embeds is not None:
                 prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                 prompt_attention_mask = torch.cat([negative_prompt_attention_mask, prompt_attention_mask])
         else:
-            batch_size = num_images_per_prompt
+            batch_size = num_images_per_prompt * (1 if labels is None else len(labels))
+        if labels is not None:
+            prompts = batch_size // num_images_per_prompt
+            if len(labels) not in (1, prompts):
+                raise ValueError(
+                    f"class_labels needs one entry, or one for each of {prompts} prompts: got {len(labels)}"
+                )
+            labels = labels.to(device).expand(prompts).repeat_interleave(num_images_per_prompt)
 
-        # 3. Choose the timesteps; the noise starts at the level of the first one
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas)
+        # 3. Choose the timesteps, and those of them that are guided; the noise starts at the level of the first one
+        scale = self._guidance_scale if guider is not None or self.do_classifier_free_guidance else 1.0
+        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas, scale)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # or every step would look its timestep up, and wait for the device
         self._num_timesteps = len(schedule)
+        within = [True] * len(schedule)
+        if guidance_interval is not None:
+            low, high = guidance_interval
+            within = [low < sigma <= high for sigma in self._noise_levels(schedule)]
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
 
@@ -490,27 +609,50 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             batch_size, config.in_channels, padded_height, padded_width, generator, latents, device
         )
 
-        # 5. Denoise
+        # 5. Denoise. A branch is a network and its rows of the text, which it reads once a call, not once a step
+        rows, negative_rows = slice(-batch_size, None), slice(batch_size)
+        branches = {"both": (self.unet, slice(None)), "cond": (self.unet, rows), "uncond": (self.unet, negative_rows)}
+        if self.guidance_unet is not None:
+            branches["uncond"] = (self.guidance_unet, rows)
+        dtype, texts, guider_enabled = self.unet.dtype, {}, guider is not None and guider.get_state()["enabled"]
+
+        def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            network, rows = branches[branch]
+            if branch not in texts:
+                text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
+                texts[branch] = self._read_text(network, *text)
+            output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
+            return output.float()  # the steps are taken in float32 whatever the network's precision
+
         with self.progress_bar(total=len(schedule)) as progress_bar:
             for i, t in enumerate(schedule):
                 if self.interrupt:
                     continue
-                model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
-                model_input = self.scheduler.scale_model_input(model_input, t).to(self.unet.dtype)
-                model_output = self.unet(
-                    model_input,
-                    t,
-                    encoder_hidden_states=prompt_embeds,
-                    encoder_attention_mask=prompt_attention_mask,
-                    return_dict=False,
-                )[0].float()  # the steps are taken in float32 whatever the network's precision
-                if self.do_classifier_free_guidance:
-                    uncond, cond = model_output.chunk(2)
+                model_input = self.scheduler.scale_model_input(latents, t)
+                if guider is not None:
+                    if guider_enabled:
+                        guider.enable() if within[i] else guider.disable()
+                    guider.set_state(step=i, num_inference_steps=len(schedule), timestep=t)
+                    batches = guider.prepare_inputs({"branch": ("cond", "uncond")})
+                    for batch in batches:
+                        network = branches[batch.branch][0]
+                        guider.prepare_models(network)
+                        batch.noise_pred = predict(batch.branch, model_input, t)
+                        guider.cleanup_models(network)
+                    model_output = guider(batches)[0]
+                elif within[i] and self.do_classifier_free_guidance:
+                    if self.guidance_unet is None:  # both branches in one batch
+                        uncond, cond = predict("both", torch.cat([model_input] * 2), t).chunk(2)
+                    else:
+                        uncond, cond = predict("uncond", model_input, t), predict("cond", model_input, t)
                     model_output = uncond + self.guidance_scale * (cond - uncond)
                     if guidance_rescale > 0:
-                        axes = tuple(range(1, cond.ndim))
-                        scale = cond.std(axes, keepdim=True) / model_output.std(axes, keepdim=True)
-                        model_output = model_output * (guidance_rescale * scale + 1 - guidance_rescale)
+                        model_output = rescale_noise_cfg(model_output, cond, guidance_rescale)
+                else:
+                    model_output = predict("cond", model_input, t)
+                if labels is not None and within[i]:
+                    gradient = self.classifier.score(model_input, t, labels)
+                    model_output = self.scheduler.guide(model_output, t, classifier_scale * gradient)
                 latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
@@ -519,8 +661,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                         callback_kwargs[k] = locals()[k]
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
                     latents = callback_outputs.pop("latents", latents)
-                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                    prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
+                    if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
+                        prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
+                        prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
+                        texts.clear()
                 progress_bar.update()
 
         # 6. Back to pixels: undo the normalisation and the padding
@@ -563,11 +707,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
-        # diffusers moves a model along only if its exact type is annotated
-        if getattr(pipeline, "unet", None) is not None:
-            kwargs.setdefault("unet", pipeline.unet)
-        if getattr(pipeline, "text_encoder", None) is not None:
-            kwargs.setdefault("text_encoder", pipeline.text_encoder)
+        # diffusers moves a component along only if its exact type is annotated
+        for name in ("unet", "text_encoder", "guider", "guidance_unet", "classifier"):
+            if getattr(pipeline, name, None) is not None:
+                kwargs.setdefault(name, getattr(pipeline, name))
         return super().from_pipe(pipeline, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
