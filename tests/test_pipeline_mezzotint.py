@@ -447,6 +447,119 @@ def test_progress_bar_counts_the_networks_steps(make_pipe):
     assert re.findall(r"(\d+)/(\d+)", text.getvalue())[-1] == ("7", "7")  # Heun looks twice at all steps but the last
 
 
+# ------------------------------------------------------------------------------------ nothing but the network's work
+
+
+def test_text_is_read_once_a_call_and_again_when_a_callback_replaces_it(make_pipe):
+    pipe, calls = make_pipe(), []
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("attn2.to_k"):
+            module.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    draw(pipe)
+    assert calls == [2] * 5  # both branches at once, in each of the five units
+
+    def change(pipe, i, t, tensors):
+        return {"prompt_embeds": torch.cat([encode(pipe, "c"), encode(pipe, "d")])} if i == 1 else {}
+
+    calls.clear()
+    prompts = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 3.0, "output_type": "latent"}
+    changed = draw(pipe, **prompts, callback_on_step_end=change)
+    assert calls == [2] * 10
+    texts = iter(["a", "a", "d", "d"])
+    negatives = iter(["b", "b", "c", "c"])
+    pipe.scheduler.set_timesteps(4)
+    latents = torch.randn(1, 3, 8, 8, generator=seeded())
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            cond, uncond = (pipe.unet(latents, t, encode(pipe, next(x))).sample for x in (texts, negatives))
+            latents = pipe.scheduler.step(uncond + 3 * (cond - uncond), t, latents).prev_sample
+    close(changed, latents)
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 5.0)])
+def test_text_read_ahead_gives_the_bits_of_text_read_at_every_step(make_pipe, monkeypatch, interval):
+    pipe = make_pipe()
+    expected = draw(pipe, [PROMPT, "b"], guidance_interval=interval)
+    monkeypatch.setattr(type(pipe.unet), "project_text", lambda *_: None)
+    assert torch.equal(draw(pipe, [PROMPT, "b"], guidance_interval=interval), expected)
+    monkeypatch.delattr(type(pipe.unet), "project_text")  # as of any other network
+    assert torch.equal(draw(pipe, [PROMPT, "b"], guidance_interval=interval), expected)
+
+
+def test_compiled_network_draws_the_same_bits(make_pipe):
+    pipe = make_pipe(transformer_layers_per_block=(0, 1))
+    expected = draw(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_channels_last_draws_the_same(make_pipe):
+    pipe = make_pipe()
+    expected = draw(pipe)
+    pipe.unet.to(memory_format=torch.channels_last)
+    close(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete", "HeunDiscrete"])
+def test_no_timestep_is_looked_up(make_pipe, monkeypatch, name):
+    """Each look-up would wait for the device."""
+    pipe, cls = make_pipe(), getattr(diffusers, name + "Scheduler")
+    pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    pipe.scheduler.set_timesteps(4)
+    expected = by_hand(pipe, pipe.scheduler.timesteps)
+    monkeypatch.setattr(cls, "index_for_timestep", lambda *_, **__: 1 / 0)
+    close(draw(pipe, output_type="latent"), expected)
+
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the numbers that are read from tensors: on an accelerator the program would wait for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+def test_steps_wait_for_nothing(make_pipe, prediction_type):
+    pipe = make_pipe(scheduler=MezzotintScheduler(solver_order=2, prediction_type=prediction_type))
+    counts = []
+    with Waits() as waits:
+        pipe.unet.register_forward_pre_hook(lambda *_: counts.append(waits.count))
+        pipe(PROMPT, num_inference_steps=6, guidance_interval=(0.1, 5.0), output_type="latent")
+    assert len(counts) == 6 and len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("guidance_scale, fitted_at", [(1.0, 1.0), (1.4, 1.0), (2.9, 3.0), (3.0, 3.0)])
+def test_schedule_fitted_at_the_nearest_guidance_is_taken_and_named_once(make_pipe, caplog, guidance_scale, fitted_at):
+    pipe = make_pipe()
+    asked = []
+
+    class Fitted(MezzotintScheduler):
+        def set_timesteps(self, num_inference_steps=None, device=None, guidance_scale=1.0, **kwargs):
+            asked.append(guidance_scale)
+            super().set_timesteps(num_inference_steps, device, **kwargs)
+            self.fitted_schedule = {"guidance_scale": min((1.0, 3.0), key=lambda scale: abs(scale - guidance_scale))}
+
+    pipe.scheduler = Fitted()
+    for _ in range(2):
+        draw(pipe, guidance_scale=guidance_scale)
+    said = [record.getMessage() for record in caplog.records if record.name == pipe.__module__]
+    assert asked == [guidance_scale] * 2
+    rule = f"4 steps was fitted at guidance_scale {fitted_at:g}, the nearest to {guidance_scale:g}"
+    assert len(said) == (guidance_scale != fitted_at) and all(rule in line for line in said)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_guided_samples_are_thresholded_as_by_diffusers(make_pipe, guidance_scale):
+    pipe = make_pipe(scheduler=MezzotintScheduler(thresholding=True, sample_max_value=1.5, solver_order=1))
+    actual = draw(pipe, guidance_scale=guidance_scale, output_type="latent")
+    assert actual.abs().max() <= 1  # the last step ends on the thresholded prediction
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    close(actual, draw(pipe, guidance_scale=guidance_scale, output_type="latent"))
+
+
 # -------------------------------------------------------------------------------------------- precision and storage
 
 
@@ -464,6 +577,7 @@ def test_half_precision_ends_at_the_network(make_pipe):
     pipe.unet.register_forward_hook(lambda _, args, output: outputs.append(output[0].float()))
     actual = draw(pipe, guidance_scale=3.0, output_type="latent")
     latents = torch.randn(1, 3, 8, 8, generator=seeded())
+    pipe.scheduler.set_timesteps(4)
     for t, output in zip(pipe.scheduler.timesteps, outputs, strict=True):
         uncond, cond = output.chunk(2)
         latents = pipe.scheduler.step(uncond + 3 * (cond - uncond), t, latents).prev_sample
