@@ -329,3 +329,34 @@ def test_tables_given_to_the_bench_are_those_that_were_fitted(monkeypatch):
         assert len(used) == 6 and not torch.equal(used, noise[:6])
         expected = scheduler.predict_original_sample(network(used, torch.tensor(500.0)), 500.0, used)
         torch.testing.assert_close(x_0, expected)
+
+
+def test_a_table_is_its_own_row_where_there_is_one():
+    """Of DDIM's coefficients on three levels: the row says what DDIM on these levels gives."""
+    sigmas = np.array([100.0, 3.0, 0.2])
+    alphas, noises = 1 / np.hypot(1, sigmas), sigmas / np.hypot(1, sigmas)
+    ratios = np.append(noises[1:], 0) / noises
+    base = MezzotintScheduler()
+    table = {
+        "num_inference_steps": 3,
+        "guidance_scale": 1.0,
+        "sigmas": sigmas.tolist(),
+        "taus": base.sigmas_to_timesteps(torch.from_numpy(sigmas)).tolist(),
+        "coefficients": [[a, c] for a, c in zip(ratios, np.append(alphas[1:], 1) - ratios * alphas, strict=True)],
+        "provenance": {},
+    }
+    carrying = few_steps.with_tables(base, [table])
+    network = ClosedFormNetwork(GaussianMixture(*mixture()), base)
+    problem = problems.Problem("gmm", network, carrying, randn(8, 1, 2, 2).float(), None, 1.0)
+    ours = few_steps.our_schedulers(problem, SimpleNamespace(fit=False))
+    assert few_steps.uses_table(ours["fitted"], 3, {}) and not few_steps.uses_table(ours["fitted"], 4, {})
+    assert not few_steps.uses_table(ours["default"], 3, {})
+    assert few_steps.with_tables(base, None) is base
+    ddim = MezzotintScheduler(solver_order=1)
+    ddim.set_timesteps(sigmas=sigmas.tolist())
+    expected = problem.noise
+    for t in ddim.timesteps:
+        expected = ddim.step(network(expected, t), t, expected).prev_sample
+    actual, calls = sample(ours["fitted"], network, problem.noise, 3, guidance_scale=1.0)
+    assert calls == 3
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

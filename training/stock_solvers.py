@@ -126,7 +126,7 @@ _GRIDS = [*_SPACINGS, _KARRAS, _EXPONENTIAL, _BETA]
 # Of these four classes the grids end where the spaced timesteps do
 _BOTH = [spacing | grid for spacing in _SPACINGS for grid in ({}, _KARRAS, _EXPONENTIAL, _BETA)]
 _FINAL = _axis("final_sigmas_type", "zero", "sigma_min")
-_SIGMA_MIN = _axis("sigma_min", 0.03, 0.1)  # grids that end earlier
+_SIGMA_MIN = _axis("sigma_min", 0.03, 0.1, 0.2)  # grids that end earlier
 _HIGH_ORDERS = _axis("solver_order", 2, 3)  # the first order of each is DDIM's or Euler's step
 
 # Each entry: a class, and axes whose product are its settings
@@ -224,6 +224,7 @@ UniPCMultistep bh2 solver_order=3 trailing final_sigmas_type=zero
 UniPCMultistep bh2 solver_order=3 exponential final_sigmas_type=zero
 UniPCMultistep solver_order=2 exponential sigma_min=0.03
 UniPCMultistep solver_order=2 exponential sigma_min=0.1
+UniPCMultistep solver_order=2 exponential sigma_min=0.2
 UniPCMultistep solver_order=3 exponential sigma_min=0.03
 UniPCMultistep bh1 solver_order=2 leading final_sigmas_type=sigma_min
 UniPCMultistep predict_x0=False solver_order=2 leading final_sigmas_type=sigma_min
@@ -231,6 +232,7 @@ UniPCMultistep predict_x0=False solver_order=3 exponential final_sigmas_type=sig
 SASolver predictor_order=2 corrector_order=2 leading
 SASolver predictor_order=3 corrector_order=3 leading
 EDMDPMSolverMultistep solver_order=2 exponential sigma_min=0.1
+EDMDPMSolverMultistep solver_order=2 exponential sigma_min=0.2
 EDMDPMSolverMultistep solver_order=3 exponential sigma_min=0.1
 HeunDiscrete linspace karras
 EulerDiscrete linspace karras final_sigmas_type=zero

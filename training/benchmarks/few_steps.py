@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", help="a text file, a prompt a line (default: the recipe's validation_prompts)")
     parser.add_argument("--real", help="'digits' or a folder of parquet files (default: the recipe's)")
     parser.add_argument("--bandwidth", type=float, default=0.1, help="of empirical, in units of the data")
-    parser.add_argument("--reference_steps", type=int, default=256)
+    parser.add_argument("--reference_steps", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--output", help="a JSON file for everything that was measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
