@@ -35,13 +35,6 @@ def randn(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def test_a_fresh_one_knows_nothing():
-    classifier = MezzotintClassifier(**TINY)
-    x = randn(2, 3, 8, 8)
-    assert torch.equal(classifier(x, 5).logits, torch.zeros(2, 3))
-    assert torch.equal(classifier.score(x, 5, 1), torch.zeros_like(x))
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_score_is_the_derivative_of_the_log_probability(dims):
     classifier = make(spatial_dims=dims, in_channels=2, sample_size=4).double()

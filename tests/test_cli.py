@@ -25,7 +25,7 @@ def test_help_lists_the_commands(capsys, argv):
 
 def test_every_command_is_a_program():
     for name in cli.COMMANDS:
-        assert callable(importlib.import_module(f"mezzotint_training.{name}").main)
+        assert callable(importlib.import_module(f"mezzotint_training.{name.replace('-', '_')}").main)
 
 
 def test_the_version_is_the_packages(capsys):

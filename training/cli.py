@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
+    "train-classifier": "train a classifier of noisy pictures, to steer a saved pipeline by",
     "sample": "draw pictures with a trained pipeline",
     "ema": "make the pipeline of another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: mezzotint COMMAND [--help] ...\n\ncommands:")
         for name, purpose in COMMANDS.items():
-            print(f"  {name:10}{purpose}")
+            print(f"  {name:18}{purpose}")
         print("\nOn several processes: accelerate launch -m mezzotint_training.train ...")
         return 0
     if argv[0] == "--version":
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mezzotint: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        program = importlib.import_module(f"mezzotint_training.{argv[0]}")
+        program = importlib.import_module(f"mezzotint_training.{argv[0].replace('-', '_')}")
     except ModuleNotFoundError as error:
         print(f"mezzotint: {argv[0]} needs {error.name}; pip install 'mezzotint[train]' brings it", file=sys.stderr)
         return 2

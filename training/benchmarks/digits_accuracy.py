@@ -3,6 +3,8 @@
 
     python training/benchmarks/digits_accuracy.py runs/digits
     python training/benchmarks/digits_accuracy.py runs/digits --schedulers DDIMScheduler UniPCMultistepScheduler
+    python training/benchmarks/digits_accuracy.py runs/classified --guidance_scale 1 --classifier_scale 0 1 2 4
+    python training/benchmarks/digits_accuracy.py runs/classified --guidance_scale 1 --classifier_scale 1 2 --prompt ""
 
 The reader is a support vector machine trained on scikit-learn's real digits (the training split; its accuracy on the
 test split is printed beside the result, as the ceiling). It is never used for fitting anything.
@@ -42,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--schedulers", nargs="+", default=[], help="stock ones to draw with, in place of its own")
-    parser.add_argument("--prompt", default="a handwritten {}", help="{} stands for the digit's name")
+    parser.add_argument("--classifier_scale", type=float, nargs="+", default=[0.0], help="of a pipeline with a "
+                        "classifier that knows the digits: weights of its gradient, each measured in turn")  # fmt: skip
+    parser.add_argument("--guidance_interval", type=float, nargs=2, help="noise levels to guide within")
+    parser.add_argument("--prompt", default="a handwritten {}", help="{} stands for the digit's name; empty is no text")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
@@ -53,11 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     own = pipe.scheduler
     for name in args.schedulers or [type(own).__name__]:
         pipe.scheduler = own if name == type(own).__name__ else getattr(diffusers, name).from_config(own.config)
-        measure(pipe, svm, args)
+        for classifier_scale in args.classifier_scale:
+            measure(pipe, svm, args, classifier_scale)
     return 0
 
 
-def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace) -> None:
+def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace, classifier_scale: float) -> None:
     """Draw, read, and print the table of what was asked for against what was read, and its sum in one line of JSON."""
     table = np.zeros((10, 10), dtype=int)  # asked for, read as
     for label, name in enumerate(DIGIT_NAMES):
@@ -66,6 +72,9 @@ def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace) -> None
             num_images_per_prompt=args.count // 10,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            guidance_interval=args.guidance_interval,
+            class_labels=label if classifier_scale else None,
+            classifier_scale=classifier_scale,
             generator=torch.Generator().manual_seed(args.seed * 10 + label),
             output_type="np",
         ).images
@@ -76,7 +85,8 @@ def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace) -> None
     if hits < count:
         print(f"asked for (rows), read as (columns):\n{table}")
     print(
-        f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}: "
+        f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}"
+        f"{f', classifier {classifier_scale:g}' if classifier_scale else ''}: "
         f"{hits} of {count} read as asked for, {100 * hits / count:.1f} % "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
     )

@@ -628,7 +628,7 @@ class MezzotintClassifier(MezzotintEncoderMixin):
         self._add_encoder()
         last = block_out_channels[-1]
         self.norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps)
-        self.head = zero_init(nn.Linear(last, num_classes))
+        self.head = nn.Linear(last, num_classes)  # from zero it would learn several times more slowly
 
     def get_label_ids(self, labels: int | str | Iterable[int | str]) -> torch.Tensor:
         """The numbers of one or more classes, given by number or by name, as `torch.Tensor` of shape `(labels,)`.

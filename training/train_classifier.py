@@ -1,0 +1,274 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Train a classifier of noisy pictures, whose gradient steers a pipeline: section 4 of arXiv 2105.05233.
+
+    mezzotint train-classifier --pipeline runs/digits --dataset_name digits --validation_split test
+    accelerate launch training/train_classifier.py --pipeline runs/mine --train_data_dir pictures/ --label_column kind
+
+Scheduler, scale and size of the data are the pipeline's, so that the classifier sees the noise that the pipeline makes.
+`output_dir` becomes that pipeline with a `classifier`. A run takes minutes, and one that was stopped starts anew.
+"""
+
+import argparse
+import inspect
+import json
+import logging
+import math
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+import yaml
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from scipy.stats import binomtest
+
+from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
+from mezzotint_training import sharding
+from mezzotint_training.components import first_picture, level_factor, picture_size
+from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.data import CaptionedImages
+from mezzotint_training.held_out import LEVELS
+from mezzotint_training.lint import column
+from mezzotint_training.optimizers import make_optimizer
+from mezzotint_training.process import CANNOT_GO_ON, CannotGoOn, disk_is_full, leave, make_accelerator
+from mezzotint_training.report import Losses
+from mezzotint_training.report import progress as show
+from mezzotint_training.rows import held_out, load_splits
+from mezzotint_training.sources import Source, fixed_items
+
+# The settings of `train.py` that there are here too, and the defaults that differ
+SETTINGS = (
+    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "resolution",
+    "random_flip", "max_train_samples", "validation_split", "num_validation_samples", "on_bad_row",
+    "dataloader_num_workers", "seed", "train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler",
+    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "use_ema", "ema_decay", "mixed_precision", "logging_steps",
+    "output_dir",
+)  # fmt: skip
+DEFAULTS = {"max_train_steps": 500, "adam_weight_decay": 0.05, "logging_steps": 100, "output_dir": "runs/classified"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mezzotint train-classifier", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--pipeline", required=True, help="the one to be steered: a folder or a Hub name")
+    parser.add_argument("--label_column", default="label", help="of classes by number or name (default: %(default)s)")
+    parser.add_argument("--classifier", default="{}", help="arguments of MezzotintClassifier, as YAML, that are not to "
+                        "be those of the pipeline's U-Net")  # fmt: skip
+    parser.add_argument("--only_classifier", action="store_true", help="write it alone, without the pipeline")
+    for f in fields(TrainConfig):
+        if f.name in SETTINGS:
+            kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"metavar": ""}
+            many = {"nargs": "+"} if f.name == "resolution" else {}
+            default = DEFAULTS.get(f.name, f.default)
+            help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+            parser.add_argument(f"--{f.name}", default=default, help=help, **kind, **many)
+    args = vars(parser.parse_args(argv))
+    try:
+        # every other setting is at its default: no caption is dropped, no tracker called
+        config = TrainConfig(
+            **{name: args[name] for name in SETTINGS}, caption_column=args["label_column"],
+            proportion_empty_prompts=0, report_to="none",
+        )  # fmt: skip
+        train(config, args["pipeline"], args["classifier"], args["only_classifier"])
+    except UserError as error:
+        print(f"mezzotint: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return 2
+    except CannotGoOn as error:
+        print(f"mezzotint: {error}", file=sys.stderr)
+        return CANNOT_GO_ON
+    except (OSError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        print(f"mezzotint: the disk is full ({error})", file=sys.stderr)
+        return CANNOT_GO_ON
+    return 0
+
+
+def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: bool) -> None:
+    """Train a classifier for `pipeline` and write both, or it alone, to `config.output_dir`.
+
+    Args:
+        config: of which `SETTINGS` are read; its captions are the labels.
+        pipeline: a folder or a Hub name.
+        arguments: of `MezzotintClassifier`, as YAML.
+        only_classifier: whether to leave the pipeline out.
+
+    Raises:
+        UserError: for bad input, before anything on disk is touched.
+        CannotGoOn: for a loss that is no number.
+    """
+    started, output_dir = time.time(), Path(config.output_dir)
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"output_dir must be a new or an empty folder: got {output_dir}")
+    accelerator = make_accelerator(config, output_dir)
+    device, say = accelerator.device, accelerator.print
+    if sharding.sharded(accelerator):
+        raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
+    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
+    try:
+        pipe: Any = MezzotintPipeline.from_pretrained(pipeline)
+    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
+        raise UserError(f"pipeline {pipeline} cannot be loaded: {' '.join(str(error).split())}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
+
+    # 1. The data, with labels where captions are
+    splits, classes = labelled(load_splits(config), config.caption_column)
+    parts = [rows for rows in held_out(config, splits) if rows is not None]
+    size = picture_size(config, pipe.components, first_picture(parts[0], config))
+    level_factor(config, pipe.components, size)
+    images = [CaptionedImages(rows, config, shape.in_channels, size) for rows in parts]
+    source = Source(config, [], images[0], images[0], images[1] if len(images) > 1 else None)
+    source.read(progress=accelerator.is_local_main_process)
+    source.normalise(shape.sample_mean, shape.sample_std)
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    # 2. The classifier, made like the U-Net's encoder
+    torch.manual_seed(config.seed)
+    parameters = inspect.signature(MezzotintClassifier).parameters
+    try:
+        given = known_arguments(yaml.safe_load(arguments) or {}, MezzotintClassifier)
+        fixed = {"num_classes": len(classes), "id2label": dict(enumerate(classes)), "sample_size": list(size)}
+        like = {name: shape[name] for name in parameters if name in shape}
+        classifier: Any = MezzotintClassifier(**like | given | fixed).to(device).train()
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"classifier cannot be made: {' '.join(str(error).split())}") from None
+    # It begins with what the U-Net has learned of noisy pictures, where the two are alike
+    own = classifier.state_dict()
+    learned = {k: v for k, v in pipe.unet.state_dict().items() if k in own and v.shape == own[k].shape}
+    classifier.load_state_dict(learned, strict=False)
+    model = accelerator.prepare_model(classifier)
+    weights = list(classifier.parameters())
+    optimizer = make_optimizer(config, dict(classifier.named_parameters()), device)
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=min(config.lr_warmup_steps, config.max_train_steps),
+        num_training_steps=config.max_train_steps,
+    )
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    ema = EMAModel(weights, decay=config.ema_decay, foreach=True) if config.use_ema else None
+    say(f"{len(source.known)} pictures of {len(classes)} classes, {sum(w.numel() for w in weights):,} parameters")
+
+    # 3. The loop
+    torch.manual_seed(config.seed * accelerator.num_processes + accelerator.process_index)  # of dropout
+    batches, losses, loss, told = source.batches(accelerator, 0), Losses(accelerator), None, set()
+    for step in show(
+        range(1, config.max_train_steps + 1), "training", config.max_train_steps, accelerator.is_local_main_process
+    ):
+        batch = next(batches)
+        for message in {*batch["bad"], *source.known.bad} - told:
+            say(f"skipped: {message}")
+            told.add(message)
+        labels = torch.tensor([numbers[name] for name in batch["captions"]], device=device)  # (B,)
+        sample, noise, uniform = (batch[name].to(device) for name in ("sample", "noise", "uniform"))
+        timesteps = uniform * (len(scheduler) - 1)  # as `denoising_loss` has them
+        with accelerator.autocast():
+            logits = model(scheduler.add_noise(sample, noise, timesteps), timesteps, return_dict=False)[0]
+        each = F.cross_entropy(logits.float(), labels, reduction="none")  # (B,)
+        accelerator.backward(each.mean())
+        accelerator.clip_grad_norm_(weights, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        lr_scheduler.step()
+        if ema is not None:
+            ema.step(weights)
+        losses.add(each, uniform)
+        if step % config.logging_steps == 0 or step == config.max_train_steps:
+            loss, by_noise_level = losses.means()
+            if loss is None or not math.isfinite(loss):
+                leave(accelerator)
+                raise CannotGoOn(f"the loss is {loss} at step {step}: a lower learning_rate may help")
+            quarters = " ".join("-" if x is None else f"{x:.3f}" for x in by_noise_level)
+            say(f"step {step:,} of {config.max_train_steps:,}: loss {loss:.4f}, from little noise to much {quarters}")
+    if ema is not None:
+        ema.copy_to(weights)
+
+    # 4. How good it is, and where it is kept
+    if accelerator.is_main_process:
+        classifier.eval()
+        figures = accuracies(classifier, scheduler, source.held_out, numbers, config.train_batch_size)
+        for row in figures:
+            low, high = row["interval"]
+            say(
+                f"held-out accuracy at timestep {row['timestep']:g}{'' if row['noise'] else ', without noise'}: "
+                f"{row['accuracy']:.1%} of {row['pictures']} (95 % interval {low:.1%} to {high:.1%})"
+            )
+        if only_classifier:
+            classifier.save_pretrained(output_dir)
+        else:
+            pipe.register_modules(classifier=classifier)
+            pipe.save_pretrained(output_dir)
+        metrics = {"steps": config.max_train_steps, "loss": loss, "seconds": time.time() - started, "held_out": figures}
+        folder = output_dir if only_classifier else output_dir / "classifier"
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        say(f"finished: {output_dir} ({config.max_train_steps} steps, {metrics['seconds']:.0f} s, loss {loss:.4f})")
+    leave(accelerator)
+
+
+def labelled(splits: datasets.DatasetDict, name: str) -> tuple[datasets.DatasetDict, list[str]]:
+    """The splits with the names of their labels in the column `name`, and the names of all classes: in the order of a
+    `ClassLabel`, else sorted.
+
+    Raises:
+        UserError: for a column that isn't there or holds no classes.
+    """
+    named, classes = {}, {}
+    for split, rows in splits.items():
+        if name not in rows.features:
+            raise UserError(f"label_column {name!r} is not there: got columns {', '.join(map(repr, rows.features))}")
+        feature, values = rows.features[name], column(rows, name).to_pylist()
+        known = [value for value in values if value is not None]
+        if isinstance(feature, datasets.ClassLabel):
+            known, values = range(len(feature.names)), [None if value == -1 else value for value in values]
+            names = dict(enumerate(feature.names))
+        elif str(getattr(feature, "dtype", None)).startswith(("int", "uint", "bool", "string", "large_string")):
+            names = {value: str(value) for value in known}
+        else:
+            raise UserError(f"label_column {name!r} must hold a ClassLabel, whole numbers or text: got {feature}")
+        classes |= names
+        texts = [names.get(value) for value in values]
+        named[split] = rows.remove_columns(name).add_column(name, texts, feature=datasets.Value("string"))
+    return datasets.DatasetDict(named), [classes[value] for value in sorted(classes)]
+
+
+@torch.no_grad()
+def accuracies(
+    classifier: MezzotintClassifier,
+    scheduler: MezzotintScheduler,
+    images: CaptionedImages | None,
+    numbers: dict[str, int],
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """How many held-out pictures are recognised, without noise and in the middle of each quarter of the timesteps, with
+    Wilson's 95 % interval of that share."""
+    items = fixed_items(images, len(images)) if images is not None else []
+    figures = []
+    for noisy, level in [(False, 0.0), *((True, level) for level in LEVELS)] if items else []:
+        generator, correct, timestep = torch.Generator().manual_seed(0), 0, level * (len(scheduler) - 1)
+        for batch in (items[i : i + batch_size] for i in range(0, len(items), batch_size)):
+            sample = torch.stack([item["sample"] for item in batch])  # (B, C, H, W)
+            if noisy:
+                noise = torch.randn(sample.shape, generator=generator)
+                sample = scheduler.add_noise(sample, noise, torch.full((len(batch),), timestep))
+            found = classifier(sample.to(classifier.device), timestep, return_dict=False)[0].argmax(dim=1).tolist()
+            correct += sum(number == numbers[item["caption"]] for number, item in zip(found, batch, strict=True))
+        interval = binomtest(correct, len(items)).proportion_ci(method="wilson")
+        figures.append(
+            {"timestep": timestep, "noise": noisy, "pictures": len(items), "accuracy": correct / len(items)}
+            | {"interval": [float(interval.low), float(interval.high)]}
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
