@@ -10,14 +10,16 @@ Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (
     x_0  original_samples, clean data      alphas_cumprod[t] = a_t = prod(1 - betas[:t + 1])
     eps  noise, standard normal            alpha_t = sqrt(a_t), the share of signal
     x_t  sample, noisy data                sigma_t = sqrt(1 - a_t), the share of noise
+    D    the network's prediction of x_0   lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio
 
 `sigmas` in an argument's or a method's name is the *ratio* sigma_t / alpha_t (the k-diffusion and EDM sigma, the
 standard deviation of the noise on unscaled data), as in every diffusers scheduler.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -50,8 +52,25 @@ class MezzotintSchedulerOutput(BaseOutput):
 
 class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     """
-    A variance-preserving noise schedule with DDPM (<https://huggingface.co/papers/2006.11239>) and DDIM
-    (<https://huggingface.co/papers/2010.02502>) steps. Timesteps may be fractional everywhere.
+    A variance-preserving noise schedule. Its steps are linear multistep ones in data prediction, with coefficients that
+    are fitted to a checkpoint where there is a table for the number of steps and those of DPM-Solver++
+    (<https://huggingface.co/papers/2211.01095>) elsewhere; or those of DDPM
+    (<https://huggingface.co/papers/2006.11239>) and DDIM (<https://huggingface.co/papers/2010.02502>). Timesteps may be
+    fractional everywhere.
+
+    **A table** of `fitted_schedules` holds, for n steps, all that sampling needs. With D[i] the data prediction made
+    from the network's output at `taus[i]`, step i is
+
+        x[i+1] = a[i] x[i] + c[i,0] D[i] + c[i,1] D[i-1] + ...
+
+    | key | value |
+    |---|---|
+    | `num_inference_steps` | n |
+    | `guidance_scale` | the scale of classifier-free guidance that it was fitted at; 1 is off |
+    | `taus` | n timesteps given to the network, descending in `[0, num_train_timesteps - 1]` |
+    | `sigmas` | n noise levels sigma_t / alpha_t of the states, descending |
+    | `coefficients` | n rows `[a, c_0, c_1, ...]` of at most i + 2 numbers |
+    | `provenance` | what it was fitted on and how well it does; never read |
 
     Args:
         num_train_timesteps (`int`): how many noise levels the schedule has.
@@ -61,24 +80,28 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         trained_betas (list of `float`, *optional*): the betas themselves, each in (0, 1]; replaces the four above.
         prediction_type (`"epsilon"`, `"sample"` or `"v_prediction"`): what the network predicts: the noise, the clean
             sample, or the velocity `alpha_t eps - sigma_t x_0` (appendix D of <https://huggingface.co/papers/2202.00512>).
-        variance_type (`"fixed_small"` or `"fixed_large"`, *optional*): makes `step` DDPM's instead of DDIM's, with one
-            of the two fixed variances of DDPM section 3.2. `fixed_large` adds noise in the last step too unless the
-            timesteps end in 0, as `leading` ones do.
+        variance_type (`"fixed_small"` or `"fixed_large"`, *optional*): makes `step` DDPM's, with one of the two fixed
+            variances of DDPM section 3.2. `fixed_large` adds noise in the last step too unless the timesteps end in 0,
+            as `leading` ones do.
         clip_sample (`bool`): whether predicted x_0 is clamped to `[-clip_sample_range, clip_sample_range]`.
         clip_sample_range (`float`): that range, in the units of the network's (normalised) data.
         thresholding (`bool`): whether predicted x_0 is thresholded dynamically, Imagen section 2.3
             (<https://huggingface.co/papers/2205.11487>); takes the place of `clip_sample`.
         dynamic_thresholding_ratio (`float`): the quantile of |x_0| that becomes the threshold.
         sample_max_value (`float`): the largest threshold.
-        timestep_spacing (`"leading"`, `"linspace"` or `"trailing"`): how inference timesteps are spread, Table 2 of
-            <https://huggingface.co/papers/2305.08891>. `trailing` starts at pure noise whatever the number of steps.
+        timestep_spacing (`"leading"`, `"linspace"` or `"trailing"`): how the timesteps of DDPM and DDIM are spread,
+            Table 2 of <https://huggingface.co/papers/2305.08891>. `trailing` starts at pure noise for every number.
         steps_offset (`int`): added to `leading` timesteps.
         set_alpha_to_one (`bool`): whether the last DDIM step ends on clean data (`a = 1`) or on `a_0`.
         rescale_betas_zero_snr (`bool`): rescale the betas to zero terminal signal, Algorithm 1 of the same paper.
+        solver_order (`1`, `2` or `3`): of the multistep steps without a table, over timesteps that are uniform in
+            log sigma: 2 is DPM-Solver++(2M), 3 its third-order form. 1 is DDIM over `timestep_spacing`.
+        fitted_schedules (list of `dict`, *optional*): tables as above, made by `mezzotint fit-scheduler`; at most one
+            for each number of steps and guidance scale.
 
     Raises:
-        ValueError: for a name that is not among the choices, betas outside (0, 1], or `epsilon` with zero terminal
-            signal (pure noise does not determine x_0).
+        ValueError: for a name that is not among the choices, betas outside (0, 1], `epsilon` with zero terminal signal
+            (pure noise does not determine x_0), or a table that is no such table.
     """
 
     # Stock schedulers that `from_config(scheduler.config)` turns this one into. diffusers would leave a class outside
@@ -105,17 +128,21 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         set_alpha_to_one: bool = True,
         rescale_betas_zero_snr: bool = False,
+        solver_order: int = 2,
+        fitted_schedules: list[dict[str, Any]] | None = None,
     ):
         _check_choice("beta_schedule", beta_schedule, BetaSchedule)
         _check_choice("prediction_type", prediction_type, PredictionType)
         if variance_type is not None:
             _check_choice("variance_type", variance_type, VarianceType)
         _check_choice("timestep_spacing", timestep_spacing, TimestepSpacing)
+        if solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order must be 1, 2 or 3: got {solver_order!r}")
 
         # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
-        # own default there (`prediction_type="epsilon"`, for one). Only what is None may be passed over like that.
-        if "_use_default_values" in self.config:
-            self.register_to_config(_use_default_values=_passed_over(self.config))
+        # own default there (`prediction_type="epsilon"`, for one). Only what is None may be passed over like that, and
+        # the tables, which no stock scheduler knows.
+        self.register_to_config(_use_default_values=[*_passed_over(self.config), "fitted_schedules"])
 
         if trained_betas is not None:
             betas = torch.as_tensor(trained_betas, dtype=torch.float32)
@@ -149,9 +176,19 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         a = self.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny)
         self.log_sigmas = (0.5 * torch.log((1 - a) / a)).float()
 
+        for table in fitted_schedules or ():
+            _check_table(table, len(self))
+        kinds = [(table["num_inference_steps"], table["guidance_scale"]) for table in fitted_schedules or ()]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"fitted_schedules may hold one table for each (steps, guidance scale): got {kinds}")
+
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
+        self.fitted_schedule: dict[str, Any] | None = None  # the table in use
+        self._rows: list[tuple[float, ...]] | None = None  # of the multistep steps, None for DDPM's and DDIM's
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -269,14 +306,21 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
-        """Choose the timesteps of a sampling run, most noise first. Give one of the three.
+        """Choose the timesteps of a sampling run, most noise first. Give a number, `timesteps` or `sigmas`.
+
+        A number of steps with fitted tables takes the one of the nearest guidance scale (in ratio), which is then in
+        `self.fitted_schedule`. Else the noise levels are uniform in log sigma, n equal steps from the most to the least
+        of the schedule, of which the last one goes on to no noise at all. With `solver_order` 1 or a `variance_type`
+        the timesteps are spread as `timestep_spacing` says.
 
         Args:
-            num_inference_steps (`int`): how many, spread as `timestep_spacing` says.
+            num_inference_steps (`int`): how many.
             device (`str` or `torch.device`): where `self.timesteps` goes.
             timesteps (list of `float`): the timesteps themselves, descending, each in `[0, num_train_timesteps - 1]`.
             sigmas (list of `float`): the noise levels sigma_t / alpha_t, descending; a closing 0 may stand or not.
+            guidance_scale (`float`): that will be sampled at, for the choice of a table; 1 is off.
 
         Raises:
             ValueError: none or several were given, too many steps, or values out of range or order.
@@ -284,6 +328,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
         last = len(self) - 1
+        n = num_inference_steps
+        self.fitted_schedule = None
+        multistep = self.config.solver_order > 1 and self.config.variance_type is None
         if sigmas is not None:
             sigmas = [float(s) for s in sigmas]
             sigmas = sigmas[:-1] if sigmas and sigmas[-1] == 0 else sigmas
@@ -292,17 +339,25 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             grid = self.sigmas_to_timesteps(torch.tensor(sigmas)).numpy()
         elif timesteps is not None:
             grid = np.asarray([float(t) for t in timesteps])
+        elif not 1 <= n <= len(self):
+            raise ValueError(f"num_inference_steps must be in [1, {len(self)}]: got {n}")
+        elif self.config.variance_type is None and (tables := self.fitted(n)):
+            distance = [abs(np.log(max(table["guidance_scale"], 1) / max(guidance_scale, 1))) for table in tables]
+            self.fitted_schedule = tables[int(np.argmin(distance))]
+            grid = np.asarray(self.fitted_schedule["taus"], dtype=float)
+        elif multistep:
+            # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
+            levels = self.log_sigmas.double().cpu().numpy()
+            most = levels[-1] if self.betas[-1] < 1 else levels[-2]
+            grid = np.interp(np.linspace(most, levels[0], n + 1)[:-1], levels, np.arange(len(self)))
+            grid[0] = last
+        # Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed", as stock schedulers round it
+        elif self.config.timestep_spacing == "linspace":
+            grid = np.linspace(0, last, n).round()[::-1]
+        elif self.config.timestep_spacing == "leading":
+            grid = (np.arange(n) * (len(self) // n))[::-1] + self.config.steps_offset
         else:
-            if not 1 <= num_inference_steps <= len(self):
-                raise ValueError(f"num_inference_steps must be in [1, {len(self)}]: got {num_inference_steps}")
-            n = num_inference_steps
-            # Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed", as stock schedulers round it
-            if self.config.timestep_spacing == "linspace":
-                grid = np.linspace(0, last, n).round()[::-1]
-            elif self.config.timestep_spacing == "leading":
-                grid = (np.arange(n) * (len(self) // n))[::-1] + self.config.steps_offset
-            else:
-                grid = np.round(np.arange(len(self), 0, -len(self) / n)[:n]) - 1  # rounding may make it n + 1
+            grid = np.round(np.arange(len(self), 0, -len(self) / n)[:n]) - 1  # rounding may make it n + 1
         if grid.size == 0 or grid.max() > last or grid.min() < 0 or np.any(np.diff(grid) >= 0):
             raise ValueError(f"timesteps must descend within [0, {last}]: got {grid.tolist()}")
 
@@ -310,6 +365,79 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self._grid = grid
         whole = np.array_equal(grid, np.round(grid))
         self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
+        self._begin_index = self._step_index = None
+        self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
+
+    def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
+        """The tables of `fitted_schedules` for that many steps."""
+        tables = self.config.fitted_schedules or ()
+        return [table for table in tables if table["num_inference_steps"] == num_inference_steps]
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The noise levels sigma_t / alpha_t of the states of the run, closed by 0; before `set_timesteps` those of all
+        timesteps. A float32 tensor on the CPU."""
+        if self.fitted_schedule is not None:
+            levels = torch.tensor(self.fitted_schedule["sigmas"])
+        else:
+            levels = self.timesteps_to_sigmas(self.timesteps.cpu().float())
+        return torch.cat([levels, levels.new_zeros(1)])
+
+    @property
+    def begin_index(self) -> int | None:
+        """The index of the first step, where `set_begin_index` gave one."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step, `None` before the first."""
+        return self._step_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Say at which of the timesteps the first step will be taken, for a run that starts from a picture; without it
+        the first step looks its timestep up. Call it after `set_timesteps`."""
+        self._begin_index = begin_index
+
+    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
+        """The index of the timestep in `self.timesteps` that is nearest to `timestep`."""
+        return int(np.abs(self._grid - float(timestep)).argmin())
+
+    def _multistep_rows(self, first: int = 0) -> list[tuple[float, ...]]:
+        """For each step (alpha, sigma, a, c_0, c_1, ...): alpha_t and sigma_t at the network's time, and the step's
+        coefficients: a table's, or those of DPM-Solver++ of order `solver_order` in lambda for steps from `first` on.
+        Lower orders where there are too few predictions yet, and towards the end, where the last step goes to x_0
+        itself. A table knows runs from its start only; those from the middle take DPM-Solver++ over its timesteps."""
+        n = len(self._grid)
+        # in float64 throughout: levels may lie close together
+        lambdas = -np.interp(self._grid, np.arange(len(self)), self.log_sigmas.double().cpu().numpy())
+        alpha, sigma = 1 / np.sqrt(1 + np.exp(-2 * lambdas)), 1 / np.sqrt(1 + np.exp(2 * lambdas))
+        if self.fitted_schedule is not None and first == 0:
+            rows = self.fitted_schedule["coefficients"]
+            return [(float(alpha[i]), float(sigma[i]), *map(float, rows[i])) for i in range(n)]
+        order = max(self.config.solver_order, 1 if self.fitted_schedule is None else 2)
+        rows = []
+        for i in range(n):
+            if i == n - 1:
+                row = (0.0, 1.0)
+            else:
+                h, decay = lambdas[i + 1] - lambdas[i], np.expm1(lambdas[i] - lambdas[i + 1])  # e^-h - 1
+                c = [-alpha[i + 1] * decay, 0.0, 0.0]  # alpha_t (1 - e^-h) D[i], eq. 9 at order 1
+                use = min(order, i - first + 1, n - i)
+                if use > 1 and i > first:
+                    r_0 = (lambdas[i] - lambdas[i - 1]) / h
+                    first_difference = np.array([1, -1, 0]) / r_0  # of (D[i], D[i-1], D[i-2]), over lambda / h
+                    if use == 2:  # Algorithm 2: D + (1 / 2r) (D[i] - D[i-1])
+                        c = c + -alpha[i + 1] * decay / 2 * first_difference
+                    else:  # the third-order form: two more integrals against the divided differences of D
+                        r_1 = (lambdas[i - 1] - lambdas[i - 2]) / h
+                        older = np.array([0, 1, -1]) / r_1
+                        second_difference = (first_difference - older) / (r_0 + r_1)
+                        slope = first_difference + r_0 * second_difference
+                        c = c + alpha[i + 1] * (decay / h + 1) * slope
+                        c = c - alpha[i + 1] * ((decay + h) / h**2 - 0.5) * second_difference
+                row = (sigma[i + 1] / sigma[i], *c[:use])
+            rows.append((float(alpha[i]), float(sigma[i]), *map(float, row)))
+        return rows
 
     def previous_timestep(self, timestep: float | torch.Tensor) -> float:
         """The timestep that a step from `timestep` leads to; negative is clean data. One that is not on the grid of
@@ -326,6 +454,22 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """`sample` as it is: a variance-preserving sample already has unit variance at every timestep."""
         return sample
 
+    def guide(self, model_output: torch.Tensor, timesteps, gradient: torch.Tensor) -> torch.Tensor:
+        """The network's output with `gradient` added to the score it implies: classifier guidance,
+        <https://huggingface.co/papers/2105.05233>, Algorithm 2, with `gradient` = s grad log p(y | x_t).
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network's prediction.
+            timesteps (number, or `torch.Tensor` of shape `(batch_size,)`): of the sample.
+            gradient (`torch.Tensor` of the same shape): with respect to the sample.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=model_output)
+        if self.config.prediction_type == "epsilon":
+            return model_output - sigma * gradient  # eps' = eps - sigma_t g
+        if self.config.prediction_type == "sample":
+            return model_output + sigma**2 / alpha * gradient  # x_0' = x_0 + sigma_t^2 / alpha_t g
+        return model_output - sigma / alpha * gradient  # v' = v - sigma_t / alpha_t g
+
     def step(
         self,
         model_output: torch.Tensor,
@@ -339,11 +483,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     ) -> MezzotintSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One step of the reverse process, from `timestep` to `previous_timestep(timestep)`.
 
+        Multistep steps remember the predictions of the steps before, so they are taken in the order of the timesteps.
+        Those of DDPM and DDIM (`solver_order` 1 without a table, a `variance_type`, or `eta` above 0) remember nothing.
+
         Args:
             model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
             timestep (`float`): of `sample`; one for the whole batch.
             sample (`torch.Tensor` of the same shape): x_t.
-            eta (`float`): for DDIM: 0 is the deterministic step, 1 adds as much noise as DDPM.
+            eta (`float`): noise that is added, of DDIM: 0 is none, 1 as much as DDPM's.
             use_clipped_model_output (`bool`): for DDIM: derive the noise again from the clipped x_0.
             generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise that is added.
             variance_noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
@@ -351,6 +498,11 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("step takes a generator or variance_noise, not both")
+        if self._rows is not None and eta == 0:
+            prev_sample, x_0 = self._multistep(model_output, timestep, sample)
+            if not return_dict:
+                return prev_sample, x_0
+            return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
         t = float(timestep)
         prev_t = self.previous_timestep(t)
         a = self._alpha_cumprod(t, like=sample)
@@ -361,10 +513,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 
         x_0 = self.predict_original_sample(model_output, t, sample)
         eps = self.predict_noise(model_output, t, sample)
-        if self.config.thresholding:
-            x_0 = self._threshold_sample(x_0)
-        elif self.config.clip_sample:
-            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        if self.config.thresholding or self.config.clip_sample:
+            x_0 = self._clip(x_0)
 
         # written in a, not in alpha**2: at little noise 1 - a and beta are differences of nearly equal numbers
         beta = 1 - a / a_prev  # of this step, which may span many of the schedule's
@@ -393,8 +543,40 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, x_0
         return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
-    def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
-        """Dynamic thresholding, Imagen section 2.3: clamp each sample to its own quantile of |x_0| and divide by it."""
+    def _multistep(self, model_output: torch.Tensor, timestep, sample: torch.Tensor):
+        """(x[i+1], D[i]) with x[i+1] = a x[i] + sum_j c_j D[i-j]: few operations, with numbers that were worked out
+        before, and no wait for the device."""
+        if self._step_index is None:
+            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+            self._predictions: list[torch.Tensor] = []  # D[i], D[i-1], ...
+            if self._step_index > 0:
+                self._rows = self._multistep_rows(first=self._step_index)
+        if self._step_index >= len(self._rows):
+            raise ValueError(f"all {len(self._rows)} steps have been taken: call set_timesteps before another run")
+        alpha, sigma, a, *c = self._rows[self._step_index]
+        self._step_index += 1
+
+        wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
+        if self.config.prediction_type == "sample":
+            x_0 = model_output.to(wide.dtype)
+        elif self.config.prediction_type == "epsilon":
+            x_0 = torch.sub(wide, model_output, alpha=sigma).div_(alpha)  # (x_t - sigma_t eps) / alpha_t
+        else:
+            x_0 = torch.mul(wide, alpha).sub_(model_output, alpha=sigma)  # alpha_t x_t - sigma_t v
+        if self.config.thresholding or self.config.clip_sample:
+            x_0 = self._clip(x_0)
+
+        self._predictions = [x_0, *self._predictions]
+        prev_sample = torch.mul(wide, a)
+        for weight, prediction in zip(c, self._predictions, strict=False):
+            prev_sample.add_(prediction, alpha=weight)
+        return prev_sample.to(sample.dtype), x_0.to(sample.dtype)
+
+    def _clip(self, sample: torch.Tensor) -> torch.Tensor:
+        """Predicted x_0 within `clip_sample_range`; or dynamic thresholding, Imagen section 2.3: clamp each sample to
+        its own quantile of |x_0| and divide by it."""
+        if not self.config.thresholding:
+            return sample.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         flat = sample.flatten(1).float()  # (B, C*...)
         s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)  # (B, 1)
         s = s.clamp(min=1, max=self.config.sample_max_value)
@@ -409,3 +591,26 @@ def _check_choice(name: str, value: str, choices) -> None:
 def _passed_over(config) -> list[str]:
     """Which arguments another class may take its own default for: those that were left at None here."""
     return [name for name in ("trained_betas", "variance_type") if name in config.get("_use_default_values", [])]
+
+
+def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
+    """Raises `ValueError` in one line for what is no table of `fitted_schedules`."""
+    needed = ("num_inference_steps", "guidance_scale", "taus", "sigmas", "coefficients")
+    if missing := [name for name in needed if name not in table]:
+        raise ValueError(f"a fitted schedule must hold {', '.join(needed)}: got none of {', '.join(missing)}")
+    n, taus, sigmas, rows = (table[name] for name in ("num_inference_steps", "taus", "sigmas", "coefficients"))
+    where = f"the fitted schedule of {n} steps"
+    lengths = {"taus": len(taus), "sigmas": len(sigmas), "coefficients": len(rows)}
+    if set(lengths.values()) != {n}:
+        raise ValueError(f"{where} must hold {n} of each: got {lengths}")
+    if not all(2 <= len(row) <= i + 2 for i, row in enumerate(rows)):
+        raise ValueError(f"row i of {where} must hold 2 to i + 2 coefficients: got {[len(row) for row in rows]}")
+    if not np.isfinite([table["guidance_scale"], *taus, *sigmas, *(c for row in rows for c in row)]).all():
+        raise ValueError(f"{where} must hold finite numbers: got {table}")
+    if not all(a > b for levels in (taus, sigmas) for a, b in pairwise(levels)):
+        raise ValueError(f"taus and sigmas of {where} must descend: got {list(taus)} and {list(sigmas)}")
+    if taus[0] > num_train_timesteps - 1 or taus[-1] < 0 or sigmas[-1] <= 0:
+        raise ValueError(
+            f"taus of {where} must be in [0, {num_train_timesteps - 1}] and sigmas above 0: got {list(taus)} and "
+            f"{list(sigmas)}"
+        )

@@ -1,0 +1,288 @@
+"""The scheduler's multistep steps: DPM-Solver++ without a table, and tables of fitted coefficients."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from test_scheduling_mezzotint import PREDICTIONS, SCHEDULES, Gaussian, assert_equal_to, randn, smooth_network
+
+from mezzotint import MezzotintScheduler
+
+
+def chain(scheduler, start: torch.Tensor, timesteps=None) -> torch.Tensor:
+    x = start
+    for t in scheduler.timesteps if timesteps is None else timesteps:
+        x = scheduler.step(smooth_network(x, t), t, x).prev_sample
+    return x
+
+
+def ddim_table(n: int, guidance_scale: float = 1.0) -> dict:
+    """DDIM eq. 12 over uniform timesteps, written as a table: with eps put in terms of x and x_0,
+    x' = sigma' / sigma x + (alpha' - sigma' alpha / sigma) x_0."""
+    a = MezzotintScheduler().alphas_cumprod.double()
+    taus = [1000 - 1000 // n * i - 1 for i in range(n)]
+    alpha, sigma = [x.tolist() for x in (a[taus].sqrt(), (1 - a[taus]).sqrt())]
+    rows = []
+    for i in range(n):
+        alpha_next, sigma_next = (alpha[i + 1], sigma[i + 1]) if i + 1 < n else (1.0, 0.0)
+        ratio = sigma_next / sigma[i]
+        rows.append([ratio, alpha_next - ratio * alpha[i]])
+    return {
+        "num_inference_steps": n,
+        "guidance_scale": guidance_scale,
+        "taus": taus,
+        "sigmas": [s / a for s, a in zip(sigma, alpha, strict=True)],
+        "coefficients": rows,
+        "provenance": {"by": "hand"},
+    }
+
+
+# ----------------------------------------------------------------------------------------------- without a table
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_default_steps_equal_dpm_solver(order, schedule, prediction_type):
+    config = SCHEDULES[schedule] | {"prediction_type": prediction_type, "solver_order": order}
+    ours = MezzotintScheduler(**config)
+    stock = DPMSolverMultistepScheduler(**config, timestep_spacing="trailing")
+    for n in (1, 2, 3, 4, 9, 14):  # from 15 on stock keeps the order to the last step but one
+        stock.set_timesteps(n)
+        ours.set_timesteps(timesteps=stock.timesteps.tolist())
+        x = y = randn(2, 3, 4, 4)
+        for t in stock.timesteps:
+            x = ours.step(smooth_network(x, t), t, x).prev_sample
+            y = stock.step(smooth_network(y, t), t, y).prev_sample
+            assert_equal_to(x, y, rel=2e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_order_of_convergence(prediction_type):
+    """On Gaussian data, against the exact flow from one noise level to another, twice the steps divide the error of
+    order 2 by 4. Order 3 is better still, but starts with a step of the first order, whose error is of the second."""
+    data, errors = Gaussian(), {}
+    z = torch.linspace(-2.5, 2.5, 11, dtype=torch.float64).reshape(1, 1, 1, 11)
+    for order, n in [(2, 40), (2, 80), (3, 80)]:
+        scheduler = MezzotintScheduler(prediction_type=prediction_type, solver_order=order)
+        sigmas = torch.logspace(1.5, -1, n + 1, dtype=torch.float64)
+        scheduler.set_timesteps(sigmas=[*sigmas.tolist(), 0.05, 0.02])  # the order is lowered in the last two only
+        x = data.ode_at(scheduler, z, scheduler.timesteps[0])
+        for t in scheduler.timesteps[:n]:
+            x = scheduler.step(data.network(scheduler, x, t), t, x).prev_sample
+        errors[order, n] = (x - data.ode_at(scheduler, z, scheduler.timesteps[n])).abs().max().item()
+    assert errors[2, 40] / errors[2, 80] == pytest.approx(4, rel=0.25)
+    assert errors[3, 80] < errors[2, 80] / 2
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+def test_default_noise_levels_are_uniform_in_log_sigma(schedule, n):
+    scheduler = MezzotintScheduler(**SCHEDULES[schedule])
+    scheduler.set_timesteps(n)
+    assert scheduler.timesteps[0] == len(scheduler) - 1
+    log_sigmas = scheduler.sigmas[:-1].double().log().numpy()
+    first = 1 if schedule == "zero_snr" else 0  # pure noise, at no finite log sigma
+    gaps = -np.diff([*log_sigmas[first:], float(scheduler.log_sigmas[0])])
+    np.testing.assert_allclose(gaps, gaps.sum() / max(n - first, 1), rtol=2e-3)
+    assert torch.isfinite(chain(scheduler, randn(1, 1, 4, 4))).all()
+
+
+def test_default_beats_ddim_and_lands_on_the_data():
+    data, z = Gaussian(), torch.linspace(-2.5, 2.5, 11, dtype=torch.float64).reshape(1, 1, 1, 11)
+    error = {}
+    for order in (1, 2, 3):
+        scheduler = MezzotintScheduler(solver_order=order)
+        error[order] = (data.sample(scheduler, z, 20) - data.ode(scheduler, z)).abs().max().item()
+    assert error[3] < error[2] < error[1] / 3
+    assert error[2] < 0.04 * data.std
+
+
+@pytest.mark.parametrize("kwargs", [{"clip_sample": True, "clip_sample_range": 0.5}, {"thresholding": True}], ids=str)
+def test_clipped_predictions_enter_the_step(kwargs):
+    scheduler = MezzotintScheduler(prediction_type="sample", **kwargs)
+    scheduler.set_timesteps(4)
+    limit = 0.5 if "clip_sample" in kwargs else 1.0
+    x = 3 * randn(1, 1, 8, 8)
+    for t in scheduler.timesteps:
+        out = scheduler.step(2 * x, t, x)
+        assert out.pred_original_sample.abs().max() == pytest.approx(limit, rel=1e-6)
+        x = out.prev_sample
+    assert torch.equal(x, out.pred_original_sample)  # the last step goes to x_0 itself
+
+
+def test_noise_makes_the_step_ddims():
+    ours, ddim = MezzotintScheduler(), MezzotintScheduler(solver_order=1)
+    timesteps = [900.0, 600.5, 200.25, 3.0]
+    x, noise = randn(1, 1, 4, 4), randn(1, 1, 4, 4, seed=1)
+    for scheduler in (ours, ddim):
+        scheduler.set_timesteps(timesteps=timesteps)
+    for t in timesteps:
+        a, b = (s.step(smooth_network(x, t), t, x, eta=0.7, variance_noise=noise).prev_sample for s in (ours, ddim))
+        assert torch.equal(a, b)
+
+
+def test_half_precision_is_stepped_in_float32():
+    scheduler = MezzotintScheduler()
+    scheduler.set_timesteps(6)
+    full = chain(scheduler, randn(1, 1, 4, 4).half().float())
+    scheduler.set_timesteps(6)
+    x = randn(1, 1, 4, 4).half()
+    for t in scheduler.timesteps:
+        x = scheduler.step(smooth_network(x.float(), t), t, x).prev_sample
+        assert x.dtype == torch.float16
+    assert_equal_to(x, full, rel=5e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- with tables
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_a_table_of_ddims_coefficients_is_ddim(prediction_type):
+    ours = MezzotintScheduler(prediction_type=prediction_type, fitted_schedules=[ddim_table(5)])
+    stock = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing")
+    ours.set_timesteps(5)
+    stock.set_timesteps(5)
+    assert ours.timesteps.tolist() == stock.timesteps.tolist()
+    z = randn(2, 3, 4, 4)
+    assert_equal_to(chain(ours, z), chain(stock, z), rel=1e-5)
+
+
+def test_a_table_is_what_its_numbers_say():
+    """x[i+1] = a x[i] + sum_j c_j D[i-j], with the network asked at tau[i]; worked out beside it in float64."""
+    table = {
+        "num_inference_steps": 3,
+        "guidance_scale": 1.0,
+        "taus": [950.5, 400.25, 30.0],
+        "sigmas": [50.0, 1.0, 0.1],
+        "coefficients": [[0.9, 0.3], [0.5, 0.8, -0.2], [0.1, 1.2, -0.4, 0.05]],
+    }
+    scheduler = MezzotintScheduler(fitted_schedules=[table])
+    scheduler.set_timesteps(3)
+    assert scheduler.fitted_schedule == table
+    assert scheduler.sigmas.tolist() == [50.0, 1.0, pytest.approx(0.1), 0.0]
+    z = randn(2, 1, 4, 4)
+    x, history = z.double(), []
+    for tau, (a, *c) in zip(table["taus"], table["coefficients"], strict=True):
+        v = smooth_network(x, tau)
+        history.insert(0, scheduler.predict_original_sample(v, tau, x).double())
+        x = a * x + sum(weight * d for weight, d in zip(c, history, strict=True))
+    assert_equal_to(chain(scheduler, z), x, rel=1e-6)
+
+
+def test_which_table_is_taken():
+    tables = [ddim_table(5, 1.0), ddim_table(5, 2.0), ddim_table(5, 7.5), ddim_table(8, 2.0)]
+    scheduler = MezzotintScheduler(fitted_schedules=tables)
+    for n, guidance_scale, taken in [
+        (5, 1.0, (5, 1.0)),
+        (5, 0.0, (5, 1.0)),
+        (5, 1.9, (5, 2.0)),
+        (5, 3.5, (5, 2.0)),
+        (5, 20.0, (5, 7.5)),
+        (8, 1.0, (8, 2.0)),
+        (6, 2.0, None),
+    ]:
+        scheduler.set_timesteps(n, guidance_scale=guidance_scale)
+        table = scheduler.fitted_schedule
+        assert (table and (table["num_inference_steps"], table["guidance_scale"])) == taken
+    plain = MezzotintScheduler()
+    plain.set_timesteps(6)
+    scheduler.set_timesteps(6, guidance_scale=2.0)
+    assert torch.equal(plain.timesteps, scheduler.timesteps)
+    z = randn(1, 1, 4, 4)
+    assert torch.equal(chain(plain, z), chain(scheduler, z))
+    scheduler.set_timesteps(timesteps=[900, 500, 100, 50, 20])  # custom ones have no table
+    assert scheduler.fitted_schedule is None
+
+
+def test_tables_do_not_touch_ddpm():
+    scheduler = MezzotintScheduler(fitted_schedules=[ddim_table(5)], variance_type="fixed_small")
+    scheduler.set_timesteps(5)
+    assert scheduler.fitted_schedule is None and scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+
+
+@pytest.mark.parametrize("tables", [None, [ddim_table(5)]], ids=["default", "table"])
+@pytest.mark.parametrize("by", ["set_begin_index", "timestep"])
+def test_a_run_may_begin_in_the_middle(by, tables):
+    """From a noised picture: the steps that are left are those of a run over their timesteps alone."""
+    ours, rest = MezzotintScheduler(fitted_schedules=tables), MezzotintScheduler()
+    ours.set_timesteps(5)
+    if by == "set_begin_index":
+        ours.set_begin_index(2)
+    rest.set_timesteps(timesteps=ours.timesteps[2:].tolist())
+    x = randn(1, 1, 4, 4)
+    assert_equal_to(chain(ours, x, ours.timesteps[2:]), chain(rest, x), rel=1e-6)
+    assert ours.step_index == 5
+
+
+def test_one_step_too_many_is_refused():
+    scheduler = MezzotintScheduler()
+    scheduler.set_timesteps(3)
+    x = chain(scheduler, randn(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="^all 3 steps have been taken: call set_timesteps before another run$"):
+        scheduler.step(x, 0, x)
+
+
+def test_tables_survive_saving_and_other_schedulers(tmp_path, recwarn):
+    ours = MezzotintScheduler(fitted_schedules=[ddim_table(5), ddim_table(8, 2.0)])
+    ours.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "scheduler_config.json").read_text())["fitted_schedules"][0] == ddim_table(5)
+    z = randn(1, 1, 4, 4)
+    samples = []
+    stock = DPMSolverMultistepScheduler.from_config(ours.config)
+    for scheduler in (
+        ours,
+        MezzotintScheduler.from_pretrained(tmp_path),
+        MezzotintScheduler.from_config(ours.config),
+        MezzotintScheduler.from_config(json.loads(ours.to_json_string())),
+        MezzotintScheduler.from_config(stock.config, fitted_schedules=ours.config.fitted_schedules),
+    ):
+        scheduler.set_timesteps(5)
+        assert scheduler.fitted_schedule["provenance"] == {"by": "hand"}
+        samples.append(chain(scheduler, z))
+    assert all(torch.equal(sample, samples[0]) for sample in samples)
+    stock.set_timesteps(5)
+    assert torch.isfinite(chain(stock, z)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"taus": None}, "must hold num_inference_steps, .*: got none of taus$"),
+        ({"num_inference_steps": 4}, "of 4 steps must hold 4 of each: got {'taus': 5, 'sigmas': 5, 'coefficients': 5}"),
+        ({"sigmas": [3.0, 2.0, 1.0]}, "must hold 5 of each: got .*'sigmas': 3"),
+        ({"coefficients": [[1.0, 1.0, 1.0]] + [[0.5, 0.5]] * 4}, r"row i .* 2 to i \+ 2 .*: got \[3, 2, 2, 2, 2\]"),
+        ({"coefficients": [[1.0]] + [[0.5, 0.5]] * 4}, r"row i .* 2 to i \+ 2 .*: got \[1, 2, 2, 2, 2\]"),
+        ({"coefficients": [[0.5, float("nan")]] * 5}, "must hold finite numbers"),
+        ({"guidance_scale": float("inf")}, "must hold finite numbers"),
+        ({"taus": [999, 600, 601, 100, 1]}, r"must descend: got \[999, 600, 601, 100, 1\]"),
+        ({"sigmas": [9.0, 8.0, 7.0, 6.0, 6.0]}, "must descend: got .*6.0, 6.0"),
+        ({"taus": [1000, 600, 500, 100, 1]}, r"taus .* must be in \[0, 999\]"),
+        ({"taus": [999, 600, 500, 100, -1]}, r"taus .* must be in \[0, 999\]"),
+    ],
+    ids=str,
+)
+def test_what_is_no_table_is_refused(change, message):
+    table = {k: v for k, v in (ddim_table(5) | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message) as error:
+        MezzotintScheduler(fitted_schedules=[table])
+    assert "\n" not in str(error.value)
+
+
+def test_two_tables_of_a_kind_and_unknown_orders_are_refused():
+    with pytest.raises(ValueError, match="one table for each"):
+        MezzotintScheduler(fitted_schedules=[ddim_table(5), ddim_table(5)])
+    with pytest.raises(ValueError, match="^solver_order must be 1, 2 or 3: got 4$"):
+        MezzotintScheduler(solver_order=4)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_guide_adds_to_the_score(prediction_type):
+    scheduler = MezzotintScheduler(prediction_type=prediction_type)
+    x, output, gradient = randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1), randn(2, 1, 4, 4, seed=2)
+    t = torch.tensor([30.5, 700.0])
+    before = scheduler.predict_score(output, t, x)
+    after = scheduler.predict_score(scheduler.guide(output, t, gradient), t, x)
+    torch.testing.assert_close(after - before, gradient, rtol=2e-3, atol=2e-4)
