@@ -4,12 +4,15 @@ against itself called in another way that must not matter (batched, from embeddi
 import io
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import transformers.modeling_utils
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -487,7 +490,7 @@ def test_text_read_ahead_gives_the_bits_of_text_read_at_every_step(make_pipe, mo
 
 
 def test_compiled_network_draws_the_same_bits(make_pipe):
-    pipe = make_pipe(transformer_layers_per_block=(0, 1))
+    pipe = make_pipe(block_out_channels=(16,), transformer_layers_per_block=(1,))
     expected = draw(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager", fullgraph=True)
     assert torch.equal(draw(pipe), expected)
@@ -612,6 +615,25 @@ def test_saved_and_loaded_pipeline_draws_the_same_bits(make_pipe, tmp_path, monk
     assert (type(loaded) is MezzotintPipeline) == (load is load_installed)
     assert (loaded.text_encoder is None) == (pipe.text_encoder is None)
     assert torch.equal(draw(loaded, prompt), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"device_map": "cpu"}, {"torch_dtype": torch.bfloat16}])
+def test_each_file_of_weights_is_read_once_and_nothing_of_it_kept_twice(make_pipe, tmp_path, monkeypatch, options):
+    make_pipe().save_pretrained(tmp_path)
+    opened, safe_open = [], safetensors.safe_open
+
+    def counted(path, *args, **kwargs):
+        opened.append(Path(path).parent.name)
+        return safe_open(path, *args, **kwargs)
+
+    for module in (safetensors, safetensors.torch, transformers.modeling_utils):
+        monkeypatch.setattr(module, "safe_open", counted)
+    pipe = MezzotintPipeline.from_pretrained(tmp_path, **options)
+    assert sorted(opened) == ["text_encoder", "unet"]
+    for tensor in pipe.unet.parameters():
+        storage = tensor.untyped_storage()
+        assert storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() % 64 == 0
+        assert tensor.dtype == options.get("torch_dtype", torch.float32)
 
 
 def test_pipeline_without_text_equals_hand_written(make_pipe):

@@ -3,10 +3,11 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from mezzotint_training.benchmarks import guidance_interval, sampling_overhead
+from mezzotint_training.benchmarks import digits_accuracy, guidance_interval, sampling_overhead
 from mezzotint_training.benchmarks.guidance_interval import EVERYWHERE, Result, as_good_for_less
 from mezzotint_training.benchmarks.sampling_overhead import Nothing, Timed, overheads, samplers
 
@@ -14,16 +15,16 @@ from mezzotint_training.benchmarks.sampling_overhead import Nothing, Timed, over
 def test_all_call_the_same_network_as_often_and_end_nearly_alike(make_unet):
     unet = make_unet(in_channels=1, out_channels=1)
     with torch.no_grad():
-        unet.conv_out.weight.mul_(0.05)  # a gentle velocity, which any solver follows
+        unet.conv_out.weight.mul_(0.02)  # a gentle velocity, which any solver follows
     batches = []
     unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     text = (torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    calls = samplers(Timed(unet), 8, 2.0, *text)
+    calls = samplers(Timed(unet), 12, 2.0, *text)
     assert list(calls) == ["ours", "DPM-Solver++(2M)", "UniPC"]
     ours, *peers = (call() for call in calls.values())
-    assert batches == [4] * 24
+    assert batches == [4] * 36
     for peer in peers:
-        assert (ours - peer).abs().max() < 0.1 * ours.std()
+        assert torch.corrcoef(torch.stack([ours.flatten(), peer.flatten()]))[0, 1] > 0.99  # other grids, same noise
 
 
 def test_overhead_is_the_calls_time_less_the_networks_a_step(make_unet, monkeypatch):
@@ -55,7 +56,11 @@ def test_chosen_interval_is_no_worse_in_either_figure_and_costs_less(hits, dista
     assert as_good_for_less(others[:1], constant) is None
 
 
-def test_evaluations_are_the_networks_rows_for_a_picture(make_pipe, tmp_path, capsys):
+def test_evaluations_are_the_networks_rows_for_a_picture(make_pipe, tmp_path, capsys, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 8, 8), dtype=np.uint8)  # reading is not tested here
+    few = {name: {"image": noise[i], "label": list(range(10)) * 4} for i, name in enumerate(("train", "test"))}
+    for module in (guidance_interval, digits_accuracy):
+        monkeypatch.setattr(module, "digits", lambda: few)
     make_pipe(in_channels=1, out_channels=1).save_pretrained(tmp_path)
     guidance_interval.main(
         [str(tmp_path), "--scales", "2", "--intervals", "0.5,5", "--count", "20", "--fresh", "20"]
