@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
         train(config, args["pipeline"], args["classifier"], args["only_classifier"])
     except UserError as error:
-        print(f"mezzotint: {str(error).splitlines()[-1]}", file=sys.stderr)
+        # One raised in a data worker comes with that worker's traceback above it
+        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        print(f"mezzotint: {line}", file=sys.stderr)
         return 2
     except CannotGoOn as error:
         print(f"mezzotint: {error}", file=sys.stderr)
