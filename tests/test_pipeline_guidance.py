@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance, SkipLayerGuidance
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
 from diffusers.hooks import LayerSkipConfig
 from test_pipeline_mezzotint import NEGATIVE, PROMPT, close, draw, encode, load_as_shipped, load_installed, seeded
 
@@ -146,21 +151,39 @@ def test_adaptive_projected_guidance_equals_its_formula(make_pipe):
     close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), expected, rel=1e-4)
 
 
-def test_guider_that_skips_layers_reaches_the_networks_own(make_pipe):
+def only_values(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+    """Self-attention in which each position attends to itself alone: <https://huggingface.co/papers/2403.17377>."""
+    return attn.to_out[0](attn.to_v(hidden_states))
+
+
+@pytest.mark.parametrize("what", ["layer", "attention", "feed-forward", "scores"])
+def test_guider_that_needs_a_crippled_network_cripples_it_and_lets_it_be(make_pipe, monkeypatch, what):
     pipe = make_pipe()
-    config = LayerSkipConfig([0], fqn="mid_block.transformer_layers", skip_attention=False, skip_ff=True)
-    layers = {"skip_layer_guidance_scale": 1.5, "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    guider = SkipLayerGuidance(guidance_scale=3.0, skip_layer_config=config, **layers)
-    ff = pipe.unet.mid_block.transformer_layers[0].ff
+    layer = pipe.unet.mid_block.transformer_layers[0]
+    skip = {"skip_attention": what in ("layer", "attention"), "skip_ff": what in ("layer", "feed-forward")}
+    config = LayerSkipConfig([0], "mid_block.transformer_layers", **skip, skip_attention_scores=what == "scores")
+    if what == "scores":
+        both = {"perturbed_guidance_scale": 1.5, "perturbed_guidance_start": 0.0, "perturbed_guidance_stop": 1.0}
+        guider = PerturbedAttentionGuidance(guidance_scale=3.0, perturbed_guidance_config=config, **both)
+    else:
+        both = {"skip_layer_guidance_scale": 1.5, "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+        guider = SkipLayerGuidance(guidance_scale=3.0, skip_layer_config=config, **both)
+    skipped = {"layer": layer, "attention": layer.attn1, "feed-forward": layer.ff}
 
     def guide(i, predict):
         cond, uncond = predict(PROMPT), predict(NEGATIVE)
-        handle = ff.register_forward_hook(lambda _, args, output: args[0])
-        skipped = predict(PROMPT)
-        handle.remove()
-        return plain(cond, uncond, 3.0) + (1.5 * (cond - skipped) if i > 0 else 0)  # diffusers' start is not held
+        with monkeypatch.context() as patch:
+            if what == "scores":
+                patch.setattr(layer.attn1, "processor", only_values)
+            else:
+                patch.setattr(skipped[what], "forward", lambda hidden_states, *rest: hidden_states)
+            crippled = predict(PROMPT)
+        assert (crippled - cond).abs().max() > 0.01
+        return plain(cond, uncond, 3.0) + (1.5 * (cond - crippled) if i > 0 else 0)  # diffusers leaves the first out
 
-    close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), by_hand(pipe, guide))
+    expected = by_hand(pipe, guide)
+    close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), expected)
+    close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), expected)
 
 
 def test_guider_comes_back_as_it_was():

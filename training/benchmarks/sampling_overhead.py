@@ -8,7 +8,7 @@ Ours is `MezzotintPipeline` with `MezzotintScheduler`'s multistep steps; the pee
 diffusers with `DPMSolverMultistepScheduler` and `UniPCMultistepScheduler`, without an autoencoder. All get the same
 network, prompt embeddings and noise, and return the sample itself.
 
-A call's overhead is its wall time less that of the network's forward passes, over the steps. Twice: with the network,
+A call's overhead is its wall time less that of the network's work, over the steps. Twice: with the network,
 and with one in its place that hands back a tensor made before (`nothing`), whose time is only that of calling it; the
 second shows the overhead itself, without what a network does to caches and clocks. Figures are medians in microseconds
 a step; ratios are ours over the better peer's in pairs of successive calls, with an interval of order statistics.
@@ -49,13 +49,16 @@ class Timed(torch.nn.Module):
         super().__init__()
         self.network, self.seconds, self.device, self.dtype = network, 0.0, network.device, network.dtype
         self.config = FrozenDict(network.config | {"time_cond_proj_dim": None})
-        self.project_text = network.project_text
 
-    def forward(
-        self, *args, timestep_cond=None, cross_attention_kwargs=None, added_cond_kwargs=None, **kwargs
-    ) -> tuple[torch.Tensor]:
+    def project_text(self, *args):
+        return self.timed(self.network.project_text, *args)
+
+    def forward(self, *args, timestep_cond=None, cross_attention_kwargs=None, added_cond_kwargs=None, **kwargs):
+        return self.timed(self.network, *args, **kwargs)
+
+    def timed(self, function: Callable, *args, **kwargs):
         started = now(self.device)
-        output = self.network(*args, **kwargs)
+        output = function(*args, **kwargs)
         self.seconds += now(self.device) - started
         return output
 

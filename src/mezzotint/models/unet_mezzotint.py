@@ -12,6 +12,7 @@ L text tokens, D text channels, E time-embedding channels, h heads, d channels o
 import itertools
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +112,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
     def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, dropout: float = 0.0):
         super().__init__()
         self.heads = dim // head_dim
+        self.is_cross_attention = context_dim is not None
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
@@ -161,6 +163,20 @@ class MezzotintTransformerLayer(nn.Module):
                 self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
             )
         return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+# So that diffusers' guiders can skip these layers or perturb their attention. The registries are not public: where they
+# are gone such a guider says that it does not know the classes
+with suppress(ImportError):
+    from diffusers.hooks import _helpers
+
+    _helpers.TransformerBlockRegistry.register(
+        MezzotintTransformerLayer, _helpers.TransformerBlockMetadata(return_hidden_states_index=0)
+    )
+    _helpers.AttentionProcessorRegistry.register(
+        MezzotintAttnProcessor,
+        _helpers.AttentionProcessorMetadata(skip_processor_output_fn=lambda attn, hidden_states, *rest: hidden_states),
+    )
 
 
 class MezzotintResidualBlock(nn.Module):

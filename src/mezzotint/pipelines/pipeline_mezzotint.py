@@ -645,7 +645,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                         uncond, cond = predict("both", torch.cat([model_input] * 2), t).chunk(2)
                     else:
                         uncond, cond = predict("uncond", model_input, t), predict("cond", model_input, t)
-                    model_output = uncond + self.guidance_scale * (cond - uncond)
+                    # uncond + w (cond - uncond), to the bit, in one piece of memory
+                    model_output = (cond - uncond).mul_(self.guidance_scale).add_(uncond)
                     if guidance_rescale > 0:
                         model_output = rescale_noise_cfg(model_output, cond, guidance_rescale)
                 else:
