@@ -53,7 +53,8 @@ class Timed(torch.nn.Module):
     def project_text(self, *args):
         return self.timed(self.network.project_text, *args)
 
-    def forward(self, *args, timestep_cond=None, cross_attention_kwargs=None, added_cond_kwargs=None, **kwargs):
+    # not `forward`, since what torch does around one would be timed as the sampler's
+    def __call__(self, *args, timestep_cond=None, cross_attention_kwargs=None, added_cond_kwargs=None, **kwargs):
         return self.timed(self.network, *args, **kwargs)
 
     def timed(self, function: Callable, *args, **kwargs):
