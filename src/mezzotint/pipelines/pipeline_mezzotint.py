@@ -557,8 +557,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         self._interrupt = False
 
         labels = class_labels
-        if labels is not None and not isinstance(labels, torch.Tensor):
-            labels = self.classifier.get_label_ids(labels)
+        if labels is not None:
+            labels = labels.reshape(-1) if isinstance(labels, torch.Tensor) else self.classifier.get_label_ids(labels)
 
         # 2. Encode the text, and that to steer away from where there is guidance by one
         if config.cross_attention_dim is not None:
