@@ -3,7 +3,6 @@ equation with a known solution, the stock solvers against diffusers' own pipelin
 
 import json
 import math
-import sys
 from types import SimpleNamespace
 
 import diffusers
@@ -18,7 +17,8 @@ from mezzotint import MezzotintScheduler
 from mezzotint_training.benchmarks import few_steps, problems
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, unit_variance
 from mezzotint_training.benchmarks.distances import Features, frechet_distance, gaussian, interval, jackknife
-from mezzotint_training.benchmarks.problems import PipelineNetwork, reference
+from mezzotint_training.benchmarks.problems import reference
+from mezzotint_training.fit_scheduler import PipelineNetwork
 from mezzotint_training.stock_solvers import EXCLUDED, Setting, common_settings, sample, settings, solvers_at
 
 
@@ -311,13 +311,13 @@ def test_tables_given_to_the_bench_are_those_that_were_fitted(monkeypatch):
     """Each count is fitted once, on other noises than those of the test, and what the guard refused isn't used."""
     calls = []
 
-    def fit(denoise, scheduler, noise, num_inference_steps, guidance_scale):
-        x_0 = denoise(noise, torch.tensor(500.0))
-        calls.append((num_inference_steps, guidance_scale, noise, x_0))
-        return None if num_inference_steps == 4 else {"num_inference_steps": num_inference_steps}
+    def fit(network, scheduler, ends, held_out, num_inference_steps, guidance_scale):
+        calls.append((num_inference_steps, guidance_scale, ends.noise, held_out.noise))
+        table = {"num_inference_steps": num_inference_steps}
+        return SimpleNamespace(table=None if num_inference_steps == 4 else table, errors={})
 
     given = []
-    monkeypatch.setitem(sys.modules, "mezzotint_training.fitting", SimpleNamespace(fit=fit))
+    monkeypatch.setattr(few_steps, "fit", fit)
     monkeypatch.setattr(few_steps, "with_tables", lambda scheduler, tables: given.append(tables))
     scheduler, noise = MezzotintScheduler(), randn(40, 1, 2, 2).float()
     network = ClosedFormNetwork(GaussianMixture(*mixture()), scheduler)
@@ -325,10 +325,9 @@ def test_tables_given_to_the_bench_are_those_that_were_fitted(monkeypatch):
     few_steps.fitted(problem, SimpleNamespace(fit_noises=6, seed=1000, evaluations=[4, 5]))
     assert given == [[{"num_inference_steps": 5}]]
     assert [call[:2] for call in calls] == [(4, 1.0), (5, 1.0)]
-    for _, _, used, x_0 in calls:
-        assert len(used) == 6 and not torch.equal(used, noise[:6])
-        expected = scheduler.predict_original_sample(network(used, torch.tensor(500.0)), 500.0, used)
-        torch.testing.assert_close(x_0, expected)
+    for _, _, used, held_out in calls:
+        assert len(used) == len(held_out) == 6
+        assert len(torch.cat([noise, used, held_out]).unique(dim=0)) == 52
 
 
 def test_a_table_is_its_own_row_where_there_is_one():

@@ -101,7 +101,7 @@ class ClosedFormNetwork:
         denoiser (`Denoiser`): of unit-variance data.
         scheduler (`MezzotintScheduler`): with `prediction_type="v_prediction"`.
         guidance_scale (`float`): 1 asks for any kind of picture; another for the kind of `labels`, guided.
-        labels (`torch.Tensor` of shape `(B,)`, *optional*): of each sample of the batch.
+        labels (`torch.Tensor` of shape `(B,)`, *optional*): of the samples; row i of a batch has that of i modulo B.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ClosedFormNetwork:
         x = sample.double()
         x_0 = self.denoiser.posterior_mean(x, alpha, sigma)
         if self.guidance_scale != 1:
-            labels = None if self.labels is None else self.labels[: len(x)]
+            labels = None if self.labels is None else self.labels[torch.arange(len(x)) % len(self.labels)]
             x_0 = x_0 + self.guidance_scale * (self.denoiser.posterior_mean(x, alpha, sigma, labels) - x_0)
         # v = alpha eps - sigma x_0 with eps = (x_t - alpha x_0) / sigma
         return ((alpha * x - x_0) / sigma).to(sample.dtype)

@@ -46,6 +46,8 @@ from mezzotint_training.benchmarks.distances import (
     jackknife,
 )
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
+from mezzotint_training.fit_scheduler import outcome
+from mezzotint_training.fitting import fit, solve
 from mezzotint_training.stock_solvers import Setting, common_settings, sample, settings, solvers_at
 
 METRICS = {
@@ -75,23 +77,15 @@ def with_tables(scheduler: SchedulerMixin, tables: list[dict[str, Any]] | None) 
 
 def fitted(problem: Problem, args: argparse.Namespace) -> SchedulerMixin:
     """Our scheduler with a table fitted here to each count, on noises that are not those of the test."""
-    from mezzotint_training.fitting import fit
-
-    shape = problem.noise.shape[1:]
-    noise = start_noise(args.fit_noises, shape, args.seed + 1).to(problem.noise.device)
-    scheduler = problem.scheduler
-
-    def denoise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return scheduler.predict_original_sample(problem.network(x, timestep), timestep, x)
-
+    size, shape = args.fit_noises, problem.noise.shape[1:]
+    noise = start_noise(2 * size, shape, args.seed + 1).to(problem.noise.device)
+    ends, held_out = (solve(problem.network, problem.scheduler, half, 100) for half in noise.split(size))
     tables = []
     for count in args.evaluations:
-        table = fit(denoise, scheduler, noise, count, guidance_scale=problem.guidance_scale)
-        if table is None:
-            print(f"{problem.name}: no table for {count} beat the stock solvers and the default", file=sys.stderr)
-        else:
-            tables.append(table)
-    return with_tables(scheduler, tables)
+        found = fit(problem.network, problem.scheduler, ends, held_out, count, problem.guidance_scale)
+        print(f"{problem.name}: {outcome(count, problem.guidance_scale, found)}", file=sys.stderr)
+        tables += [found.table] if found.table is not None else []
+    return with_tables(problem.scheduler, tables)
 
 
 def uses_table(scheduler: SchedulerMixin, count: int, kwargs: dict[str, float]) -> bool:
@@ -307,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--screen", type=int, default=48, help="noises on which every setting is tried first")
     parser.add_argument("--keep", type=int, default=20, help="settings of each metric that go on to all noises")
     parser.add_argument("--fit", action="store_true", help="fit a table to each count first, of each source")
-    parser.add_argument("--fit_noises", type=int, default=16, help="with --fit")
+    parser.add_argument("--fit_noises", type=int, default=40, help="with --fit")
     parser.add_argument("--prompts", help="a text file, a prompt a line (default: the recipe's validation_prompts)")
     parser.add_argument("--real", help="'digits' or a folder of parquet files (default: the recipe's)")
     parser.add_argument("--bandwidth", type=float, default=0.1, help="of empirical, in units of the data")

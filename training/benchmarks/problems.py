@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, pictures_of
+from mezzotint_training.fit_scheduler import PipelineNetwork
 from mezzotint_training.stock_solvers import Network
 
 
@@ -36,35 +37,6 @@ class Problem:
     noise: torch.Tensor
     real: torch.Tensor | None
     guidance_scale: float
-
-
-class PipelineNetwork:
-    """The U-Net of a pipeline with its prompts encoded once and guidance as in the pipeline's own loop; row i of each
-    batch is of prompt i modulo their number."""
-
-    def __init__(self, pipe: MezzotintPipeline, prompts: list[str], guidance_scale: float, batch_size: int = 256):
-        self.pipe, self.guidance_scale, self.batch_size = pipe, guidance_scale, batch_size
-        self.text = None
-        pipe.unet.requires_grad_(False)
-        if pipe.unet.config.cross_attention_dim is not None:
-            with torch.no_grad():
-                self.text = pipe.encode_prompt(prompts, do_classifier_free_guidance=guidance_scale != 1)
-
-    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(sample), device=sample.device)
-        return torch.cat([self._answer(sample[chunk], timestep, chunk) for chunk in rows.split(self.batch_size)])
-
-    def _answer(self, sample: torch.Tensor, timestep: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if self.text is None:
-            return self.pipe.unet(sample, timestep, return_dict=False)[0]
-        prompt, negative, mask, negative_mask = self.text
-        rows = rows % len(prompt)
-        if self.guidance_scale == 1:
-            return self.pipe.unet(sample, timestep, prompt[rows], mask[rows], return_dict=False)[0]
-        text, masks = torch.cat([negative[rows], prompt[rows]]), torch.cat([negative_mask[rows], mask[rows]])
-        both = self.pipe.unet(torch.cat([sample] * 2), timestep, text, masks, return_dict=False)[0]
-        uncond, cond = both.chunk(2)
-        return uncond + self.guidance_scale * (cond - uncond)
 
 
 def closed_form(name: str, args: argparse.Namespace) -> Problem:

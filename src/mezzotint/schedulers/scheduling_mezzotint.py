@@ -187,6 +187,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
         self.fitted_schedule: dict[str, Any] | None = None  # the table in use
         self._rows: list[tuple[float, ...]] | None = None  # of the multistep steps, None for DDPM's and DDIM's
+        self._run: tuple[Any, ...] | None = None  # what they and the timesteps were worked out for
         self._begin_index: int | None = None
         self._step_index: int | None = None
 
@@ -311,9 +312,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """Choose the timesteps of a sampling run, most noise first. Give a number, `timesteps` or `sigmas`.
 
         A number of steps with fitted tables takes the one of the nearest guidance scale (in ratio), which is then in
-        `self.fitted_schedule`. Else the noise levels are uniform in log sigma, n equal steps from the most to the least
-        of the schedule, of which the last one goes on to no noise at all. With `solver_order` 1 or a `variance_type`
-        the timesteps are spread as `timestep_spacing` says.
+        `self.fitted_schedule`. Else the noise levels are uniform in log sigma from the most to the least of the
+        schedule, but that the last step, half as long again, goes on from there to no noise at all. With solver_order 1
+        or a `variance_type` the timesteps are spread as `timestep_spacing` says.
 
         Args:
             num_inference_steps (`int`): how many.
@@ -327,6 +328,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """
         if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
+        # the same run again: everything is there
+        run = (num_inference_steps, str(device), str(timesteps), str(sigmas), guidance_scale)
+        if run == self._run:
+            self._begin_index = self._step_index = None
+            return
+        self._run = None
+
         last = len(self) - 1
         n = num_inference_steps
         self.fitted_schedule = None
@@ -349,7 +357,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
             levels = self.log_sigmas.double().cpu().numpy()
             most = levels[-1] if self.betas[-1] < 1 else levels[-2]
-            grid = np.interp(np.linspace(most, levels[0], n + 1)[:-1], levels, np.arange(len(self)))
+            grid = np.interp(most - (most - levels[0]) / (n + 0.5) * np.arange(n), levels, np.arange(len(self)))
             grid[0] = last
         # Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed", as stock schedulers round it
         elif self.config.timestep_spacing == "linspace":
@@ -367,6 +375,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
         self._begin_index = self._step_index = None
         self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
+        self._run = run
 
     def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
         """The tables of `fitted_schedules` for that many steps."""
@@ -550,7 +559,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
             self._predictions: list[torch.Tensor] = []  # D[i], D[i-1], ...
             if self._step_index > 0:
-                self._rows = self._multistep_rows(first=self._step_index)
+                self._rows, self._run = self._multistep_rows(first=self._step_index), None
         if self._step_index >= len(self._rows):
             raise ValueError(f"all {len(self._rows)} steps have been taken: call set_timesteps before another run")
         alpha, sigma, a, *c = self._rows[self._step_index]
@@ -558,7 +567,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 
         wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
         if self.config.prediction_type == "sample":
-            x_0 = model_output.to(wide.dtype)
+            x_0 = model_output.to(wide.dtype, copy=True)  # the next call of a captured graph writes over its output
         elif self.config.prediction_type == "epsilon":
             x_0 = torch.sub(wide, model_output, alpha=sigma).div_(alpha)  # (x_t - sigma_t eps) / alpha_t
         else:

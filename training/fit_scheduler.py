@@ -1,0 +1,192 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Fit the scheduler of a trained pipeline to its network: few steps that end where many would.
+
+mezzotint fit-scheduler runs/digits --steps 4 5 6 8 10
+
+Each table that is better than the default and than the stock solvers, on noises that it was not fitted on, is written
+into the checkpoint at once; the same command run again goes on with those that are left. `fitting.py` has the method.
+"""
+
+import argparse
+import importlib.metadata
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub.errors import HTTPError
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.fitting import Fitted, fit, solve
+from mezzotint_training.stock_solvers import common_settings, settings
+
+PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
+
+
+class PipelineNetwork:
+    """The U-Net of a pipeline with its prompts encoded once and guidance as in the pipeline's own loop; row i of each
+    batch is of prompt i modulo their number."""
+
+    def __init__(self, pipe: MezzotintPipeline, prompts: list[str], guidance_scale: float, batch_size: int = 256):
+        self.pipe, self.guidance_scale, self.batch_size = pipe, guidance_scale, batch_size
+        self.text = None
+        pipe.unet.requires_grad_(False)
+        if pipe.unet.config.cross_attention_dim is not None:
+            with torch.no_grad():
+                self.text = pipe.encode_prompt(prompts, do_classifier_free_guidance=guidance_scale != 1)
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(sample), device=sample.device)
+        return torch.cat([self._answer(sample[chunk], timestep, chunk) for chunk in rows.split(self.batch_size)])
+
+    def _answer(self, sample: torch.Tensor, timestep: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        sample = sample.to(self.pipe.unet.dtype)
+        if self.text is None:
+            return self.pipe.unet(sample, timestep, return_dict=False)[0].float()
+        prompt, negative, mask, negative_mask = self.text
+        rows = rows % len(prompt)
+        if self.guidance_scale == 1:
+            return self.pipe.unet(sample, timestep, prompt[rows], mask[rows], return_dict=False)[0].float()
+        text, masks = torch.cat([negative[rows], prompt[rows]]), torch.cat([negative_mask[rows], mask[rows]])
+        both = self.pipe.unet(torch.cat([sample] * 2), timestep, text, masks, return_dict=False)[0].float()
+        uncond, cond = both.chunk(2)
+        return uncond + self.guidance_scale * (cond - uncond)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mezzotint fit-scheduler", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("checkpoint", help="a folder, or a Hub name with --output_dir")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
+    parser.add_argument("--guidance_scale", type=float, nargs="+", help="1 is off (default: the recipe's, else 2)")
+    parser.add_argument("--prompts", nargs="+", help="(default: the recipe's validation_prompts)")
+    parser.add_argument("--noises", type=int, default=40, help="trajectories to fit on, as many again to judge on")
+    parser.add_argument("--teacher_steps", type=int, default=100, help="of each trajectory (default: %(default)s)")
+    parser.add_argument("--stock", choices=["common", "all"], default="common", help="solvers that it must beat")
+    parser.add_argument("--starts", type=int, default=4, help="solvers to start from (default: %(default)s)")
+    parser.add_argument("--history", type=int, help="predictions a step reads (default: all up to 10 steps, else 4)")
+    parser.add_argument("--refit", action="store_true", help="fit anew what the checkpoint has a table for")
+    parser.add_argument("--output_dir", help="write a copy of the pipeline there, and leave the checkpoint as it is")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    try:
+        return fit_scheduler(args)
+    except (OSError, ValueError, HTTPError) as error:
+        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def fit_scheduler(args: argparse.Namespace) -> int:
+    for name, least in (("noises", 2), ("teacher_steps", 4), ("starts", 1), ("history", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}: got {value}")
+    if min(args.steps) < 2:
+        raise ValueError(f"steps must be at least 2, one step has nothing to fit: got {min(args.steps)}")
+    pipe = MezzotintPipeline.from_pretrained(args.output_dir if _has(args.output_dir) else args.checkpoint)
+    pipe = pipe.to(args.device)
+    if not isinstance(pipe.scheduler, MezzotintScheduler):
+        raise ValueError(
+            f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}"
+        )
+    folder = Path(args.output_dir or args.checkpoint)
+    if args.output_dir and not _has(args.output_dir):
+        pipe.save_pretrained(folder)
+    elif not _has(str(folder)):
+        raise ValueError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
+
+    recipe: dict[str, Any] = {}
+    if (folder / "recipe.yaml").is_file():
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    reads_text = pipe.unet.config.cross_attention_dim is not None
+    prompts = (args.prompts or recipe.get("validation_prompts") or [""]) if reads_text else [""]
+    scales = (args.guidance_scale or [recipe.get("guidance_scale", 2.0)]) if reads_text else [1.0]
+    # rows are dealt out to the prompts in turn, so each must get as many
+    count = math.ceil(args.noises / len(prompts)) * len(prompts)
+    size = pipe.unet.config.sample_size
+    shape = (pipe.unet.config.in_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+
+    began, done = time.monotonic(), 0
+    wanted = [(n, scale) for scale in scales for n in args.steps]
+    for scale in scales:
+        network, ends = PipelineNetwork(pipe, prompts, scale), None
+        for n in (n for n, s in wanted if s == scale):
+            if not args.refit and any(table["guidance_scale"] == scale for table in pipe.scheduler.fitted(n)):
+                print(f"{n} steps, guidance {scale:g}: has a table (--refit fits another)", flush=True)
+                done += 1
+                continue
+            with torch.inference_mode():
+                if ends is None:
+                    generator = torch.Generator().manual_seed(args.seed)
+                    noise = torch.randn(2 * count, *shape, generator=generator).to(args.device)
+                    ends, held_out = (
+                        solve(network, pipe.scheduler, half, args.teacher_steps) for half in noise.split(count)
+                    )
+                    print(f"guidance {scale:g}: {2 * count} trajectories of {args.teacher_steps} steps", flush=True)
+                found = fit(
+                    network, pipe.scheduler, ends, held_out, n, scale,
+                    among=settings() if args.stock == "all" else common_settings(),
+                    starts=args.starts, history=args.history,
+                    say=lambda line, n=n: print(f"  {n} steps: {line}", flush=True),
+                )  # fmt: skip
+            done += 1
+            left = (time.monotonic() - began) / done * (len(wanted) - done)
+            print(f"{outcome(n, scale, found)}; about {left / 60:.0f} min left", flush=True)
+            if found.table is not None:
+                judged = ("default", found.best_stock, "fitted")
+                provenance = {
+                    "prompts": len(prompts),
+                    "trajectories": count,
+                    "teacher_steps": args.teacher_steps,
+                    "seed": args.seed,
+                    "evaluations": found.evaluations,
+                    "seconds": round(found.seconds, 1),
+                    # median and root mean square over as many other noises
+                    "held_out_rmse": {name: [round(x, 5) for x in found.errors[name]] for name in judged},
+                    "started_from": found.started_from[0],
+                    "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                }
+                keep(pipe, found.table | {"provenance": provenance}, folder)
+    return 0
+
+
+def outcome(n: int, scale: float, found: Fitted) -> str:
+    """One line: what the fit came to on the held-out noises."""
+    if "fitted" not in found.errors:
+        return f"{n} steps, guidance {scale:g}: no solver to start from (--history, --stock)"
+    names = {"fitted": "fitted", "default": "default", "best stock": found.best_stock}
+    errors = ", ".join(f"{name} {found.errors[key][0]:.4f}" for name, key in names.items())
+    verdict = "kept" if found.table is not None else "NOT kept, as it is no better than what there is"
+    return (
+        f"{n} steps, guidance {scale:g}: median error on held-out noises {errors} ({found.best_stock}): {verdict}; "
+        f"{found.evaluations:,} evaluations, {found.seconds:.0f} s"
+    )
+
+
+def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
+    """Put the table into the pipeline's scheduler and into the folder. The code goes first: a checkpoint of an older
+    version would carry a scheduler that knows no tables."""
+    kind = (table["num_inference_steps"], table["guidance_scale"])
+    others = [
+        old
+        for old in pipe.scheduler.config.fitted_schedules or ()
+        if (old["num_inference_steps"], old["guidance_scale"]) != kind
+    ]
+    tables = sorted([*others, table], key=lambda t: (t["num_inference_steps"], t["guidance_scale"]))
+    pipe.scheduler = MezzotintScheduler.from_config(pipe.scheduler.config, fitted_schedules=tables)
+    pipe.save_config(folder)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+
+
+def _has(folder: str | None) -> bool:
+    return folder is not None and (Path(folder) / MezzotintPipeline.config_name).is_file()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
