@@ -152,12 +152,24 @@ def test_a_saved_pipeline_comes_back_whole(make_pipe, tmp_path):
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path)
     loaded = pretrained_components(config(pretrained_model_name_or_path=str(tmp_path)))
-    assert set(loaded) == {"unet", "scheduler", "text_encoder", "tokenizer"}
+    assert {name for name, x in loaded.items() if x is not None} == {"unet", "scheduler", "text_encoder", "tokenizer"}
     for name in ("unet", "text_encoder"):
         expected = getattr(pipe, name).state_dict()
         assert loaded[name].state_dict().keys() == expected.keys()
         assert all(torch.equal(loaded[name].state_dict()[key], expected[key]) for key in expected)
     assert list(loaded["unet"].config.sample_mean) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_what_was_fitted_to_a_network_stays_with_it(adapter, make_pipe, tmp_path):
+    """Tables of the scheduler go where the weights will change, and stay where adapters are put beside them."""
+    table = {"num_inference_steps": 2, "guidance_scale": 1.0, "taus": [900, 100], "sigmas": [9.0, 1.0]}
+    table["coefficients"] = [[0.5, 0.5], [0.0, 1.0]]
+    pipe = make_pipe()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=[table])
+    pipe.save_pretrained(tmp_path)
+    loaded = pretrained_components(config(pretrained_model_name_or_path=str(tmp_path), adapter=adapter))
+    assert loaded["scheduler"].config.fitted_schedules == (None if adapter is None else [table])
     assert type(loaded["scheduler"]) is DPMSolverMultistepScheduler
     assert loaded["tokenizer"]("ab").input_ids == pipe.tokenizer("ab").input_ids
 

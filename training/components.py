@@ -81,6 +81,8 @@ def pretrained_components(config: TrainConfig) -> dict:
         logging.disable(logging.NOTSET)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
+    if config.adapter is None and pipe.scheduler.config.get("fitted_schedules"):  # to what the network was
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
     return dict(pipe.components)
 
 

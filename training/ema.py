@@ -163,7 +163,10 @@ def _pipeline(run_dir: Path) -> MezzotintPipeline:
         raise UserError(f"run_dir must hold a finished pipeline: {run_dir} has no model_index.json")
     logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
-        return MezzotintPipeline.from_pretrained(run_dir)
+        pipe = MezzotintPipeline.from_pretrained(run_dir)
+        if pipe.scheduler.config.get("fitted_schedules"):  # to the average that is there
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
+        return pipe
     except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
         raise UserError(f"run_dir {run_dir} cannot be loaded: {' '.join(str(error).split())}") from None
     finally:

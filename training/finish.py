@@ -70,12 +70,15 @@ def finish(
     Raises:
         UserError: for an upload that failed; the finished pipeline is there.
     """
+    again = metrics.pop("updates") == 0 and (output_dir / "metrics.json").is_file()
     if config.adapter is None:
+        if again and (output_dir / "scheduler").is_dir():  # which may have been fitted to these weights since
+            pipe.scheduler = type(pipe.scheduler).from_pretrained(output_dir / "scheduler")
         pipe.save_pretrained(output_dir)
     else:
         save_adapters(output_dir, pipe.unet, pipe.text_encoder)
     figures = output_dir / "metrics.json"
-    if metrics.pop("updates") == 0 and figures.is_file():
+    if again:
         metrics = json.loads(figures.read_text(encoding="utf-8"))
     figures.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if config.adapter is None:

@@ -9,6 +9,7 @@ into the checkpoint at once; the same command run again goes on with those that 
 
 import argparse
 import importlib.metadata
+import json
 import math
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 import yaml
 from huggingface_hub.errors import HTTPError
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training.fitting import Fitted, fit, solve
 from mezzotint_training.stock_solvers import common_settings, settings
 
@@ -153,6 +154,10 @@ def fit_scheduler(args: argparse.Namespace) -> int:
                     "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
                 }
                 keep(pipe, found.table | {"provenance": provenance}, folder)
+    if recipe and (folder / "metrics.json").is_file():  # of a run of ours, whose card says it too
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        grids = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))
+        hub.write_card(folder, recipe, metrics, grids[-1] if grids else None)
     return 0
 
 

@@ -7,6 +7,7 @@ for cards; importing this module does not.
 
 import difflib
 import importlib.resources
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,6 +129,9 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         grid: path of the sample grid, relative to `folder`.
     """
     folder = Path(folder)
+    scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
+    if scheduler.is_file():
+        schedules = json.loads(scheduler.read_text(encoding="utf-8")).get("fitted_schedules") or []
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
     template = importlib.resources.files("mezzotint.model_cards").joinpath(name)
@@ -138,6 +142,7 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         settings=settings,
         metrics=metrics,
         grid=grid,
+        schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
         source=settings.get("dataset_name") or Path(settings["train_data_dir"]).resolve().name,
         prompt=prompts[0] if prompts else "",
         base=base,
