@@ -221,6 +221,21 @@ def test_a_stock_scheduler_is_saved_and_loaded(life, owner, stranger, saved, tmp
         assert stranger(describe, target) == [picture, "diffusers_modules", "diffusers_modules", "diffusers"]
 
 
+def test_a_fitted_schedule_goes_along(hub, owner, stranger, saved, tmp_path):
+    """To a folder and to the Hub, and draws the same there: another picture than steps that were not fitted."""
+    folder, again = shutil.copytree(saved.folder, tmp_path / "fitted"), tmp_path / "again"
+    path = folder / "scheduler/scheduler_config.json"
+    table = {"num_inference_steps": 2, "guidance_scale": 2.0, "taus": [900.5, 300.25], "sigmas": [20.0, 0.7]}
+    table["coefficients"] = [[0.7, 0.6], [0.1, 0.9, 0.05]]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fitted_schedules": [table]}))
+    picture = owner(two_steps, folder)
+    assert picture != owner(two_steps, saved.folder)
+    owner(save_again, folder, again)
+    owner(upload, again, "user/fitted", "push_to_hub")
+    for source in (folder, again, "user/fitted"):
+        assert owner(two_steps, source) == stranger(two_steps, source) == picture
+
+
 def test_a_variant_is_saved_and_loaded(hub, life, owner, stranger, saved, tmp_path):
     folder = shutil.copytree(saved.folder, tmp_path / "variant")
     life(save_half, saved.folder, folder)
@@ -464,6 +479,15 @@ def describe(source, life=None):
     """The picture that a checkpoint draws, and where the code of pipeline, U-Net and scheduler came from."""
     pipe = load(source, life=life)
     return [draw(pipe), *(type(part).__module__.partition(".")[0] for part in (pipe, pipe.unet, pipe.scheduler))]
+
+
+def two_steps(source, life=None):
+    """The picture of two deterministic steps."""
+    import torch
+
+    pipe = load(source, life=life)
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+    return hashlib.sha256(pipe("a red boot", **call).images.tobytes()).hexdigest()
 
 
 def refusal(source, library="diffusers"):
