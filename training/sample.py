@@ -23,6 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_images_per_prompt", type=int, default=1)
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=2.0, help="1 is off (default: %(default)s)")
+    parser.add_argument(
+        "--guidance_interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels that are guided, in sigma",
+    )
     parser.add_argument("--negative_prompt")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
@@ -38,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             width=args.width,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
             negative_prompt=args.negative_prompt,
             num_images_per_prompt=args.num_images_per_prompt,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
