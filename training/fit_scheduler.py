@@ -11,7 +11,9 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -186,7 +188,9 @@ def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
     tables = sorted([*others, table], key=lambda t: (t["num_inference_steps"], t["guidance_scale"]))
     pipe.scheduler = MezzotintScheduler.from_config(pipe.scheduler.config, fitted_schedules=tables)
     pipe.save_config(folder)
-    pipe.scheduler.save_pretrained(folder / "scheduler")
+    with tempfile.TemporaryDirectory(dir=folder) as aside:  # the old one is whole until the new one is
+        pipe.scheduler.save_pretrained(aside)
+        os.replace(Path(aside) / pipe.scheduler.config_name, folder / "scheduler" / pipe.scheduler.config_name)
 
 
 def _has(folder: str | None) -> bool:
