@@ -1,5 +1,5 @@
 """The benchmark of few steps: closed-form denoisers against densities and brute force, the reference against an
-equation with a known solution, the stock solvers against diffusers' own pipelines, distances against closed forms."""
+equation with a known solution, the stock solvers against diffusers' own pipelines."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import diffusers
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
@@ -16,7 +15,6 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from mezzotint import MezzotintScheduler
 from mezzotint_training.benchmarks import few_steps, problems
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, unit_variance
-from mezzotint_training.benchmarks.distances import Features, frechet_distance, gaussian, interval, jackknife
 from mezzotint_training.benchmarks.problems import reference
 from mezzotint_training.fit_scheduler import PipelineNetwork
 from mezzotint_training.stock_solvers import EXCLUDED, Setting, common_settings, sample, settings, solvers_at
@@ -239,41 +237,6 @@ def test_the_loop_is_that_of_the_pipeline(make_pipe, guidance_scale):
         halves, _ = sample(setting.scheduler(MezzotintScheduler()), network, noise, 5)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(halves, theirs, rtol=1e-4, atol=1e-4)
-
-
-# ------------------------------------------------------------------------------------------------------------ distances
-
-
-def test_frechet_distance_of_gaussians():
-    a, b = (gaussian(randn(50, 4, seed=seed) @ randn(4, 4, seed=seed + 1) + seed) for seed in (0, 2))
-    cross = scipy.linalg.sqrtm((a[1] @ b[1]).numpy()).real
-    expected = float(((a[0] - b[0]) ** 2).sum() + a[1].trace() + b[1].trace()) - 2 * np.trace(cross)
-    assert float(frechet_distance(a, b)) == pytest.approx(expected, rel=1e-8)
-    assert float(frechet_distance(a, a)) == pytest.approx(0, abs=1e-10)
-    # of axis-aligned ones: the squared distance of means and of standard deviations
-    wide, narrow = (torch.diag(torch.tensor(d).double() ** 2) for d in ([3.0, 2.0], [1.0, 0.5]))
-    assert float(frechet_distance((torch.zeros(2), wide), (torch.ones(2), narrow))) == pytest.approx(2 + 4 + 2.25)
-    both = frechet_distance(gaussian(torch.stack([randn(50, 4), randn(50, 4, seed=1)])), b)
-    assert float(both[1]) == pytest.approx(float(frechet_distance(gaussian(randn(50, 4, seed=1)), b)))
-
-
-def test_features_have_unit_average_variance_and_are_always_the_same():
-    pictures = randn(200, 1, 8, 8).float()
-    features = Features(pictures)(pictures)
-    assert features.shape == (200, 32)
-    assert float(features.var(0).mean()) == pytest.approx(1, rel=1e-6)
-    correlated = torch.cov(features.T) - torch.diag(features.var(0))
-    assert float(correlated.abs().max()) < 1e-6
-    torch.testing.assert_close(Features(pictures)(pictures[:3]), features[:3])
-
-
-def test_interval_is_that_of_the_mean_where_the_mean_is_asked():
-    values = torch.exp(0.01 * randn(2000)) * 3
-    rows = jackknife(2000)
-    assert torch.equal(rows.flatten().bincount(), torch.full((2000,), 19))  # each is left out once
-    low, high = interval(float(values.mean()), values[rows].mean(-1))
-    half = 1.96 * float(values.std()) / 2000**0.5
-    assert low < values.mean() < high and (high - low) / 2 == pytest.approx(half, rel=0.5)
 
 
 # ------------------------------------------------------------------------------------------------------------ the bench

@@ -36,18 +36,12 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from mezzotint_training.benchmarks.distances import (
-    Features,
-    Judge,
-    Measured,
-    frechet_distance,
-    gaussian,
-    interval,
-    jackknife,
-)
+from mezzotint_training.benchmarks.distances import Judge, Measured
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
+from mezzotint_training.features import RandomFeatures
 from mezzotint_training.fit_scheduler import outcome
 from mezzotint_training.fitting import fit, solve
+from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife
 from mezzotint_training.stock_solvers import Setting, common_settings, sample, settings, solvers_at
 
 METRICS = {
@@ -100,7 +94,7 @@ def run(problem: Problem, ours: dict[str, SchedulerMixin], args: argparse.Namesp
     exact, error = solve_exactly(problem, args)
     print(f"{problem.name}: halving the steps of the exact solution moves it by {error['median']:.2g} in the median, "
           f"{error['mean']:.2g} in the mean ({args.reference_steps} steps)", file=sys.stderr)  # fmt: skip
-    features = Features(problem.real if problem.real is not None else exact)
+    features = RandomFeatures(problem.real if problem.real is not None else exact)
     real = None if problem.real is None else gaussian(features(problem.real))
     judge = Judge(exact, features, real)
     floor = {} if real is None else {"frechet_real": float(frechet_distance(gaussian(judge.exact_features), real))}

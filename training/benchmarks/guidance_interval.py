@@ -7,7 +7,7 @@
 For each guidance scale, at all noise levels and within each interval (in sigma, the ratio sigma_t / alpha_t): how often
 the network is looked at for a picture (a guided step with both branches counts two), how many digits are read as asked
 for (by the reader of `digits_accuracy.py`) and the Fréchet distance to real test digits, in random features
-(`distances.py`); nothing was ever fitted on either. The floor is that of as many real training digits.
+(`features.py`); nothing was ever fitted on either. The floor is that of as many real training digits.
 
 What is best on one set of noises is partly luck. So the settings are chosen on the first noises, and those chosen are
 compared on fresh ones: constant guidance at its best scale by each figure, and the interval that is as good in both
@@ -24,7 +24,8 @@ import torch
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.benchmarks.digits_accuracy import reader, wilson
-from mezzotint_training.benchmarks.distances import Features, frechet_distance, gaussian, interval, jackknife
+from mezzotint_training.features import RandomFeatures
+from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife
 from mezzotint_training.rows import DIGIT_NAMES, digits
 
 EVERYWHERE = (0.0, math.inf)
@@ -81,7 +82,7 @@ class Measure:
         splits = digits()
         pixels = {name: np.stack([np.asarray(x) for x in rows["image"]]) / 255 for name, rows in splits.items()}
         self.train, test = (torch.from_numpy(pixels[name]).float()[:, None] for name in ("train", "test"))
-        self.features = Features(self.train, count=16)
+        self.features = RandomFeatures(self.train, count=16)
         self.real = gaussian(self.features(test))
         self.looked = 0
         pipe.unet.register_forward_pre_hook(self._look)

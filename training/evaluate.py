@@ -1,0 +1,447 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Measure what a trained pipeline draws, with no download: each figure with its 95 % interval and with what real
+pictures come to beside it.
+
+    mezzotint evaluate runs/digits
+    mezzotint evaluate runs/mine --train_data_dir pictures/ --split test --count 2000 --output metrics.json
+
+Drawn are pictures for captions of training pictures. Kernel distance (KID), Fréchet distance, sliced-Wasserstein
+distance, precision and recall, on each kind of --features, are those to held-out pictures; beside each, the floor: that
+of the training pictures themselves, which perfect ones could stand for. Prompt accuracy: how often a classifier of the
+training split (where there are labels) reads what was asked for, or how often a two-tower model of it picks a picture's
+own caption among several, for captions that were trained on and for held-out ones that were not; beside it, the same of
+the held-out pictures. Copy rate: how many pictures are suspiciously nearer to one training picture than to any other;
+beside it, how many held-out ones are. And the denoising loss of held-out pictures.
+
+The networks that judge are never used for fitting anything (`features.py`). Everything is a function of --seed.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+import yaml
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.data import CaptionedImages
+from mezzotint_training.features import (
+    Classifier,
+    Features,
+    InceptionFeatures,
+    Judge,
+    PretrainedFeatures,
+    RandomFeatures,
+    train_classifier,
+    train_two_towers,
+    unit,
+)
+from mezzotint_training.held_out import LEVELS, HeldOut
+from mezzotint_training.lint import column
+from mezzotint_training.metrics import (
+    GROUPS,
+    Figure,
+    average,
+    copies,
+    estimated,
+    frechet_distance,
+    gaussian,
+    kernel_distance,
+    precision_recall,
+    retrieved,
+    share,
+    sliced_wasserstein,
+)
+from mezzotint_training.report import progress as show
+from mezzotint_training.rows import held_out, load_splits
+from mezzotint_training.sources import fixed_items
+from mezzotint_training.train_classifier import labelled
+
+# What a recipe says of its data, and flags can say in its place
+DATA = (
+    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "caption_column",
+    "on_bad_row",
+)  # fmt: skip
+# What it says of what was trained on and held out
+HELD = ("validation_split", "num_validation_samples", "max_train_samples")
+
+
+@dataclass
+class Real:
+    """Pictures of a split: bytes (N, C, H, W), the captions of each, and its class, -1 where it has none."""
+
+    pixels: torch.Tensor
+    captions: list[list[str]]
+    labels: torch.Tensor
+
+    def rows(self, rows: torch.Tensor) -> "Real":
+        return Real(self.pixels[rows], [self.captions[i] for i in rows.tolist()], self.labels[rows])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mezzotint evaluate", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("checkpoint", help="a folder or a Hub name")
+    for name in DATA:
+        parser.add_argument(f"--{name}", help="(default: the checkpoint's recipe's)")
+    parser.add_argument("--split", help="of held-out pictures (default: test, else what the run held out)")
+    parser.add_argument("--label_column", help="of classes (default: label, where there is one)")
+    parser.add_argument("--count", type=int, default=1000, help="pictures to draw, and most real ones to compare with")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="1 is off (default: %(default)s)")
+    parser.add_argument("--features", nargs="+", metavar="KIND", help="random: a fixed random network; classifier or "
+                        "two-tower: trained here, on real pictures; inception: through torch-fidelity; clip, dinov2, "
+                        "or any picture encoder's folder or Hub name: through transformers (default: random, and "
+                        "classifier for a set with labels, else two-tower)")  # fmt: skip
+    parser.add_argument("--judge_steps", type=int, default=1000, help="of training the latter (default: %(default)s)")
+    parser.add_argument("--choices", type=int, default=32, help="captions that the two-tower model picks from, at most")
+    parser.add_argument("--copy_features", default="pixels", metavar="KIND", help="pixels, or one of --features")
+    parser.add_argument("--copy_threshold", type=float, default=0.01, help="share of real pictures to be taken for "
+                        "copies (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--batch_size", type=int, default=128, help="of drawing (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="a JSON file for all of it")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    for logger in (diffusers.utils.logging, transformers.utils.logging):
+        logger.disable_progress_bar()
+    try:
+        results = evaluate(args)
+        print(table(results))
+        if args.output:
+            Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    except (UserError, OSError, ValueError) as error:
+        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw, measure, and everything that was measured as plain data.
+
+    Raises:
+        UserError: for bad input; before anything is drawn, but for features that cannot be loaded.
+    """
+    for name, least in (("count", 2 * GROUPS), ("judge_steps", 1), ("choices", 2), ("batch_size", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"{name} must be {least} or more: got {getattr(args, name)}")
+    if not 0 < args.copy_threshold < 1:
+        raise UserError(f"copy_threshold must be between 0 and 1: got {args.copy_threshold:g}")
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise UserError(f"output must be in a folder that is there: got {args.output}")
+    device = torch.device(args.device)
+    pipe = _pipeline(args.checkpoint).to(device)
+
+    # 1. Real pictures: all that were trained on, and held-out ones
+    config, images, classes = real_pictures(args, pipe)
+    train, test = (_read(x, classes, args.label_column or "label") for x in images)
+    if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
+        raise UserError(
+            f"the intervals need {2 * GROUPS} or more pictures: got {len(train.pixels)} to train on and "
+            f"{len(test.pixels)} held-out ones"
+        )
+    test = test.rows(_shuffled(len(test.pixels), args.seed)[: args.count])
+    few = _shuffled(len(train.pixels), args.seed)
+    floor = train.rows(few[: args.count])  # independent of the held-out ones, as what is drawn for their captions is
+    asked = train.rows(few[torch.arange(args.count) % len(few)])
+    known = {caption for captions in train.captions for caption in captions}
+    new = torch.tensor([i for i, captions in enumerate(test.captions) if captions[0] not in known])
+
+    # 2. The judges
+    kinds = args.features or ["random", "classifier" if classes else "two-tower"]
+    if args.copy_features not in ("pixels", *kinds):
+        raise UserError(f"copy_features must be pixels or among the features ({', '.join(kinds)}): got "
+                        f"{args.copy_features!r}")  # fmt: skip
+    features = {kind: make_features(kind, args, train, classes, device) for kind in dict.fromkeys(kinds)}
+
+    # 3. Pictures for captions that were trained on, and for those that were not, if there are any
+    drawn = Real(draw(pipe, asked.captions, args), asked.captions, asked.labels)
+    unseen = None
+    if pipe.unet.config.cross_attention_dim is not None and len(new) >= 2:
+        asked = test.rows(new[torch.arange(args.count) % len(new)])
+        unseen = Real(draw(pipe, asked.captions, args), asked.captions, asked.labels)
+
+    # 4. The figures
+    results: dict[str, Any] = {
+        "checkpoint": str(args.checkpoint),
+        "settings": {k: v for k, v in vars(args).items() if k not in ("checkpoint", "output", "device")},
+        "data": {name: getattr(config, name) for name in DATA},
+        "pictures": {
+            "drawn": len(drawn.pixels), "held_out": len(test.pixels), "train": len(train.pixels),
+            "floor": len(floor.pixels), "new_captions": len(new),
+        },
+        "features": {},
+    }  # fmt: skip
+    seen = {name: [look(x) for x in (drawn.pixels, test.pixels, floor.pixels)] for name, look in features.items()}
+    for name, (of_drawn, of_test, of_floor) in seen.items():
+        results["features"][name] = {
+            metric: _figure(*pair)
+            for metric, pair in zip(
+                ("kernel_distance", "frechet_distance", "sliced_wasserstein", "precision", "recall"),
+                zip(_distances(of_drawn, of_test), _distances(of_floor, of_test), strict=True),
+                strict=True,
+            )
+        }
+    results["prompt_accuracy"] = {
+        kind: found
+        for kind, judge in features.items()
+        if isinstance(judge, Judge) and (found := accuracy(judge, args, drawn, unseen, test))
+    }
+    if args.copy_features == "pixels":
+        flat = [unit(x).flatten(1).double() for x in (drawn.pixels, test.pixels, train.pixels)]
+    else:
+        flat = [*seen[args.copy_features][:2], features[args.copy_features](train.pixels)]
+    flat = [x if device.type == "mps" else x.to(device) for x in flat]  # which knows no float64
+    found = copies(*flat, rate=args.copy_threshold)
+    results["copy_rate"] = _figure(found.drawn, found.real) | {
+        "features": args.copy_features, "threshold": found.threshold, "same": found.same,
+    }  # fmt: skip
+    results["held_out_loss"] = held_out_loss(pipe, images[1], args, device)
+    return results
+
+
+# ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, list[CaptionedImages], list[str]]:
+    """The settings of the data, the training and the held-out pictures at the pipeline's size, and the names of their
+    classes, of which a set without labels has none.
+
+    Raises:
+        UserError: for data that isn't named or there, as `rows.load_splits` and `rows.held_out` do.
+    """
+    recipe: dict[str, Any] = {}
+    path = Path(args.checkpoint) / "recipe.yaml"
+    if path.is_file():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
+    if "dataset_name" in given or "train_data_dir" in given:  # another set than the recipe's
+        recipe = {}
+    settings = {name: recipe[name] for name in (*DATA, *HELD) if name in recipe} | given
+    if settings.get("dataset_name") is None and settings.get("train_data_dir") is None:
+        raise UserError("evaluate needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them")
+    config = TrainConfig(**settings, report_to="none")
+    splits = load_splits(config)
+    split = args.split or ("test" if "test" in splits else None)
+    if split is not None:
+        config.validation_split, config.num_validation_samples = split, 10**9
+    classes: list[str] = []
+    if args.label_column is not None or "label" in next(iter(splits.values())).features:
+        splits, classes = labelled(splits, args.label_column or "label")
+    parts = held_out(config, splits)
+    if parts[1] is None:
+        raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
+    size = pipe.unet.config.sample_size
+    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    images = [CaptionedImages(rows, config, pipe.unet.config.in_channels, size) for rows in parts]
+    for some in images:
+        some.read_all(progress=True)
+    return config, images, classes
+
+
+def _read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
+    good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
+    captions = [images.captions[i].as_py() for i, _ in good]
+    texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
+    number = {name: i for i, name in enumerate(classes)}
+    names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)
+    labels = torch.tensor([number.get(names[i], -1) for i, _ in good])
+    return Real(torch.stack([pixels for _, pixels in good]), texts, labels)
+
+
+def make_features(
+    kind: str, args: argparse.Namespace, train: Real, classes: list[str], device: torch.device
+) -> Features:
+    """What `--features` names; where it is to be trained, on the real training pictures and nothing else.
+
+    Raises:
+        UserError: for a network that cannot be loaded, or a classifier without labels.
+    """
+    if kind == "random":
+        network = RandomFeatures(unit(train.pixels[_shuffled(len(train.pixels), args.seed)[:10_000]]))
+        return lambda pictures: network(unit(pictures))
+    if kind == "inception":
+        return InceptionFeatures(device)
+    if kind not in ("classifier", "two-tower"):
+        return PretrainedFeatures(kind, device)
+    if kind == "classifier":
+        train = train.rows((train.labels >= 0).nonzero()[:, 0])
+        if len(train.pixels) == 0:
+            raise UserError("features 'classifier' need labels: --label_column names them; possible is 'two-tower'")
+    print(f"training the {kind} on {len(train.pixels)} real pictures", file=sys.stderr, flush=True)
+    if kind == "classifier":
+        return train_classifier(train.pixels, train.labels, len(classes), args.judge_steps, args.seed, device)
+    return train_two_towers(train.pixels, train.captions, args.judge_steps, args.seed, device)
+
+
+def _shuffled(count: int, seed: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torch.Tensor:
+    """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
+    its own, whatever the batch."""
+    pipe.set_progress_bar_config(disable=True)
+    starts, parts = range(0, len(captions), args.batch_size), []
+    for start in show(starts, "drawing", len(starts)):
+        some = [texts[0] for texts in captions[start : start + args.batch_size]]
+        text = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
+        pictures = pipe(
+            **text,
+            **({} if text else {"num_images_per_prompt": len(some)}),
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            generator=[torch.Generator().manual_seed(args.seed * 10**6 + start + i) for i in range(len(some))],
+            output_type="pt",
+        ).images
+        parts.append((pictures.float().cpu() * 255).round().byte())
+    return torch.cat(parts)
+
+
+def _distances(x: torch.Tensor, y: torch.Tensor) -> list[Figure]:
+    """Kernel, Fréchet and sliced-Wasserstein distance, precision and recall of features (N, D) and (M, D)."""
+
+    def frechet(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12)
+
+    return [
+        *estimated(kernel_distance, x, y),
+        *estimated(frechet, x, y, "log"),
+        *estimated(sliced_wasserstein, x, y, "log"),
+        *estimated(precision_recall, x, y, "share"),
+    ]
+
+
+def accuracy(
+    judge: Any, args: argparse.Namespace, drawn: Real, unseen: Real | None, test: Real
+) -> dict[str, Any] | None:
+    """How often pictures are taken for what was asked for, and held-out ones for what they are; `None` where nothing
+    can be told apart.
+
+    Args:
+        drawn: with the captions and labels that were asked for, which the model was trained on.
+        unseen: likewise, for captions that it was not trained on.
+        test: held-out ones.
+    """
+    sets = {"drawn": drawn, "unseen": unseen, "real": test}
+    sets = {name: some for name, some in sets.items() if some is not None}
+    if isinstance(judge, Classifier):
+        how = {}
+        sets = {name: some.rows((some.labels >= 0).nonzero()[:, 0]) for name, some in sets.items()}
+        if min(len(some.pixels) for some in sets.values()) == 0:
+            return None
+        hits = {name: judge.read(some.pixels) == some.labels for name, some in sets.items()}
+    else:
+        texts = {name: list(dict.fromkeys(c[0] for c in some.captions)) for name, some in sets.items()}
+        k = min(args.choices, *map(len, texts.values()))  # as many for all
+        if k < 2:
+            return None
+        how, hits = {"choices": k}, {}
+        for name, some in sets.items():
+            number = {text: i for i, text in enumerate(texts[name])}
+            own = torch.tensor([number[captions[0]] for captions in some.captions])
+            hits[name] = retrieved(judge.of_pictures(some.pixels), judge.of_texts(texts[name]), own, k, args.seed)
+    figures = {name: share(int(x.sum()), len(x)) for name, x in hits.items()}
+    found = how | _figure(figures["drawn"], figures["real"])
+    return found | ({"unseen": _figure(figures["unseen"])} if "unseen" in figures else {})
+
+
+def held_out_loss(
+    pipe: Any, images: CaptionedImages, args: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
+    unet = pipe.unet.eval()
+    for name in ("mean", "std"):
+        setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
+    process = SimpleNamespace(
+        process_index=0, num_processes=1, device=device, autocast=contextlib.nullcontext, gather=lambda x: x
+    )
+
+    def encode(captions: list[str]):
+        if unet.config.cross_attention_dim is None:
+            return None, None
+        embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
+        return embeds, mask
+
+    items = HeldOut(fixed_items(images, args.count), args.batch_size, process)
+    losses = torch.from_numpy(items.losses(unet, MezzotintScheduler.from_config(pipe.scheduler.config), encode))
+    return [{"level": level} | _figure(average(column)) for level, column in zip(LEVELS, losses.T, strict=True)]
+
+
+def _figure(found: Figure, real: Figure | None = None) -> dict[str, Any]:
+    plain = {"value": found.value, "interval": list(found.interval)}
+    return plain if real is None else plain | {"real": {"value": real.value, "interval": list(real.interval)}}
+
+
+def _pipeline(checkpoint: str) -> Any:
+    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
+    try:
+        return MezzotintPipeline.from_pretrained(checkpoint)
+    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {' '.join(str(error).split())}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# --------------------------------------------------------------------------------------------------------- what is said
+
+ROWS = {
+    "kernel_distance": "kernel distance (KID) x 1000",
+    "frechet_distance": "Fréchet distance",
+    "sliced_wasserstein": "sliced-Wasserstein distance",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    settings, count = results["settings"], results["pictures"]
+    lines = [
+        f"### {results['checkpoint']}: {count['drawn']} pictures in {settings['num_inference_steps']} steps, guidance "
+        f"{settings['guidance_scale']:g}, seed {settings['seed']}",
+        "",
+        f"Against {count['held_out']} held-out pictures; the floor is of {count['floor']} of {count['train']} training "
+        "pictures. 95 % intervals.",
+        "",
+        "| | drawn | real |",
+        "|---|---|---|",
+    ]
+
+    def line(name: str, figure: dict[str, Any], style: str, factor: float = 1.0) -> None:
+        cells = []
+        for x in (figure, figure.get("real")):
+            numbers = [] if x is None else [factor * v for v in (x["value"], *x["interval"])]
+            cells.append("{} ({} to {})".format(*(format(v, style) for v in numbers)) if numbers else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+
+    for name, figures in results["features"].items():
+        for metric, figure in figures.items():
+            within = metric in ("precision", "recall")
+            factor = 1000.0 if metric == "kernel_distance" else 1.0
+            line(f"{ROWS[metric]}, {name} features", figure, ".1%" if within else ".3g", factor)
+    for kind, found in results["prompt_accuracy"].items():
+        how = kind if kind == "classifier" else f"{kind}, own caption of {found['choices']}"
+        line(f"prompt accuracy ({how})", found, ".1%")
+        if "unseen" in found:
+            line("the same, captions that were not trained on", found["unseen"], ".1%")
+    found = results["copy_rate"]
+    line(f"copy rate ({found['features']}, ratio below {found['threshold']:.2f})", found, ".1%")
+    for quarter, found in enumerate(results["held_out_loss"], 1):
+        line(f"held-out loss, quarter {quarter} of the noise levels", found, ".4f")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
