@@ -73,6 +73,7 @@ DATA = (
 )  # fmt: skip
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
+TRAINED = ("classifier", "two-tower")  # features of networks that are made here
 
 
 @dataclass
@@ -163,7 +164,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.copy_features not in ("pixels", *kinds):
         raise UserError(f"copy_features must be pixels or among the features ({', '.join(kinds)}): got "
                         f"{args.copy_features!r}")  # fmt: skip
-    features = {kind: make_features(kind, args, train, classes, device) for kind in dict.fromkeys(kinds)}
+    kinds = sorted(dict.fromkeys(kinds), key=lambda kind: kind in TRAINED)  # what cannot be loaded is said at once
+    features = {kind: make_features(kind, args, train, classes, device) for kind in kinds}
 
     # 3. Pictures for captions that were trained on, and for those that were not, if there are any
     drawn = Real(draw(pipe, asked.captions, args), asked.captions, asked.labels)
@@ -273,7 +275,7 @@ def make_features(
         return lambda pictures: network(unit(pictures))
     if kind == "inception":
         return InceptionFeatures(device)
-    if kind not in ("classifier", "two-tower"):
+    if kind not in TRAINED:
         return PretrainedFeatures(kind, device)
     if kind == "classifier":
         train = train.rows((train.labels >= 0).nonzero()[:, 0])

@@ -7,6 +7,7 @@ figures would mean nothing; and those that are trained see the real training spl
 Pictures are bytes (N, C, H, W); features (N, D) in float64 on the CPU.
 """
 
+import logging
 import os
 import zlib
 from collections.abc import Callable
@@ -296,11 +297,14 @@ class PretrainedFeatures:
         import transformers
 
         source = PRETRAINED.get(name, name)
+        logging.disable(logging.CRITICAL)  # what is wrong is said once, below
         try:
             self.processor: Any = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
             loaded: Any = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
         except Exception as error:  # transformers, safetensors and the Hub raise their own and plain ones
             raise UserError(f"features {name!r} cannot be loaded: {_one_line(error)}") from None
+        finally:
+            logging.disable(logging.NOTSET)
         self.model, self.device = loaded.to(device).eval(), device
 
     @torch.no_grad()

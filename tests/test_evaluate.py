@@ -1,0 +1,178 @@
+"""The program against real pictures put in the place of drawn ones, whose figures are known, and on a tiny pipeline."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tiny_run import digits, pictures
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training import cli, evaluate, rows
+from mezzotint_training.evaluate import Real
+from mezzotint_training.features import Classifier
+from mezzotint_training.held_out import LEVELS
+from mezzotint_training.objective import denoising_loss
+
+UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
+METRICS = ["kernel_distance", "frechet_distance", "sliced_wasserstein", "precision", "recall"]
+
+
+@pytest.fixture
+def folder(make_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "digits", digits)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_pipe(**UNET).save_pretrained(tmp_path / "pipe")
+    (tmp_path / "pipe" / "recipe.yaml").write_text("dataset_name: digits\nvalidation_split: test\nseed: 3\n")
+    return tmp_path / "pipe"
+
+
+@pytest.fixture
+def run(folder, tmp_path, capsys):
+    """`run(**settings)` is the exit code, what was measured and what was said."""
+
+    def call(**settings):
+        output = tmp_path / "metrics.json"
+        output.unlink(missing_ok=True)
+        few = {"count": 40, "num_inference_steps": 2, "judge_steps": 1, "output": output, "device": "cpu"} | settings
+        flags = []
+        for name, value in few.items():
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        code = cli.main(["evaluate", str(folder), *flags])
+        out, err = capsys.readouterr()
+        return code, json.loads(output.read_text()) if output.is_file() else None, out if code == 0 else err
+
+    return call
+
+
+def captioned(folder, count: int, captions: list[str]):
+    for split, texts in {"train": captions[:count], "test": captions[count:]}.items():
+        pictures(folder / split, count, mode="L", captions=texts)
+    return folder
+
+
+def test_a_tiny_pipeline_on_digits(run):
+    code, found, out = run()
+    assert code == 0
+    assert found["data"]["dataset_name"] == "digits"
+    assert found["pictures"] == {"drawn": 40, "held_out": 40, "train": 1498, "floor": 40, "new_captions": 0}
+    assert list(found["features"]) == ["random", "classifier"]
+    for figures in found["features"].values():
+        assert list(figures) == METRICS
+        for figure in (*figures.values(), *(x["real"] for x in figures.values())):
+            assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
+        # an untrained network's pictures are far from any digit
+        assert figures["kernel_distance"]["interval"][0] > figures["kernel_distance"]["real"]["interval"][1]
+        assert figures["precision"]["value"] < 0.4 and figures["precision"]["real"]["value"] > 0.6
+    kid = found["features"]["random"]["kernel_distance"]
+    assert f"| kernel distance (KID) x 1000, random features | {1000 * kid['value']:.3g} (" in out
+    assert "| copy rate (pixels, ratio below 0." in out
+    # as found, whatever the batch, and with another judge
+    _, again, _ = run(batch_size=7, features=["random", "two-tower"], copy_features="random")
+    for metric, figure in found["features"]["random"].items():
+        assert again["features"]["random"][metric]["value"] == pytest.approx(figure["value"], rel=1e-2)
+    assert again["prompt_accuracy"]["two-tower"]["choices"] == 10
+    assert again["copy_rate"]["features"] == "random"
+
+
+def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(run, monkeypatch):
+    """A model that has learned the set by heart is as near to the held-out pictures as the training pictures are."""
+    train = digits()["train"]
+    by_caption = [texts[0] for texts in train["text"]]
+    pixels = torch.from_numpy(np.stack([np.asarray(x) for x in train["image"]]))[:, None]
+    chosen = evaluate._shuffled(len(train), 0)[:60]
+    asked = []
+
+    def recalled(pipe, captions, args):
+        asked.extend(captions)
+        return pixels[chosen]
+
+    monkeypatch.setattr(evaluate, "draw", recalled)
+    _, found, _ = run(count=60, judge_steps=20)
+    assert [texts[0] for texts in asked] == [by_caption[i] for i in chosen]
+    for figures in found["features"].values():
+        for figure in figures.values():
+            assert figure["value"] == figure["real"]["value"] and figure["interval"] == figure["real"]["interval"]
+    assert found["copy_rate"]["value"] == 1 and found["copy_rate"]["real"]["value"] < 0.1
+    accuracy = found["prompt_accuracy"]["classifier"]
+    assert accuracy["interval"][0] > 0.3 and accuracy["real"]["interval"][0] > 0.3  # by chance a tenth
+
+
+def test_accuracy_is_of_what_was_asked_for():
+    """By a judge that reads a picture's first pixel; 255 is no class, and -1 no label."""
+    judge = Classifier.__new__(Classifier)
+    judge.__dict__["read"] = lambda pixels: pixels[:, 0, 0, 0].long()
+
+    def asked(seen, labels):
+        pixels = torch.tensor(seen, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+        return Real(pixels, [["a"]] * len(seen), torch.tensor(labels))
+
+    found = evaluate.accuracy(
+        judge, SimpleNamespace(), asked([0, 1, 2, 255], [0, 1, 1, 2]), asked([1], [0]), asked([3, 3], [3, -1])
+    )
+    assert found["value"] == 0.5 and found["unseen"]["value"] == 0 and found["real"]["value"] == 1
+    assert evaluate.accuracy(judge, SimpleNamespace(), asked([0], [0]), None, asked([3], [-1])) is None
+
+
+def test_captions_without_labels_and_some_that_were_not_trained_on(run, tmp_path):
+    names = [f"a {kind} thing number {i % 4}" for kind in ("red", "blue") for i in range(45)]
+    names[45:60] = names[:15]
+    data = captioned(tmp_path / "data", 45, names)
+    code, found, out = run(train_data_dir=data)
+    assert code == 0 and list(found["features"]) == ["random", "two-tower"]
+    assert found["pictures"]["new_captions"] in range(20, 31)
+    accuracy = found["prompt_accuracy"]["two-tower"]
+    assert accuracy["choices"] == 4 and 0 <= accuracy["unseen"]["value"] <= 1
+    assert "| prompt accuracy (two-tower, own caption of 4) |" in out
+    assert "| the same, captions that were not trained on |" in out
+
+
+def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    args = SimpleNamespace(
+        checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluate.DATA)
+    )
+    _, (_, test), classes = evaluate.real_pictures(args, pipe)
+    assert classes == [str(i) for i in range(10)] and len(test) == 299
+    found = evaluate.held_out_loss(pipe, test, args, torch.device("cpu"))
+    assert [x["level"] for x in found] == list(LEVELS)
+    losses = []
+    for number, index in enumerate([0, 149, 298]):
+        picture = (test.pixels(index).float() / 127.5 - 1 + 0.4) / 0.75
+        noise = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(4 * number + 2))
+        text, _, mask, _ = pipe.encode_prompt([test.captions[index].as_py()[0]], torch.device("cpu"), 1, False)
+        uniform = torch.tensor([LEVELS[2]])
+        with torch.no_grad():
+            losses.append(
+                float(denoising_loss(pipe.unet, MezzotintScheduler(), picture[None], noise[None], uniform, text, mask))
+            )
+    assert found[2]["value"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"count": 39}, "count must be 40 or more: got 39"),
+        ({"copy_threshold": 1}, "copy_threshold must be between 0 and 1: got 1"),
+        ({"copy_features": "clip"}, "copy_features must be pixels or among the features (random, classifier): got 'cl"),
+        ({"split": "dev"}, "validation_split 'dev' is not there: got 'train', 'test'"),
+        ({"label_column": "kind"}, "label_column 'kind' is not there: got columns 'image', 'text', 'label'"),
+        ({"output": "{tmp}/none/x.json"}, "output must be in a folder that is there: got {tmp}/none/x.json"),
+        ({"features": "{tmp}/none"}, "features '{tmp}/none' cannot be loaded: "),
+        ({"train_data_dir": "{tmp}/none"}, "train_data_dir must be a folder: {tmp}/none does not exist or is none"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(run, tmp_path, settings, words):
+    code, _, err = run(**{k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in settings.items()})
+    assert code == 2
+    assert err.count("\n") == 1 and err.startswith(f"mezzotint: {words.format(tmp=tmp_path)}"), err
+
+
+def test_a_checkpoint_without_data_or_that_is_none(run, folder, capsys):
+    (folder / "recipe.yaml").unlink()
+    assert run()[2].startswith("mezzotint: evaluate needs real pictures: --train_data_dir or --dataset_name, or a rec")
+    assert cli.main(["evaluate", str(folder / "unet"), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: checkpoint {folder / 'unet'} cannot be loaded: ") and err.count("\n") == 1
