@@ -18,6 +18,7 @@ The networks that judge are never used for fitting anything (`features.py`). Eve
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import logging
 import sys
@@ -73,6 +74,14 @@ DATA = (
 )  # fmt: skip
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
+# What is measured on each kind of features, as it is shown
+ROWS = {
+    "kernel_distance": "kernel distance (KID) x 1000",
+    "frechet_distance": "Fréchet distance",
+    "sliced_wasserstein": "sliced-Wasserstein distance",
+    "precision": "precision",
+    "recall": "recall",
+}
 TRAINED = ("classifier", "two-tower")  # features of networks that are made here
 
 
@@ -177,8 +186,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # 4. The figures
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("checkpoint", "output", "device")},
+        "settings": {k: v for k, v in vars(args).items() if k not in (*DATA, "checkpoint", "output")}
+        | {"features": kinds},
         "data": {name: getattr(config, name) for name in DATA},
+        "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
         "pictures": {
             "drawn": len(drawn.pixels), "held_out": len(test.pixels), "train": len(train.pixels),
             "floor": len(floor.pixels), "new_captions": len(new),
@@ -187,14 +198,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     seen = {name: [look(x) for x in (drawn.pixels, test.pixels, floor.pixels)] for name, look in features.items()}
     for name, (of_drawn, of_test, of_floor) in seen.items():
-        results["features"][name] = {
-            metric: _figure(*pair)
-            for metric, pair in zip(
-                ("kernel_distance", "frechet_distance", "sliced_wasserstein", "precision", "recall"),
-                zip(_distances(of_drawn, of_test), _distances(of_floor, of_test), strict=True),
-                strict=True,
-            )
-        }
+        real = distances(of_floor, of_test)
+        results["features"][name] = {k: _figure(v, real[k]) for k, v in distances(of_drawn, of_test).items()}
     results["prompt_accuracy"] = {
         kind: found
         for kind, judge in features.items()
@@ -239,8 +244,11 @@ def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, lis
     if split is not None:
         config.validation_split, config.num_validation_samples = split, 10**9
     classes: list[str] = []
-    if args.label_column is not None or "label" in next(iter(splits.values())).features:
-        splits, classes = labelled(splits, args.label_column or "label")
+    if args.label_column is not None:
+        splits, classes = labelled(splits, args.label_column)
+    else:
+        with contextlib.suppress(UserError):  # none, or one that holds no classes
+            splits, classes = labelled(splits, "label")
     parts = held_out(config, splits)
     if parts[1] is None:
         raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
@@ -311,18 +319,19 @@ def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torc
     return torch.cat(parts)
 
 
-def _distances(x: torch.Tensor, y: torch.Tensor) -> list[Figure]:
-    """Kernel, Fréchet and sliced-Wasserstein distance, precision and recall of features (N, D) and (M, D)."""
+def distances(x: torch.Tensor, y: torch.Tensor) -> dict[str, Figure]:
+    """Each distance between features (N, D) of drawn pictures and (M, D) of real ones, by the names of `ROWS`."""
 
     def frechet(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12)
 
-    return [
+    found = [
         *estimated(kernel_distance, x, y),
         *estimated(frechet, x, y, "log"),
         *estimated(sliced_wasserstein, x, y, "log"),
         *estimated(precision_recall, x, y, "share"),
     ]
+    return dict(zip(ROWS, found, strict=True))
 
 
 def accuracy(
@@ -397,14 +406,6 @@ def _pipeline(checkpoint: str) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------------- what is said
-
-ROWS = {
-    "kernel_distance": "kernel distance (KID) x 1000",
-    "frechet_distance": "Fréchet distance",
-    "sliced_wasserstein": "sliced-Wasserstein distance",
-    "precision": "precision",
-    "recall": "recall",
-}
 
 
 def table(results: dict[str, Any]) -> str:
