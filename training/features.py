@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mezzotint_training.config import UserError
+from mezzotint_training.report import progress as show
 
 Features = Callable[[torch.Tensor], torch.Tensor]
 # Names for what transformers loads; any other is a folder's or the Hub's
@@ -233,7 +234,7 @@ def _trained(make: Callable, loss: Callable, pixels: torch.Tensor, steps: int, s
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps + 1)
     reach = [max(1, x // 8) for x in size]
-    for _ in range(steps):
+    for _ in show(range(steps), "training a judge", steps):
         rows = torch.randint(count, (min(128, count),), generator=generator)
         down, right = (int(torch.randint(-r, r + 1, (), generator=generator)) for r in reach)
         pictures = F.pad(unit(pixels[rows].to(device)), (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
