@@ -11,7 +11,9 @@ of the training pictures themselves, which perfect ones could stand for. Prompt 
 training split (where there are labels) reads what was asked for, or how often a two-tower model of it picks a picture's
 own caption among several, for captions that were trained on and for held-out ones that were not; beside it, the same of
 the held-out pictures. Copy rate: how many pictures are suspiciously nearer to one training picture than to any other;
-beside it, how many held-out ones are. And the denoising loss of held-out pictures.
+beside it, how many held-out ones are, --copy_alarms by design: what is drawn is copied as far as it exceeds that. (In
+pixels a copy that is shifted passes for new, as does one of a picture that has near relatives in the set.) And the
+denoising loss of held-out pictures.
 
 The networks that judge are never used for fitting anything (`features.py`). Everything is a function of --seed.
 """
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--judge_steps", type=int, default=1000, help="of training the latter (default: %(default)s)")
     parser.add_argument("--choices", type=int, default=32, help="captions that the two-tower model picks from, at most")
     parser.add_argument("--copy_features", default="pixels", metavar="KIND", help="pixels, or one of --features")
-    parser.add_argument("--copy_threshold", type=float, default=0.01, help="share of real pictures to be taken for "
+    parser.add_argument("--copy_alarms", type=float, default=0.05, help="share of real pictures to be taken for "
                         "copies (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=128, help="of drawing (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -146,8 +148,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("count", 2 * GROUPS), ("judge_steps", 1), ("choices", 2), ("batch_size", 1)):
         if getattr(args, name) < least:
             raise UserError(f"{name} must be {least} or more: got {getattr(args, name)}")
-    if not 0 < args.copy_threshold < 1:
-        raise UserError(f"copy_threshold must be between 0 and 1: got {args.copy_threshold:g}")
+    if not 0 < args.copy_alarms < 1:
+        raise UserError(f"copy_alarms must be between 0 and 1: got {args.copy_alarms:g}")
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"output must be in a folder that is there: got {args.output}")
     device = torch.device(args.device)
@@ -210,7 +212,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     else:
         flat = [*seen[args.copy_features][:2], features[args.copy_features](train.pixels)]
     flat = [x if device.type == "mps" else x.to(device) for x in flat]  # which knows no float64
-    found = copies(*flat, rate=args.copy_threshold)
+    found = copies(*flat, rate=args.copy_alarms)
     results["copy_rate"] = _figure(found.drawn, found.real) | {
         "features": args.copy_features, "threshold": found.threshold, "same": found.same,
     }  # fmt: skip

@@ -204,9 +204,7 @@ def nearest(pictures: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
     return torch.cat([d.amin(dim=1) for d in _distances(pictures, train)])
 
 
-def copy_ratios(
-    pictures: torch.Tensor, train: torch.Tensor, same: float = 0.0, leave_out: bool = False
-) -> torch.Tensor:
+def copy_ratios(pictures: torch.Tensor, train: torch.Tensor, same: float = 0.0) -> torch.Tensor:
     """How near the nearest training picture is, beside the next that is another picture: distance over distance, 0 for
     a copy and about 1 for a picture that is like many or like none.
 
@@ -215,27 +213,28 @@ def copy_ratios(
         train (`torch.Tensor` of shape `(T, D)`): of training pictures.
         same: two training pictures no further apart than this are one picture: the next must be further than this from
             the nearest.
-        leave_out: for `pictures` that are training pictures: those that are the same one as it are left out.
 
     Returns:
-        `torch.Tensor` of shape `(N,)`; NaN where no two other training pictures are left.
+        `torch.Tensor` of shape `(N,)`.
+
+    Raises:
+        ValueError: for a training set without two different pictures.
     """
     # what the distance of a picture to itself comes to, in floating point
     same = max(same, 4 * torch.finfo(train.dtype).eps ** 0.5 * float(train.norm(dim=1).max()))
     found = []
     for distances in _distances(pictures, train):
-        if leave_out:
-            distances = distances.masked_fill(distances <= same, torch.inf)
         first, which = distances.min(dim=1)
         apart = torch.cat(list(_distances(train[which], train)))
-        second = distances.masked_fill(apart <= same, torch.inf).amin(dim=1)
-        found.append((first / second).where(second.isfinite(), torch.nan))
+        found.append(first / distances.masked_fill(apart <= same, torch.inf).amin(dim=1))
+        if not bool((apart > same).any(dim=1).all()):
+            raise ValueError(f"a copy rate needs two or more different training pictures: got {len(train)}, all alike")
     return torch.cat(found)
 
 
 class Copies(NamedTuple):
     """What `copies` finds: the shares of drawn and of real held-out pictures that pass for copies, the ratio below
-    which one does, and the distance up to which two training pictures are the same one."""
+    which a drawn one does, and the distance up to which two training pictures are the same one."""
 
     drawn: Figure
     real: Figure
@@ -243,36 +242,30 @@ class Copies(NamedTuple):
     same: float
 
 
-def copies(
-    drawn: torch.Tensor, real: torch.Tensor, train: torch.Tensor, rate: float = 0.01, limit: int = 2000
-) -> Copies:
+def copies(drawn: torch.Tensor, real: torch.Tensor, train: torch.Tensor, rate: float) -> Copies:
     """The copy rate: the share of drawn pictures whose nearest training picture is suspiciously nearer than the next
     one that is another picture.
 
-    Suspicious is a ratio (`copy_ratios`) that only the share `rate` of real pictures falls below: of the training
-    pictures, each held out from the others. The held-out ones proper, `real`, have no part in that; their share is an
-    independent figure to compare with, and near `rate` where the two splits are alike. Of a set with near-repeats (the
-    skin tones of an emoji) the next must be another picture than the nearest: two training pictures are the same one
-    if they are nearer to each other than all but a tenth of `rate` of `real` are to any of them.
+    Suspicious is a ratio (`copy_ratios`) that only the share `rate` of real held-out pictures falls below. The share of
+    these beside it is found on each half of them with the other half's threshold: near `rate`, but for chance. Of a
+    set that repeats pictures the next must be another one than the nearest: two training pictures are the same one if
+    they are nearer to each other than all but a hundredth of `rate` of `real` are to any of them.
 
     Args:
         drawn (`torch.Tensor` of shape `(N, D)`), real (`torch.Tensor` of shape `(M, D)`), train (`torch.Tensor` of
             shape `(T, D)`): pixels or features.
         rate: of false alarms.
-        limit: of training pictures that are held out in turn, evenly spread over them.
 
     Raises:
-        ValueError: for a training set with fewer than three different pictures.
+        ValueError: for a training set without two different pictures.
     """
-    same = float(nearest(real, train).quantile(rate / 10))
-    some = train[torch.linspace(0, len(train) - 1, min(limit, len(train)), dtype=torch.float64).long()]
-    known = copy_ratios(some, train, same, leave_out=True)
-    known = known[known.isfinite()]
-    if len(known) == 0:
-        raise ValueError(f"a copy rate needs three or more different training pictures: got {len(train)}, all alike")
-    threshold = float(known.quantile(rate))
-    shares = [copy_ratios(x, train, same) < threshold for x in (drawn, real)]
-    return Copies(*(share(int(x.sum()), len(x)) for x in shares), threshold, same)
+    same = float(nearest(real, train).quantile(rate / 100))
+    ratios = copy_ratios(real, train, same)
+    threshold = float(ratios.quantile(rate))
+    half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(ratios.device) % 2 == 0
+    alarms = sum(int((ratios[part] < ratios[~part].quantile(rate)).sum()) for part in (half, ~half))
+    hits = int((copy_ratios(drawn, train, same) < threshold).sum())
+    return Copies(share(hits, len(drawn)), share(alarms, len(real)), threshold, same)
 
 
 # ------------------------------------------------------------------------------------------------------------- shared
