@@ -198,13 +198,15 @@ def test_own_text_is_picked_by_who_knows_it_and_by_chance_otherwise():
 
 def test_copy_ratio_is_nearest_by_next(small_pieces):
     train = torch.tensor([[0.0], [0.1], [4.0], [10.0]]).double()
-    pictures = torch.tensor([[1.0], [0.05], [8.0], [4.0]]).double()
-    expected = [0.9 / 1, 1, 2 / 4, 0]
+    pictures = torch.tensor([[1.0], [0.04], [8.0], [4.0]]).double()
+    expected = [0.9 / 1, 0.04 / 0.06, 2 / 4, 0]
     torch.testing.assert_close(copy_ratios(pictures, train), torch.tensor(expected).double(), rtol=1e-9, atol=1e-7)
     # 0 and 0.1 are one picture: the next is 4
-    expected = [0.9 / 3, 0.05 / 3.95, 2 / 4, 0]
+    expected = [0.9 / 3, 0.04 / 3.96, 2 / 4, 0]
     torch.testing.assert_close(copy_ratios(pictures, train, 0.2), torch.tensor(expected).double(), rtol=1e-9, atol=1e-7)
-    torch.testing.assert_close(nearest(pictures, train), torch.tensor([0.9, 0.05, 2, 0]).double(), atol=1e-7, rtol=0)
+    far = [torch.inf, 0.04 / 9.96, 2 / 8, torch.inf]  # where only 0 and 10 are two pictures
+    torch.testing.assert_close(copy_ratios(pictures, train, 9.95), torch.tensor(far).double(), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(nearest(pictures, train), torch.tensor([0.9, 0.04, 2, 0]).double(), atol=1e-7, rtol=0)
 
 
 def test_copied_pictures_are_found_and_new_ones_are_not():

@@ -215,10 +215,7 @@ def copy_ratios(pictures: torch.Tensor, train: torch.Tensor, same: float = 0.0) 
             the nearest.
 
     Returns:
-        `torch.Tensor` of shape `(N,)`.
-
-    Raises:
-        ValueError: for a training set without two different pictures.
+        `torch.Tensor` of shape `(N,)`: infinite where there is no next.
     """
     # what the distance of a picture to itself comes to, in floating point
     same = max(same, 4 * torch.finfo(train.dtype).eps ** 0.5 * float(train.norm(dim=1).max()))
@@ -226,9 +223,8 @@ def copy_ratios(pictures: torch.Tensor, train: torch.Tensor, same: float = 0.0) 
     for distances in _distances(pictures, train):
         first, which = distances.min(dim=1)
         apart = torch.cat(list(_distances(train[which], train)))
-        found.append(first / distances.masked_fill(apart <= same, torch.inf).amin(dim=1))
-        if not bool((apart > same).any(dim=1).all()):
-            raise ValueError(f"a copy rate needs two or more different training pictures: got {len(train)}, all alike")
+        following = distances.masked_fill(apart <= same, torch.inf).amin(dim=1)
+        found.append((first / following).where(following.isfinite(), torch.inf))
     return torch.cat(found)
 
 
@@ -261,6 +257,8 @@ def copies(drawn: torch.Tensor, real: torch.Tensor, train: torch.Tensor, rate: f
     """
     same = float(nearest(real, train).quantile(rate / 100))
     ratios = copy_ratios(real, train, same)
+    if not bool(ratios.isfinite().any()):
+        raise ValueError(f"a copy rate needs two or more different training pictures: got {len(train)}, all alike")
     threshold = float(ratios.quantile(rate))
     half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0)).to(ratios.device) % 2 == 0
     alarms = sum(int((ratios[part] < ratios[~part].quantile(rate)).sum()) for part in (half, ~half))
