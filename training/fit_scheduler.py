@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--noises", type=int, default=40, help="trajectories to fit on, as many again to judge on")
     parser.add_argument("--teacher_steps", type=int, default=100, help="of each trajectory (default: %(default)s)")
     parser.add_argument("--stock", choices=["common", "all"], default="common", help="solvers that it must beat")
-    parser.add_argument("--starts", type=int, default=4, help="solvers to start from (default: %(default)s)")
+    parser.add_argument("--starts", type=int, help="solvers to start from (default: 36 / steps, at least 4)")
     parser.add_argument("--history", type=int, help="predictions a step reads (default: all up to 10 steps, else 4)")
     parser.add_argument("--refit", action="store_true", help="fit anew what the checkpoint has a table for")
     parser.add_argument("--output_dir", help="write a copy of the pipeline there, and leave the checkpoint as it is")

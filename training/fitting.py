@@ -267,7 +267,7 @@ def fit(
     num_inference_steps: int,
     guidance_scale: float = 1.0,
     among: tuple[Setting, ...] | None = None,
-    starts: int = 4,
+    starts: int | None = None,
     iterations: int = 24,
     history: int | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -283,12 +283,14 @@ def fit(
         num_inference_steps (`int`): n, of one evaluation each.
         guidance_scale (`float`): said in the table.
         among (tuple of `Setting`, *optional*): the stock solvers that it must beat; by default the common ones.
-        starts (`int`): how many of them are descended from for a few iterations, before the best is gone on with.
+        starts (`int`, *optional*): how many of them are descended from for a few iterations, before the best is gone on
+            with; by default more for fewer steps, where they end further apart and cost less.
         iterations (`int`): of the descent from the best of them, at most.
         history (`int`, *optional*): how many predictions a step may read; by default all up to 10 steps, else 4.
         say (callable): gets lines of progress.
     """
     began, rows = time.monotonic(), 0
+    starts = starts or max(4, 36 // num_inference_steps)
     history = history or (num_inference_steps if num_inference_steps <= 10 else 4)
 
     def counted(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
