@@ -1,7 +1,7 @@
 """A fault campaign: runs killed by SIGKILL at random moments, in one process, in two and from a stream, go on and end
 bit for bit as one that was never killed, and lose no checkpoint.
 
-    pytest tests/test_faults.py --kills 100 --faults-seed 1
+    pytest -n 0 tests/test_faults.py --kills 100 --faults-seed 1
 
 The seed draws the moments, the machine's speed decides what they hit: reading, the cache of text embeddings, steps,
 checkpoints (one after each update), the second epoch, the finished pipeline.
