@@ -305,7 +305,6 @@ class Normal(torch.nn.Module):
         return (gain[self.prediction_type] * sample,)
 
 
-@pytest.mark.skipif(not hasattr(MezzotintScheduler, "guide"), reason="the scheduler guides not yet")
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_classifier_draws_from_the_posterior(prediction_type):
     """x_0 standard normal and y = x_0 + r noise: p(x_0 | y) is normal around y / (1 + r^2), its variance is
