@@ -222,6 +222,31 @@ def test_a_run_may_begin_in_the_middle(by, tables):
     assert torch.equal(chain(ours, x), chain(fresh, x))
 
 
+def test_a_run_like_the_last_one_is_told_from_others():
+    """Timesteps that print alike are not the same, nor is a number under another config; and what was put in the place
+    of the timesteps goes with the next call."""
+    scheduler = MezzotintScheduler()
+    for last in (0.00001, 0.00002):
+        scheduler.set_timesteps(timesteps=torch.tensor([900.0, last]))
+        assert scheduler.timesteps[1] == pytest.approx(last)
+    scheduler.set_timesteps(5)
+    expected = scheduler.timesteps.clone()
+    scheduler.timesteps = expected[2:]
+    scheduler.set_timesteps(5)
+    assert torch.equal(scheduler.timesteps, expected)
+    scheduler.register_to_config(solver_order=1)
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+
+
+def test_no_more_predictions_are_kept_than_are_read():
+    for tables, kept in ((None, 2), ([ddim_table(5)], 1)):
+        scheduler = MezzotintScheduler(fitted_schedules=tables)
+        scheduler.set_timesteps(5)
+        chain(scheduler, randn(1, 1, 4, 4))
+        assert len(scheduler._predictions) == kept
+
+
 def test_one_step_too_many_is_refused():
     scheduler = MezzotintScheduler()
     scheduler.set_timesteps(3)

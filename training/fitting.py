@@ -308,7 +308,7 @@ def fit(
         for setting, steps in solvers_at(num_inference_steps, scheduler, among).steps.items():
             solvers[str(setting)] = (setting.scheduler(scheduler), steps)
         fitted = Fitted(None)
-        losses, scale = {}, 0.0
+        losses = {}
         for name, (solver, steps) in solvers.items():
             fitted.errors[name] = _median_and_rms(held_out.errors(sample(solver, counted, held_out.noise, steps)[0]))
             losses[name] = float(ends.errors(sample(solver, counted, ends.noise, steps)[0]).median())

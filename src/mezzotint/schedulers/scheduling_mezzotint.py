@@ -328,9 +328,10 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """
         if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
-        # the same run again: everything is there
-        run = (num_inference_steps, str(device), str(timesteps), str(sigmas), guidance_scale)
-        if run == self._run:
+        # the same number again, of the same config: everything is there
+        run = (num_inference_steps, str(device), guidance_scale, self.config)
+        if num_inference_steps is not None and self._run is not None and run == self._run[:-1]:
+            self.timesteps = self._run[-1]
             self._begin_index = self._step_index = None
             return
         self._run = None
@@ -375,7 +376,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
         self._begin_index = self._step_index = None
         self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
-        self._run = run
+        self._run = (*run, self.timesteps)
 
     def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
         """The tables of `fitted_schedules` for that many steps."""
@@ -560,6 +561,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             self._predictions: list[torch.Tensor] = []  # D[i], D[i-1], ...
             if self._step_index > 0:
                 self._rows, self._run = self._multistep_rows(first=self._step_index), None
+            self._reads = max(map(len, self._rows)) - 3  # predictions that a step reads, at most
         if self._step_index >= len(self._rows):
             raise ValueError(f"all {len(self._rows)} steps have been taken: call set_timesteps before another run")
         alpha, sigma, a, *c = self._rows[self._step_index]
@@ -575,7 +577,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         if self.config.thresholding or self.config.clip_sample:
             x_0 = self._clip(x_0)
 
-        self._predictions = [x_0, *self._predictions]
+        self._predictions = [x_0, *self._predictions[: self._reads - 1]]
         prev_sample = torch.mul(wide, a)
         for weight, prediction in zip(c, self._predictions, strict=False):
             prev_sample.add_(prediction, alpha=weight)
