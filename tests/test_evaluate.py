@@ -87,7 +87,7 @@ def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(r
     train = some_digits()["train"]
     by_caption = [texts[0] for texts in train["text"]]
     pixels = torch.from_numpy(np.stack([np.asarray(x) for x in train["image"]]))[:, None]
-    chosen = evaluate._shuffled(len(train), 0)[:60]
+    chosen = evaluate.shuffled(len(train), 0)[:60]
     asked = []
 
     def recalled(pipe, captions, args):

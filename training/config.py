@@ -101,6 +101,11 @@ class TrainConfig:
     shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves")
     cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
     dataloader_num_workers: int = setting(0, "processes (for a stream: threads) that load data beside the training")
+    weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
+        "none", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
+    )
+    logit_mean: float = setting(0.0, "of log sigma, the noise's standard deviation where the data's is 1")
+    logit_std: float = setting(1.2, "its standard deviation")
     proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
 
     # Optimisation
@@ -177,7 +182,7 @@ class TrainConfig:
             "in [0, 1]": (("proportion_empty_prompts", "ema_decay", "augment_probability"), lambda x: 0 <= x <= 1),
             "in [0, 1)": (("adam_beta1", "adam_beta2", "lora_dropout"), lambda x: 0 <= x < 1),
             "a number from 0": (("adam_weight_decay", "adam_epsilon"), lambda x: 0 <= x < math.inf),
-            "a number above 0": (("learning_rate", "max_grad_norm", "lora_alpha"), lambda x: 0 < x < math.inf),
+            "a number above 0": (("learning_rate", "max_grad_norm", "lora_alpha", "logit_std"), lambda x: 0 < x < math.inf),
         }
         for rule, (names, holds) in rules.items():
             for name in names:

@@ -157,14 +157,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     # 1. Real pictures: all that were trained on, and held-out ones
     config, images, classes = real_pictures(args, pipe)
-    train, test = (_read(x, classes, args.label_column or "label") for x in images)
+    train, test = (read(x, classes, args.label_column or "label") for x in images)
     if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
         raise UserError(
             f"the intervals need {2 * GROUPS} or more pictures: got {len(train.pixels)} to train on and "
             f"{len(test.pixels)} held-out ones"
         )
-    test = test.rows(_shuffled(len(test.pixels), args.seed)[: args.count])
-    few = _shuffled(len(train.pixels), args.seed)
+    test = test.rows(shuffled(len(test.pixels), args.seed)[: args.count])
+    few = shuffled(len(train.pixels), args.seed)
     floor = train.rows(few[: args.count])  # independent of the held-out ones, as what is drawn for their captions is
     asked = train.rows(few[torch.arange(args.count) % len(few)])
     known = {caption for captions in train.captions for caption in captions}
@@ -262,7 +262,7 @@ def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, lis
     return config, images, classes
 
 
-def _read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
+def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
     good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
     captions = [images.captions[i].as_py() for i, _ in good]
     texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
@@ -281,7 +281,7 @@ def make_features(
         UserError: for a network that cannot be loaded, or a classifier without labels.
     """
     if kind == "random":
-        network = RandomFeatures(unit(train.pixels[_shuffled(len(train.pixels), args.seed)[:10_000]]))
+        network = RandomFeatures(unit(train.pixels[shuffled(len(train.pixels), args.seed)[:10_000]]))
         return lambda pictures: network(unit(pictures))
     if kind == "inception":
         return InceptionFeatures(device)
@@ -297,7 +297,7 @@ def make_features(
     return train_two_towers(train.pixels, train.captions, args.judge_steps, args.seed, device)
 
 
-def _shuffled(count: int, seed: int) -> torch.Tensor:
+def shuffled(count: int, seed: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 

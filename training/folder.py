@@ -21,7 +21,7 @@ FREE = {
 BRANCH = FREE | {
     "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
     "max_grad_norm", "mixed_precision", "ema_decay",
-    "proportion_empty_prompts", "on_bad_row",
+    "proportion_empty_prompts", "on_bad_row", "weighting_scheme", "logit_mean", "logit_std",
 }  # fmt: skip
 
 

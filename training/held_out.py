@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from mezzotint_training.objective import denoising_loss
 
-# Where in [0, 1) the noise levels are drawn from, in the order of the noise: the middles of four quarters
+# Where in the schedule, as a share of its timesteps: the middles of four quarters, in the order of the noise
 LEVELS = (0.125, 0.375, 0.625, 0.875)
 # Differences below so many standard errors are no differences
 Z = 2.0
@@ -71,8 +71,8 @@ class HeldOut:
                     for number, i, item in batch
                 ]
             )
-            uniform = torch.tensor([LEVELS[i] for _, i, _ in batch])
-            tensors = (x.to(self.accelerator.device) for x in (samples, noise, uniform))
+            timesteps = torch.tensor([LEVELS[i] for _, i, _ in batch]) * (scheduler.config.num_train_timesteps - 1)
+            tensors = (x.to(self.accelerator.device) for x in (samples, noise, timesteps))
             with self.accelerator.autocast():
                 mine.append(
                     denoising_loss(unet, scheduler, *tensors, *encode([item["caption"] for _, _, item in batch]))

@@ -46,7 +46,7 @@ from mezzotint_training.finish import draw_samples, finish
 from mezzotint_training.folder import previous_run, recipe_yaml, update_size
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
-from mezzotint_training.objective import denoising_loss
+from mezzotint_training.objective import denoising_loss, draw_timesteps
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
 from mezzotint_training.process import (
     CANNOT_GO_ON,
@@ -199,7 +199,7 @@ def train(config: TrainConfig) -> Path:
                 scheduler,
                 tensors["sample"],
                 tensors["noise"],
-                tensors["uniform"],
+                draw_timesteps(config, scheduler, batch["uniform"]).to(device, torch.float32),
                 encoder_hidden_states=text,
                 encoder_attention_mask=mask,
                 augment_labels=tensors.get("augment_labels"),

@@ -173,7 +173,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
             told.add(message)
         labels = torch.tensor([numbers[name] for name in batch["captions"]], device=device)  # (B,)
         sample, noise, uniform = (batch[name].to(device) for name in ("sample", "noise", "uniform"))
-        timesteps = uniform * (len(scheduler) - 1)  # as `denoising_loss` has them
+        timesteps = uniform * (len(scheduler) - 1)
         with accelerator.autocast():
             logits = model(scheduler.add_noise(sample, noise, timesteps), timesteps, return_dict=False)[0]
         each = F.cross_entropy(logits.float(), labels, reduction="none")  # (B,)

@@ -257,7 +257,11 @@ def timed(build: Built, args: argparse.Namespace, turns: int) -> float:
 
 
 def shares(costs: dict[str, float], layers: int) -> tuple[float, float]:
-    """Of a unit's cost: that of its transformer layers, and that of their quadratic part alone."""
+    """Of a unit's cost: that of its transformer layers, and that of their quadratic part alone.
+
+    With C channels, N positions and L tokens, multiplications and additions forward are 36 N C^2 in the residual block
+    and 20 N C^2 + 4 N L C + 4 N^2 C in a layer: with one, the last are more than half from N = 14 C + L on.
+    """
     whole = costs["residual"] + layers * costs["transformer"]
     return layers * costs["transformer"] / whole, layers * costs["quadratic"] / whole
 
@@ -418,7 +422,8 @@ def main(argv: list[str] | None = None) -> int:
             print("| " + " | ".join([size, str(width), f"{side}²", *percent]) + " |", flush=True)
         for kind, by_positions in quadratic.items():
             at = crossing(list(by_positions), list(by_positions.values()))
-            where = f"from {math.sqrt(at):.0f}² positions on" if at else f"nowhere up to {max(args.sides)}²"
+            where = f"nowhere up to {math.isqrt(max(by_positions, default=0))}²"
+            where = f"from {math.sqrt(at):.0f}² positions on" if at else where
             said.append(f"- {size}, {width} channels: the quadratic part is more than half of a unit's {kind} {where}")
     print("\n" + "\n".join(said))
     return 0

@@ -1,8 +1,11 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The peer that `train_speed.py` measures: what diffusers' `examples/text_to_image/train_text_to_image.py` does in a
-step, on pixels in place of latents, with the U-Net, text encoder and settings of a run of ours.
+"""The peer that `train_speed.py` and `time_to_quality.py` measure: what diffusers'
+`examples/text_to_image/train_text_to_image.py` does in a step, on pixels in place of latents, with the text encoder and
+settings of a run of ours, and the U-Net of ours or, with --stock_unet, diffusers' own and its objective.
 
     python training/benchmarks/diffusers_recipe.py --train_data_dir path/to/emoji-32 --max_train_steps 100
+    python training/benchmarks/diffusers_recipe.py --train_data_dir path/to/emoji-32 --stock_unet --cached_text \\
+        --unet '{"block_out_channels": [32, 64], ...}' --checkpointing_steps 1000
 
 It takes the flags of `train.py`, keeps to those that the script knows too, and writes the lines of `metrics.jsonl` that
 `train.py` writes. Nothing of ours may speed it up: pictures are decoded and transformed each time that they are drawn,
@@ -23,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -35,13 +38,13 @@ from mezzotint_training.report import peak_memory
 from mezzotint_training.text import load_text_encoder, new_text_encoder
 
 
-def transform(picture: Image.Image, resolution: int, flip: bool) -> torch.Tensor:
+def transform(picture: Image.Image, resolution: int, flip: bool, mode: str = "RGB") -> torch.Tensor:
     """torchvision's Resize, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, which need not be installed.
 
     Returns:
-        `torch.Tensor` of shape `(3, resolution, resolution)`, in [-1, 1].
+        `torch.Tensor` of shape `(channels, resolution, resolution)`, in [-1, 1].
     """
-    picture = picture.convert("RGB")
+    picture = picture.convert(mode)
     scale = resolution / min(picture.size)
     width, height = (max(resolution, int(side * scale)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -49,17 +52,21 @@ def transform(picture: Image.Image, resolution: int, flip: bool) -> torch.Tensor
     picture = picture.crop((left, top, left + resolution, top + resolution))
     if flip and random.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (C, H, W)
+    pixels = torch.from_numpy(np.array(picture).reshape(resolution, resolution, -1)).permute(2, 0, 1).contiguous()
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
-def train(config: TrainConfig, cached_text: bool = False) -> None:
-    """Train for `config.max_train_steps` updates, and log.
+def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = False) -> None:
+    """Train for `config.max_train_steps` updates, and log. Every `config.checkpointing_steps` and at the end the moving
+    average of a stock U-Net is written as `unet-{step}`.
 
     Args:
         config: the settings of a run of `train.py` on square pictures from a `train_data_dir`.
         cached_text: encode each caption once, before the first step, which the script does not do (a frozen encoder).
+        stock_unet: `config.unet` are the arguments of diffusers' U-Net, which predicts the noise; and captions are
+            dropped as guidance needs it, which the script's elder brother for SDXL does.
     """
+    started, began = time.perf_counter(), time.process_time()
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     accumulation = config.gradient_accumulation_steps
@@ -71,7 +78,8 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)
-    unet = MezzotintUNetModel(**{"cross_attention_dim": text_encoder.config.hidden_size, **config.unet}).train()
+    kind = UNet2DConditionModel if stock_unet else MezzotintUNetModel
+    unet = kind(**{"cross_attention_dim": text_encoder.config.hidden_size, **config.unet}).train()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     train_text = config.train_text_encoder
@@ -79,7 +87,7 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
         train_text = config.text_encoder_name_or_path is None
     text_encoder.requires_grad_(train_text).train(train_text)
     trained = [unet, text_encoder] if train_text else [unet]
-    noise_scheduler = DDPMScheduler(prediction_type="v_prediction")
+    noise_scheduler = DDPMScheduler(prediction_type="epsilon" if stock_unet else "v_prediction")
 
     # 2. Optimizer and moving average
     parameters = [parameter for model in trained for parameter in model.parameters()]
@@ -95,6 +103,7 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
     # 3. The data
     rows = datasets.load_dataset(config.train_data_dir)[config.dataset_split]
     resolution = (config.resolution or [rows[0][config.image_column].height])[0]
+    mode = "L" if config.unet.get("in_channels") == 1 else "RGB"
 
     def tokenize(captions: list[str]) -> torch.Tensor:
         length = tokenizer.model_max_length
@@ -105,14 +114,17 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
     hidden: dict[str, torch.Tensor] = {}
     if cached_text:
         captions = {c for cell in rows[config.caption_column] for c in (cell if isinstance(cell, list) else [cell])}
+        captions |= {""} if stock_unet else set()
         with torch.no_grad():
             hidden = {caption: text_encoder(tokenize([caption]))[0][0] for caption in captions}  # (L, D)
 
     def preprocess(examples: dict) -> dict:
         captions = [random.choice(c) if isinstance(c, list) else c for c in examples[config.caption_column]]
+        if stock_unet:
+            captions = ["" if random.random() < config.proportion_empty_prompts else c for c in captions]
         pictures = examples[config.image_column]
         return {
-            "pixel_values": [transform(picture, resolution, config.random_flip) for picture in pictures],
+            "pixel_values": [transform(picture, resolution, config.random_flip, mode) for picture in pictures],
             "text": [hidden[caption] for caption in captions] if cached_text else list(tokenize(captions)),
         }
 
@@ -158,7 +170,7 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
             timesteps = torch.randint(0, count, (len(pixels),), device=pixels.device).long()
             noisy = noise_scheduler.add_noise(pixels, noise, timesteps)
             text = batch["text"] if cached_text else text_encoder(batch["text"])[0]
-            target = noise_scheduler.get_velocity(pixels, noise, timesteps)
+            target = noise if stock_unet else noise_scheduler.get_velocity(pixels, noise, timesteps)
             output = unet(noisy, timesteps, text).sample
             loss = F.mse_loss(output.float(), target.float(), reduction="mean")
             average = accelerator.gather(loss.repeat(config.train_batch_size)).mean()
@@ -179,6 +191,7 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
                 seconds = time.perf_counter() - window_started
                 line = {
                     "step": step,
+                    "seconds": time.perf_counter() - started,
                     "loss": train_loss,
                     "images_per_second": pictures / seconds,
                     "data_wait": waited / seconds,
@@ -188,6 +201,17 @@ def train(config: TrainConfig, cached_text: bool = False) -> None:
                     log.write(json.dumps(line) + "\n")
                 pictures, waited, window_started = 0, 0.0, time.perf_counter()
             train_loss = 0.0
+            if (step % config.checkpointing_steps == 0 or step == config.max_train_steps) and stock_unet:
+                seconds, processor = time.perf_counter() - started, time.process_time() - began
+                if ema is not None:
+                    ema.store(parameters)
+                    ema.copy_to(parameters)
+                unet.save_pretrained(output_dir / f"unet-{step}")
+                if ema is not None:
+                    ema.restore(parameters)
+                (output_dir / f"unet-{step}" / "seconds.json").write_text(json.dumps([seconds, processor]), encoding="utf-8")
+                started += time.perf_counter() - started - seconds  # writing is not counted
+                began += time.process_time() - began - processor
         bar.set_postfix(step_loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])
     bar.close()
 
@@ -199,8 +223,9 @@ def endless(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    rest = [flag for flag in argv if flag != "--cached_text"]
-    train(parse_args(rest, description=__doc__), cached_text=rest != argv)
+    own = ("--cached_text", "--stock_unet")
+    config = parse_args([flag for flag in argv if flag not in own], description=__doc__)
+    train(config, *(flag in argv for flag in own))
     return 0
 
 

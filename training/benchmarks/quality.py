@@ -1,0 +1,277 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What the benchmarks of the training recipe share: the sets and networks that they train on and with, runs of a given
+length in processes of their own, and a judge who draws with any U-Net from the same noise and says how far that is from
+real pictures. Nothing here trains a diffusion model.
+
+Both sides read the same text: a frozen T5 of random weights, of whose captions there are few and all different, so that
+no more is asked of it than to tell them apart. The judge's classifier is trained on the real training split and used
+for nothing else.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.data import CaptionedImages
+from mezzotint_training.evaluate import make_features, read, shuffled
+from mezzotint_training.metrics import Figure, estimated, frechet_distance, gaussian, kernel_distance, share
+from mezzotint_training.rows import digits, held_out, load_splits
+from mezzotint_training.text import load_text_encoder, new_text_encoder
+from mezzotint_training.train_classifier import labelled
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A set, and a U-Net of each side for it with as many parameters and attention at the same levels."""
+
+    size: int  # pixels a side
+    channels: int
+    ours: dict[str, Any]  # arguments of MezzotintUNetModel
+    peer: dict[str, Any]  # of UNet2DConditionModel
+
+
+def _stock(size: int, channels: int, widths: list[int], attention: list[bool], **arguments: Any) -> dict[str, Any]:
+    down = ["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in attention]
+    up = ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attention)]
+    shape = {"sample_size": size, "in_channels": channels, "out_channels": channels, "block_out_channels": widths}
+    return {**shape, "down_block_types": down, "up_block_types": up, "layers_per_block": 1, **arguments}
+
+
+SCALES = {
+    "digits": Scale(
+        8,
+        1,
+        {
+            "block_out_channels": [32, 64], "transformer_layers_per_block": [0, 1], "layers_per_block": 2,
+            "attention_head_dim": 16, "norm_num_groups": 8,
+        },
+        _stock(8, 1, [32, 64], [False, True], norm_num_groups=8, attention_head_dim=8),
+    ),
+    "fashion": Scale(
+        28,
+        1,
+        {
+            "block_out_channels": [24, 64, 96], "transformer_layers_per_block": [0, 0, 1], "layers_per_block": 1,
+            "attention_head_dim": 16, "norm_num_groups": 8,
+        },
+        _stock(28, 1, [24, 48, 72], [False, False, True], norm_num_groups=8, attention_head_dim=8),
+    ),
+}  # fmt: skip
+
+
+def prepare(name: str, data: str | None, folder: Path) -> TrainConfig:
+    """The settings that all runs at a scale share; what they need is written to `folder`.
+
+    Args:
+        name: of the scale.
+        data: the set's own folder, where it is not `digits`, which is at hand.
+    """
+    scale = SCALES[name]
+    if name == "digits":
+        source = folder / "digits"
+        source.mkdir(parents=True, exist_ok=True)
+        for split, rows in digits().items():
+            rows.to_parquet(source / f"{split}-00000-of-00001.parquet")
+        data = str(source)
+    if data is None:
+        raise UserError(f"the scale {name} needs --data, the folder of its parquet files: got none")
+    config = TrainConfig(
+        train_data_dir=data, resolution=[scale.size], unet=scale.ours, num_validation_samples=0, report_to="none",
+        text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=32,
+        text_encoder_name_or_path=str(folder / "text"), checkpointing_steps=10**6, validation_steps=10**6,
+    )  # fmt: skip
+    if not (folder / "text").is_dir():
+        torch.manual_seed(0)
+        encoder, tokenizer = new_text_encoder(config)
+        encoder.save_pretrained(folder / "text")
+        tokenizer.save_pretrained(folder / "text")
+    return config
+
+
+class Run(NamedTuple):
+    """A finished run: the lines of its log, and the seconds of all of it, without Python's imports."""
+
+    lines: list[dict[str, Any]]
+    wall: float
+    processor: float  # of all its threads
+
+
+def run(side: str, config: TrainConfig, threads: int) -> Run:
+    """Train in a process of its own, forked off one that has imported everything.
+
+    Args:
+        side: `ours`, `peer`, or the name of one of `ablations.CONTEXTS`.
+        config: of the run.
+
+    Raises:
+        UserError: if it fails, with the last that it said.
+    """
+    output = Path(config.output_dir)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    said, told = output.with_suffix(".txt"), output.with_suffix(".json")
+    told.unlink(missing_ok=True)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["mezzotint_training.benchmarks.ablations"])
+    process = processes.Process(target=_run, args=(side, config, threads, said, told))
+    process.start()
+    process.join()
+    if not told.is_file():
+        raise UserError(f"a run of {side} failed with code {process.exitcode}: {said.read_text()[-2000:].strip()}")
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return Run([json.loads(line) for line in lines], *json.loads(told.read_text()))
+
+
+def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -> None:
+    from mezzotint_training import train
+    from mezzotint_training.benchmarks import ablations, diffusers_recipe
+
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(threads)
+    wall, processor = time.perf_counter(), time.process_time()
+    if side == "peer":
+        diffusers_recipe.train(config, cached_text=True, stock_unet=True)
+    else:
+        with ablations.CONTEXTS.get(side, contextlib.nullcontext)():
+            train.train(config)
+    told.write_text(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
+
+
+def steps_within(seconds: float, side: str, config: TrainConfig, threads: int) -> int:
+    """How many updates fit into so many seconds of processor time, start and end included, by two short runs."""
+    few, many = 2, max(12, 1280 // config.train_batch_size)
+    costs = []
+    for steps in (few, many):
+        short = replace(config, max_train_steps=steps, logging_steps=steps, output_dir=f"{config.output_dir}-{steps}")
+        costs.append(run(side, short, threads).processor)
+    return max(few, int(many + (seconds - costs[1]) * (many - few) / (costs[1] - costs[0])))
+
+
+# ----------------------------------------------------------------------------------------------------------- the judge
+
+
+class Judged(NamedTuple):
+    kernel_distance: Figure
+    frechet_distance: Figure  # on random features, which know nothing of either side
+    accuracy: Figure  # how often the classifier reads what was asked for
+    pixels: torch.Tensor  # (N, C, H, W), bytes
+
+
+class Judge:
+    """Real pictures of a scale, networks that know them, and what drawn ones come to beside them.
+
+    Args:
+        config: of `prepare`.
+        scale: of the same name.
+        count: pictures to draw for each verdict, and as many real test ones to compare with, four times over.
+        steps: of sampling, and of training the classifier.
+    """
+
+    def __init__(self, config: TrainConfig, scale: Scale, count: int, sampling_steps: int, judge_steps: int):
+        splits, classes = labelled(load_splits(config), "label")
+        settings = replace(config, validation_split="test", num_validation_samples=10**9)
+        images = [
+            CaptionedImages(rows, settings, scale.channels, (scale.size, scale.size))
+            for rows in held_out(settings, splits)
+        ]
+        for some in images:
+            some.read_all(progress=False)
+        train, test = (read(some, classes, "label") for some in images)
+        self.real = test.rows(shuffled(len(test.pixels), 0)[: 4 * count])
+        rows = shuffled(len(train.pixels), 0)
+        self.asked, self.floor = train.rows(rows[:count]), train.rows(rows[count : 2 * count])
+        args = argparse.Namespace(judge_steps=judge_steps, seed=0)
+        device = torch.device("cpu")
+        self.features = {k: make_features(k, args, train, classes, device) for k in ("classifier", "random")}
+        self.seen = {k: look(self.real.pixels) for k, look in self.features.items()}
+        self.scale, self.sampling_steps = scale, sampling_steps
+        self.text_encoder, self.tokenizer = load_text_encoder(str(config.text_encoder_name_or_path))
+
+    def judge(self, pixels: torch.Tensor, labels: torch.Tensor) -> Judged:
+        found = {k: (look(pixels), self.seen[k]) for k, look in self.features.items()}
+        (kernel,) = estimated(kernel_distance, *found["classifier"])
+        (frechet,) = estimated(
+            lambda a, b: frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12), *found["random"], "log"
+        )
+        classifier: Any = self.features["classifier"]
+        hits = int((classifier.read(pixels) == labels).sum())
+        return Judged(kernel, frechet, share(hits, len(labels)), pixels)
+
+    def of_real(self) -> Judged:
+        """What perfect pictures would come to."""
+        return self.judge(self.floor.pixels, self.floor.labels)
+
+    def of_ours(self, run_dir: Path, guidance_scale: float = 1.0, seed: int = 0) -> Judged:
+        pipe: Any = MezzotintPipeline.from_pretrained(run_dir)
+        config = pipe.unet.config
+
+        def encode(captions: list[str]) -> dict[str, torch.Tensor]:
+            states, _, mask, _ = pipe.encode_prompt(captions, torch.device("cpu"), do_classifier_free_guidance=False)
+            return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+        kind = pipe.scheduler.config.prediction_type
+        return self._drawn(pipe.unet, encode, kind, config.sample_mean, config.sample_std, guidance_scale, seed)
+
+    def of_peer(self, unet_dir: Path, guidance_scale: float = 1.0, seed: int = 0) -> Judged:
+        unet = UNet2DConditionModel.from_pretrained(unet_dir, use_safetensors=True)
+
+        def encode(captions: list[str]) -> dict[str, torch.Tensor]:
+            unique = list(dict.fromkeys(captions))
+            length = self.tokenizer.model_max_length
+            tokens = self.tokenizer(unique, max_length=length, padding="max_length", return_tensors="pt").input_ids
+            states = dict(zip(unique, self.text_encoder(tokens)[0], strict=True))
+            return {"encoder_hidden_states": torch.stack([states[caption] for caption in captions])}
+
+        return self._drawn(unet, encode, "epsilon", [0.0], [1.0], guidance_scale, seed)
+
+    @torch.no_grad()
+    def _drawn(self, unet: Any, encode, prediction_type: str, mean, std, guidance_scale: float, seed: int) -> Judged:
+        """The same sampler, steps and noise for everyone; data beyond the range of pictures is clamped in between."""
+        unet.eval()
+        mean, std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (mean, std))
+        captions, parts = [texts[0] for texts in self.asked.captions], []
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.scale.channels, self.scale.size, self.scale.size)
+        for start in range(0, len(captions), 128):
+            some = captions[start : start + 128]
+            text, none = encode(some), encode([""] * len(some)) if guidance_scale != 1 else {}
+            scheduler = MezzotintScheduler(prediction_type=prediction_type)
+            scheduler.set_timesteps(self.sampling_steps)
+            x = torch.randn(len(some), *shape, generator=generator)
+            for t in scheduler.timesteps:
+                output = unet(x, t, **text).sample
+                if none:
+                    without = unet(x, t, **none).sample
+                    output = without + guidance_scale * (output - without)
+                clean = scheduler.predict_original_sample(output, t, x) * std + mean
+                clean = (clean.clamp(-1, 1) - mean) / std
+                alpha, sigma = scheduler._alpha_sigma(t, like=x)
+                output = {"epsilon": (x - alpha * clean) / sigma, "v_prediction": (alpha * x - clean) / sigma}[
+                    prediction_type
+                ]
+                x = scheduler.step(output, t, x, return_dict=False)[0]
+            parts.append(((x * std + mean + 1) * 127.5).round().clamp(0, 255).byte())
+        return self.judge(torch.cat(parts), self.asked.labels)
+
+
+def ratio(ours: list[float], peer: list[float]) -> tuple[float, float, float]:
+    """The ratio of geometric means with its 95 % interval by Welch's t on logarithms."""
+    from scipy import stats
+
+    a, b = np.log(ours), np.log(peer)
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return float(np.exp(a.mean() - b.mean())), float(np.exp(low)), float(np.exp(high))
