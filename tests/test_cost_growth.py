@@ -88,6 +88,16 @@ def test_quadratic_part_is_more_than_half_from_where_the_closed_form_says():
         assert crossing([side**2 for side in sides], list(quadratic)) == pytest.approx(closed, rel=0.01)
 
 
+def test_parts_are_timed_by_turns_after_one_that_warms_up(monkeypatch):
+    # the clock goes on by 1, 2, 3, ... seconds while something is timed
+    ticks = iter(float(x) for n in range(1, 100) for x in (100 * n, 100 * n + n))
+    monkeypatch.setattr(cost_growth, "clock", lambda *_: next(ticks))
+    args = argparse.Namespace(device="cpu", mixed_precision="no", cpu_time=False)
+    built = {name: lambda: (nn.Linear(2, 2), (torch.ones(2),)) for name in "ab"}
+    assert cost_growth.timed(built, args, 3) == {"a": 5.0, "b": 6.0}  # of 3, 5, 7 and 4, 6, 8
+    assert cost_growth.timed(built, args, 1) == {"a": 9.0, "b": 10.0}
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # a norm's weights stay in 32 bits
 def test_process_of_a_cell_trains_and_answers(monkeypatch):
     args = argparse.Namespace(threads=torch.get_num_threads(), device="cpu", mixed_precision="bf16", batch=2, tokens=5)
@@ -147,7 +157,7 @@ def test_tables(monkeypatch, capsys):
     monkeypatch.setattr(cost_growth, "peak_flops", lambda *_: 1e9)
     monkeypatch.setattr(cost_growth, "measure", measure)
     monkeypatch.setattr(cost_growth, "count", counted)
-    monkeypatch.setattr(cost_growth, "timed", lambda build, args, steps: float(steps))
+    monkeypatch.setattr(cost_growth, "timed", lambda built, args, steps: dict.fromkeys(built, float(steps)))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     argv = ["--sizes", "tiny", "--resolutions", "16", "32", "64", "128", "--limit", "1000", "--sides", "8"]
     argv += ["--device", "cpu"]

@@ -242,18 +242,18 @@ def parts(size: str, width: int, side: int, tokens: int, device: str) -> dict[st
     return {"residual": residual, "transformer": transformer, "quadratic": quadratic}
 
 
-def timed(build: Built, args: argparse.Namespace, turns: int) -> float:
-    """Median seconds of forward and backward, after one to warm up if there are several."""
-    module, inputs = build()
-    dtype, spent = DTYPES[args.mixed_precision], []
-    for turn in range(turns if turns == 1 else turns + 1):
-        started = clock(args.device, args.cpu_time)
-        with torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
-            output = module(*inputs)
-        output.backward(torch.ones_like(output))
-        if turn > 0 or turns == 1:
-            spent.append(clock(args.device, args.cpu_time) - started)
-    return statistics.median(spent)
+def timed(built: dict[str, Built], args: argparse.Namespace, turns: int) -> dict[str, float]:
+    """Median seconds of forward and backward of each, by turns, the first of which warms up if there are several."""
+    modules, dtype = {name: build() for name, build in built.items()}, DTYPES[args.mixed_precision]
+    spent: dict[str, list[float]] = {name: [] for name in built}
+    for _ in range(turns if turns == 1 else turns + 1):
+        for name, (module, inputs) in modules.items():
+            started = clock(args.device, args.cpu_time)
+            with torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
+                output = module(*inputs)
+            output.backward(torch.ones_like(output))
+            spent[name].append(clock(args.device, args.cpu_time) - started)
+    return {name: statistics.median(seconds[-turns:]) for name, seconds in spent.items()}
 
 
 def shares(costs: dict[str, float], layers: int) -> tuple[float, float]:
@@ -334,11 +334,15 @@ def exponents(name: str, cells: list[Cell], over: Callable[[Cell], float], batch
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE")
-    parser.add_argument("--resolutions", nargs="+", type=int, default=[16, 32, 64, 128])
+    parser.add_argument("--resolutions", nargs="*", type=int, default=[16, 32, 64, 128], help="none: levels alone")
     parser.add_argument("--shape_of", type=int, default=32, help="pixels whose derived shape is taken through all")
     parser.add_argument("--level_of", type=int, default=64, help="pixels whose derived widths the level tables have")
     parser.add_argument(
-        "--sides", nargs="+", type=int, default=[8, 16, 32, 64, 96, 128], help="of a level, in positions"
+        "--sides",
+        nargs="*",
+        type=int,
+        default=[8, 16, 32, 64, 96, 128],
+        help="of a level, in positions; none: no levels",
     )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=77, help="of the text")
@@ -412,8 +416,7 @@ def main(argv: list[str] | None = None) -> int:
             }
             found = {"FLOPs": flops}
             if steps := turns(sum(flops.values()), args.steps):
-                built = parts(size, width, side, args.tokens, args.device)
-                found["time"] = {name: timed(part, args, steps) for name, part in built.items()}
+                found["time"] = timed(parts(size, width, side, args.tokens, args.device), args, steps)
             percent = ["not run"] * 4
             for i, (kind, costs) in enumerate(found.items()):
                 both = shares(costs, layers)
@@ -421,8 +424,10 @@ def main(argv: list[str] | None = None) -> int:
                 quadratic[kind][side**2] = both[1]
             print("| " + " | ".join([size, str(width), f"{side}²", *percent]) + " |", flush=True)
         for kind, by_positions in quadratic.items():
+            if not by_positions:
+                continue
             at = crossing(list(by_positions), list(by_positions.values()))
-            where = f"nowhere up to {math.isqrt(max(by_positions, default=0))}²"
+            where = f"nowhere up to {math.isqrt(max(by_positions))}²"
             where = f"from {math.sqrt(at):.0f}² positions on" if at else where
             said.append(f"- {size}, {width} channels: the quadratic part is more than half of a unit's {kind} {where}")
     print("\n" + "\n".join(said))
