@@ -38,6 +38,7 @@ def test_crossing_is_exact_for_a_quadratic_part_beside_a_linear_one():
     positions = [64, 256, 1024, 4096]
     assert crossing(positions, [n**2 / (n**2 + 700 * n) for n in positions]) == pytest.approx(700)
     assert crossing(positions, [n**2 / (n**2 + 5000 * n) for n in positions]) is None
+    assert 64 < crossing([64, 256], [0.4, 1.1]) < 256  # parts timed apart
 
 
 def test_operations_and_parameters_are_those_counted_by_hand():
@@ -179,4 +180,7 @@ def test_tables(monkeypatch, capsys):
     assert fitted[:5] == ["3", "1.00 (1.00 to 1.00)", "0.50 (0.50 to 0.50)", "4", "2.00 (2.00 to 2.00)"]
     assert exponents[4][:3] == ["with parameters: 16 px", "1", "too few points"]
     # a unit of which each part takes as long: the layer is half, and its quadratic part is all of it
-    assert levels[2] == ["tiny", "64", "8²", "50 %", "50 %", "50 %", "50 %"]
+    unit = ["tiny", "64", "8²", "50 %", "50 %", "50 %", "50 %"]
+    assert levels[2] == unit
+    assert cost_growth.main([*argv[:2], "--resolutions", "--sides", "8", "--device", "cpu"]) == 0  # levels alone
+    assert capsys.readouterr().out.count("| tiny |") == 1

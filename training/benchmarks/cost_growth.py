@@ -272,7 +272,8 @@ def crossing(positions: list[int], share: list[float]) -> float | None:
     Between two of `positions` it is taken to have odds that are a power of theirs: what is quadratic beside what is
     linear has.
     """
-    odds = [math.log(x / (1 - x)) for x in share]
+    # parts that are timed apart may come to more than the whole
+    odds = [math.log(x / (1 - x)) for x in (min(y, 1 - 1e-9) for y in share)]
     for (n, low), (m, high) in zip(*([*zip(positions, odds, strict=True)][i:] for i in (0, 1)), strict=False):
         if low <= 0 < high:
             return n * (m / n) ** (-low / (high - low))
@@ -376,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args.workers, args.train_text_encoder = 0, False  # of no meaning here
     series: dict[str, list[Cell]] = {}
-    for size in args.sizes:
+    for size in args.sizes if args.resolutions else []:
         shapes = {px: settings(args, size, px, Path()).unet for px in {*args.resolutions, args.shape_of}}
         cells = []
         for shape in ("derived", f"of {args.shape_of} px"):
