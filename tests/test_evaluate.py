@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from types import SimpleNamespace
 
 import datasets
@@ -12,12 +13,17 @@ from tiny_run import digits, pictures
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import cli, evaluate, rows
+from mezzotint_training.config import TrainConfig
 from mezzotint_training.evaluate import Real
 from mezzotint_training.features import Classifier
 from mezzotint_training.held_out import LEVELS
 from mezzotint_training.objective import denoising_loss
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
+METRICS_OF_RUN = {
+    "parameters": {"unet": 1}, "steps": 2, "processes": 1, "threads": 1, "seconds": 1, "images_per_second": 1,
+    "device": "cpu", "processor": "x", "mixed_precision": "no", "loss": 1,
+}  # fmt: skip
 METRICS = ["kernel_distance", "frechet_distance", "sliced_wasserstein", "precision", "recall"]
 
 
@@ -51,6 +57,12 @@ def run(folder, tmp_path, capsys):
         return code, json.loads(output.read_text()) if output.is_file() else None, out if code == 0 else err
 
     return call
+
+
+def finished(folder, pictures: int) -> None:
+    """What a run leaves beside its pipeline, for the card."""
+    (folder / "recipe.yaml").write_text(TrainConfig(dataset_name="digits", validation_split="test").to_yaml())
+    (folder / "metrics.json").write_text(json.dumps(METRICS_OF_RUN | {"pictures": pictures}))
 
 
 def captioned(folder, count: int, captions: list[str]):
@@ -121,17 +133,34 @@ def test_accuracy_is_of_what_was_asked_for():
     assert evaluate.accuracy(judge, SimpleNamespace(), asked([0], [0]), None, asked([3], [-1])) is None
 
 
-def test_captions_without_labels_and_some_that_were_not_trained_on(run, tmp_path):
+def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, tmp_path):
     names = [f"a {kind} thing number {i % 4}" for kind in ("red", "blue") for i in range(45)]
     names[45:60] = names[:15]
     data = captioned(tmp_path / "data", 45, names)
-    code, found, out = run(train_data_dir=data)
+    finished(folder, pictures=45)
+    code, found, out = run(train_data_dir=data, card=[])
     assert code == 0 and list(found["features"]) == ["random", "two-tower"]
     assert found["pictures"]["new_captions"] in range(20, 31)
     accuracy = found["prompt_accuracy"]["two-tower"]
     assert accuracy["choices"] == 4 and 0 <= accuracy["unseen"]["value"] <= 1
     assert "| prompt accuracy (two-tower, own caption of 4) |" in out
     assert "| the same, captions that were not trained on |" in out
+
+    # The card says as much, and nothing of where things are
+    kept = (folder / "evaluation.json").read_text()
+    assert str(tmp_path) not in kept
+    assert found.pop("checkpoint") == str(folder) and found["data"].pop("train_data_dir") == str(data)
+    command = "mezzotint evaluate pipe --train_data_dir data --count 40 --num_inference_steps 2 --judge_steps 1 --card"
+    assert found.pop("command") == command.replace(" pipe ", f" {folder} ").replace(" data ", f" {data} ").split()
+    kept = json.loads(kept)
+    assert kept.pop("command") == command.split() and kept["data"].pop("train_data_dir") == "data" and kept == found
+    card = (folder / "README.md").read_text()
+    _, section, _, limits = re.split("\n## (?:How good it is|How it was trained|Limits)\n", card)
+    assert str(tmp_path) not in section and "against 40 held-out ones of `data`;" in section and command in section
+    assert out.partition("\n\n")[2].strip() in section
+    for figure in (accuracy, accuracy["real"], accuracy["unseen"], found["copy_rate"], found["copy_rate"]["real"]):
+        assert "{:.1%} ({:.1%} to {:.1%})".format(figure["value"], *figure["interval"]) in limits
+    assert "Nothing was measured of prompts of other kinds than these captions, or of biases in the data." in limits
 
 
 def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
@@ -148,10 +177,10 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
         picture = (test.pixels(index).float() / 127.5 - 1 + 0.4) / 0.75
         noise = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(4 * number + 2))
         text, _, mask, _ = pipe.encode_prompt([test.captions[index].as_py()[0]], torch.device("cpu"), 1, False)
-        uniform = torch.tensor([LEVELS[2]])
+        timestep = torch.tensor([LEVELS[2] * 999])
         with torch.no_grad():
             losses.append(
-                float(denoising_loss(pipe.unet, MezzotintScheduler(), picture[None], noise[None], uniform, text, mask))
+                float(denoising_loss(pipe.unet, MezzotintScheduler(), picture[None], noise[None], timestep, text, mask))
             )
     assert found[2]["value"] == pytest.approx(np.mean(losses), rel=1e-4)
 
@@ -165,6 +194,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
         ({"split": "dev"}, "validation_split 'dev' is not there: got 'train', 'test'"),
         ({"label_column": "kind"}, "label_column 'kind' is not there: got columns 'image', 'text', 'label'"),
         ({"output": "{tmp}/none/x.json"}, "output must be in a folder that is there: got {tmp}/none/x.json"),
+        ({"card": []}, "card needs the folder of a finished run, with recipe.yaml and metrics.json: got {tmp}/pipe"),
         ({"features": "{tmp}/none"}, "features '{tmp}/none' cannot be loaded: "),
         ({"train_data_dir": "{tmp}/none"}, "train_data_dir must be a folder: {tmp}/none does not exist or is none"),
     ],
@@ -173,6 +203,14 @@ def test_bad_input_is_said_in_one_line(run, tmp_path, settings, words):
     code, _, err = run(**{k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in settings.items()})
     assert code == 2
     assert err.count("\n") == 1 and err.startswith(f"mezzotint: {words.format(tmp=tmp_path)}"), err
+
+
+def test_a_card_takes_figures_of_the_runs_own_pictures_in_its_folder(run, folder, capsys):
+    finished(folder, pictures=301)
+    assert run(card=[])[2] == "mezzotint: card needs the very pictures that were trained on, 301: got 300\n"
+    assert not (folder / "evaluation.json").exists() and not (folder / "README.md").exists()
+    assert cli.main(["evaluate", "user/name", "--card"]) == 2
+    assert capsys.readouterr().err.endswith("with recipe.yaml and metrics.json: got user/name\n")
 
 
 def test_a_checkpoint_without_data_or_that_is_none(run, folder, capsys):

@@ -121,3 +121,13 @@ def test_every_problem_is_told_at_once(server):
     server.access = READ
     found = problems(server, license="mine", dataset_license=None)
     assert [problem.fatal for problem in found] == [False, True, True]
+
+
+def test_figures_are_published_and_go_with_the_weights_that_they_were_of(server, tmp_path):
+    for name in ("model_index.json", "metrics.json", "evaluation.json"):
+        (tmp_path / name).write_text("{}")
+    hub.push(tmp_path, "boots", token="hf_test")
+    assert "evaluation.json" in server.files("user/boots")
+    (tmp_path / "evaluation.json").unlink()
+    hub.push(tmp_path, "boots", token="hf_test")
+    assert server.files("user/boots").keys() - {".gitattributes"} == {"model_index.json", "metrics.json"}

@@ -2,8 +2,10 @@
 """Measure what a trained pipeline draws, with no download: each figure with its 95 % interval and with what real
 pictures come to beside it.
 
-    mezzotint evaluate runs/digits
+    mezzotint evaluate runs/digits --card
     mezzotint evaluate runs/mine --train_data_dir pictures/ --split test --count 2000 --output metrics.json
+
+With --card the figures go into the checkpoint's folder, and its model card is written anew with them.
 
 Drawn are pictures for captions of training pictures. Kernel distance (KID), Fréchet distance, sliced-Wasserstein
 distance, precision and recall, on each kind of --features, are those to held-out pictures; beside each, the floor: that
@@ -35,6 +37,7 @@ import transformers
 import yaml
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training import card
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.data import CaptionedImages
 from mezzotint_training.features import (
@@ -76,14 +79,6 @@ DATA = (
 )  # fmt: skip
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
-# What is measured on each kind of features, as it is shown
-ROWS = {
-    "kernel_distance": "kernel distance (KID) x 1000",
-    "frechet_distance": "Fréchet distance",
-    "sliced_wasserstein": "sliced-Wasserstein distance",
-    "precision": "precision",
-    "recall": "recall",
-}
 TRAINED = ("classifier", "two-tower")  # features of networks that are made here
 
 
@@ -124,15 +119,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="of drawing (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="a JSON file for all of it")
+    parser.add_argument("--card", action="store_true", help="write it into the checkpoint's folder, evaluation.json, "
+                        "and into its model card")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     for logger in (diffusers.utils.logging, transformers.utils.logging):
         logger.disable_progress_bar()
     try:
-        results = evaluate(args)
-        print(table(results))
+        results = evaluate(args) | {"command": command(args, parser)}
+        print(f"### {args.checkpoint}\n\n{card.table(results)}")
         if args.output:
             Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if args.card:
+            card.keep(Path(args.checkpoint), results)
     except (UserError, OSError, ValueError) as error:
         print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -152,6 +151,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"copy_alarms must be between 0 and 1: got {args.copy_alarms:g}")
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"output must be in a folder that is there: got {args.output}")
+    if args.card and not card.of_a_run(Path(args.checkpoint)):
+        raise UserError(
+            f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {args.checkpoint}"
+        )
     device = torch.device(args.device)
     pipe = _pipeline(args.checkpoint).to(device)
 
@@ -163,6 +166,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"the intervals need {2 * GROUPS} or more pictures: got {len(train.pixels)} to train on and "
             f"{len(test.pixels)} held-out ones"
         )
+    if args.card:
+        card.check_trained_on(Path(args.checkpoint), len(train.pixels))
     test = test.rows(shuffled(len(test.pixels), args.seed)[: args.count])
     few = shuffled(len(train.pixels), args.seed)
     floor = train.rows(few[: args.count])  # independent of the held-out ones, as what is drawn for their captions is
@@ -188,7 +193,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # 4. The figures
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
-        "settings": {k: v for k, v in vars(args).items() if k not in (*DATA, "checkpoint", "output")}
+        "settings": {k: v for k, v in vars(args).items() if k not in (*DATA, "checkpoint", "output", "card")}
         | {"features": kinds},
         "data": {name: getattr(config, name) for name in DATA},
         "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
@@ -221,6 +226,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """The words of the command line that measures the same, without what is at its default."""
+    words = ["mezzotint", "evaluate", args.checkpoint]
+    for name, value in vars(args).items():
+        if name not in ("checkpoint", "output") and value != parser.get_default(name):
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words
 
 
 def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, list[CaptionedImages], list[str]]:
@@ -322,7 +337,7 @@ def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torc
 
 
 def distances(x: torch.Tensor, y: torch.Tensor) -> dict[str, Figure]:
-    """Each distance between features (N, D) of drawn pictures and (M, D) of real ones, by the names of `ROWS`."""
+    """Each distance between features (N, D) of drawn pictures and (M, D) of real ones, by the names of `card.ROWS`."""
 
     def frechet(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12)
@@ -333,7 +348,7 @@ def distances(x: torch.Tensor, y: torch.Tensor) -> dict[str, Figure]:
         *estimated(sliced_wasserstein, x, y, "log"),
         *estimated(precision_recall, x, y, "share"),
     ]
-    return dict(zip(ROWS, found, strict=True))
+    return dict(zip(card.ROWS, found, strict=True))
 
 
 def accuracy(
@@ -405,47 +420,6 @@ def _pipeline(checkpoint: str) -> Any:
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {' '.join(str(error).split())}") from None
     finally:
         logging.disable(logging.NOTSET)
-
-
-# --------------------------------------------------------------------------------------------------------- what is said
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown."""
-    settings, count = results["settings"], results["pictures"]
-    lines = [
-        f"### {results['checkpoint']}: {count['drawn']} pictures in {settings['num_inference_steps']} steps, guidance "
-        f"{settings['guidance_scale']:g}, seed {settings['seed']}",
-        "",
-        f"Against {count['held_out']} held-out pictures; the floor is of {count['floor']} of {count['train']} training "
-        "pictures. 95 % intervals.",
-        "",
-        "| | drawn | real |",
-        "|---|---|---|",
-    ]
-
-    def line(name: str, figure: dict[str, Any], style: str, factor: float = 1.0) -> None:
-        cells = []
-        for x in (figure, figure.get("real")):
-            numbers = [] if x is None else [factor * v for v in (x["value"], *x["interval"])]
-            cells.append("{} ({} to {})".format(*(format(v, style) for v in numbers)) if numbers else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-
-    for name, figures in results["features"].items():
-        for metric, figure in figures.items():
-            within = metric in ("precision", "recall")
-            factor = 1000.0 if metric == "kernel_distance" else 1.0
-            line(f"{ROWS[metric]}, {name} features", figure, ".1%" if within else ".3g", factor)
-    for kind, found in results["prompt_accuracy"].items():
-        how = kind if kind == "classifier" else f"{kind}, own caption of {found['choices']}"
-        line(f"prompt accuracy ({how})", found, ".1%")
-        if "unseen" in found:
-            line("the same, captions that were not trained on", found["unseen"], ".1%")
-    found = results["copy_rate"]
-    line(f"copy rate ({found['features']}, ratio below {found['threshold']:.2f})", found, ".1%")
-    for quarter, found in enumerate(results["held_out_loss"], 1):
-        line(f"held-out loss, quarter {quarter} of the noise levels", found, ".4f")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

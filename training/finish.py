@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
 from mezzotint import MezzotintPipeline, hub
+from mezzotint_training import card
 from mezzotint_training.adapters import save_adapters
 from mezzotint_training.config import TrainConfig, UserError
 
@@ -70,16 +71,20 @@ def finish(
     Raises:
         UserError: for an upload that failed; the finished pipeline is there.
     """
-    again = metrics.pop("updates") == 0 and (output_dir / "metrics.json").is_file()
+    figures = output_dir / "metrics.json"
+    again = metrics.pop("updates") == 0 and figures.is_file()
+    if again:
+        before = json.loads(figures.read_text(encoding="utf-8"))
+        again = before["steps"] == metrics["steps"]  # else they are of a shorter run that was finished before
+        metrics = before if again else metrics
+    if not again:  # what was measured is of other weights
+        (output_dir / card.EVALUATION).unlink(missing_ok=True)
     if config.adapter is None:
         if again and (output_dir / "scheduler").is_dir():  # which may have been fitted to these weights since
             pipe.scheduler = type(pipe.scheduler).from_pretrained(output_dir / "scheduler")
         pipe.save_pretrained(output_dir)
     else:
         save_adapters(output_dir, pipe.unet, pipe.text_encoder)
-    figures = output_dir / "metrics.json"
-    if again:
-        metrics = json.loads(figures.read_text(encoding="utf-8"))
     figures.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if config.adapter is None:
         loaded = MezzotintPipeline.from_pretrained(output_dir)
@@ -91,7 +96,7 @@ def finish(
     grid = None
     if config.validation_prompts:
         grid = draw_samples(loaded, config, output_dir, metrics["steps"], accelerator)
-    hub.write_card(output_dir, asdict(config), metrics, grid)
+    card.write(output_dir, asdict(config), metrics, grid)
     accelerator.print(
         f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, loss {metrics['loss']:.4f})"
     )

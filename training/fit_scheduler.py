@@ -22,7 +22,8 @@ import torch
 import yaml
 from huggingface_hub.errors import HTTPError
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
+from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training import card
 from mezzotint_training.fitting import Fitted, fit, solve
 from mezzotint_training.stock_solvers import common_settings, settings
 
@@ -156,10 +157,8 @@ def fit_scheduler(args: argparse.Namespace) -> int:
                     "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
                 }
                 keep(pipe, found.table | {"provenance": provenance}, folder)
-    if recipe and (folder / "metrics.json").is_file():  # of a run of ours, whose card says it too
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        grids = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))
-        hub.write_card(folder, recipe, metrics, grids[-1] if grids else None)
+    if card.of_a_run(folder):  # which says it too
+        card.rewrite(folder)
     return 0
 
 
@@ -178,7 +177,7 @@ def outcome(n: int, scale: float, found: Fitted) -> str:
 
 def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
     """Put the table into the pipeline's scheduler and into the folder. The code goes first: a checkpoint of an older
-    version would carry a scheduler that knows no tables."""
+    version would carry a scheduler that knows no tables. Figures of as many steps go: they were of other pictures."""
     kind = (table["num_inference_steps"], table["guidance_scale"])
     others = [
         old
@@ -188,6 +187,12 @@ def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
     tables = sorted([*others, table], key=lambda t: (t["num_inference_steps"], t["guidance_scale"]))
     pipe.scheduler = MezzotintScheduler.from_config(pipe.scheduler.config, fitted_schedules=tables)
     pipe.save_config(folder)
+    evaluation = folder / card.EVALUATION
+    if evaluation.is_file():
+        steps = json.loads(evaluation.read_text(encoding="utf-8"))["settings"]["num_inference_steps"]
+        if steps == table["num_inference_steps"]:
+            evaluation.unlink()
+            print(f"the evaluation was of {steps} steps without this table: removed", flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # the old one is whole until the new one is
         pipe.scheduler.save_pretrained(aside)
         os.replace(Path(aside) / pipe.scheduler.config_name, folder / "scheduler" / pipe.scheduler.config_name)

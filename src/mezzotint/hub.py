@@ -23,8 +23,8 @@ from mezzotint.pipelines.pipeline_mezzotint import LOADING
 NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "cache/*", "ema/*", "logs/*", "metrics.jsonl"]
 # What a folder of low-rank adapters holds in place of a pipeline
 ADAPTERS = "pytorch_lora_weights.safetensors"
-# What goes from the repository unless it comes anew: earlier code, and weights in another number of files
-REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json"]
+# What goes from the repository unless it comes anew: earlier code, weights in another number of files, their figures
+REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json", "evaluation.json"]
 # The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
 LICENSES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
@@ -119,7 +119,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> Path:
+def write_card(
+    folder: str | Path,
+    settings: dict[str, Any],
+    metrics: dict[str, Any],
+    grid: str | None,
+    evaluation: dict[str, Any] | None = None,
+) -> Path:
     """Write `README.md`, the model card, from what was set and what was measured; no number in it is typed by hand.
 
     Args:
@@ -127,6 +133,8 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         settings: the run's settings (the fields of `TrainConfig`).
         metrics: what the run measured (the contents of `metrics.json`).
         grid: path of the sample grid, relative to `folder`.
+        evaluation: what `mezzotint evaluate` measured (the contents of `evaluation.json`), with `table`, all of it in
+            Markdown, and `command`, the line that made it; `None` where nothing was.
     """
     folder = Path(folder)
     scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
@@ -142,6 +150,7 @@ def write_card(folder: str | Path, settings: dict[str, Any], metrics: dict[str, 
         settings=settings,
         metrics=metrics,
         grid=grid,
+        evaluation=evaluation,
         schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
         source=settings.get("dataset_name") or Path(settings["train_data_dir"]).resolve().name,
         prompt=prompts[0] if prompts else "",
@@ -171,7 +180,7 @@ def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:
 def push(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Upload the folder of a finished pipeline, or of its adapters, in one commit, with the card's loading line naming
     `repo_id`. Code and weights of an earlier upload go from the repository, where diffusers might load them in place of
-    these.
+    these, and so do the figures of those weights.
 
     Returns:
         the commit's address.
