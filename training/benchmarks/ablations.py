@@ -16,7 +16,6 @@ import json
 import math
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -42,6 +41,7 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "none": ({}, False),
     "logit_normal": ({"weighting_scheme": "logit_normal"}, False),
     "logit_normal -0.5": ({"weighting_scheme": "logit_normal", "logit_mean": -0.5}, False),
+    "logit_normal 0.5": ({"weighting_scheme": "logit_normal", "logit_mean": 0.5}, False),
     "laplace": ({"weighting_scheme": "laplace", "logit_std": 1.4}, False),
     "epsilon": ({"scheduler": {"prediction_type": "epsilon"}}, False),
     "cosine betas": ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, False),
@@ -230,26 +230,29 @@ def main(argv: list[str] | None = None) -> int:
             changes = {k: {**getattr(shared, k), **v} if isinstance(v, dict) else v for k, v in CHANGES[name][0].items()}
             return replace(shared, **changes)
 
-        steps: dict[str, int] = {}
-        timing = threading.Lock()
+        def timed(name: str) -> int:
+            config = replace(settings(name), output_dir=str(root / f"{name}-timed".replace(" ", "_")))
+            return steps_within(args.seconds, name, config, args.threads)
+
+        # as busy as the machine will be
+        pool = ThreadPoolExecutor(args.jobs)
+        names = ["none", *(name for name in args.changes if CHANGES[name][1])]
+        steps = dict(zip(names, pool.map(timed, names), strict=True))
+        print(f"updates: {steps}", flush=True)
 
         def one(job: tuple[str, int]) -> None:
             name, seed = job
             known = {"scale": args.scale, "change": name, "seed": seed, "seconds": args.seconds, "base": args.base}
             if any(all(line[k] == v for k, v in known.items()) for line in done):
                 return
-            timed = name if CHANGES[name][1] else "none"
+            length = steps.get(name, steps["none"])
             output_dir = str(root / f"{name}-{seed}".replace(" ", "_"))
-            with timing:
-                if timed not in steps:
-                    config = replace(settings(timed), output_dir=output_dir)
-                    steps[timed] = steps_within(args.seconds, timed, config, args.threads)
             config = replace(settings(name), output_dir=output_dir, seed=seed)
-            config = replace(config, max_train_steps=steps[timed], logging_steps=max(1, steps[timed] // 5))
+            config = replace(config, max_train_steps=length, logging_steps=max(1, length // 5))
             ended = run(name, config, args.threads)
             found = judge.of_ours(Path(config.output_dir), seed=seed)
             line = known | {
-                "steps": steps[timed],
+                "steps": length,
                 "wall": ended.wall,
                 "processor": ended.processor,
                 "kernel_distance": found.kernel_distance.value,
@@ -264,8 +267,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(line), flush=True)
 
         jobs = [(name, seed) for seed in range(args.seeds) for name in args.changes]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(one, jobs))
+        list(pool.map(one, jobs))
     print("\n" + table([x for x in done if x["scale"] == args.scale and x["base"] == args.base], args.seconds))
     return 0
 

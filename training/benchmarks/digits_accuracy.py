@@ -19,14 +19,8 @@ import torch
 from sklearn.svm import SVC
 
 from mezzotint import MezzotintPipeline
+from mezzotint_training.metrics import share
 from mezzotint_training.rows import DIGIT_NAMES, digits
-
-
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, 1927)."""
-    p, n = hits / count, count
-    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def reader() -> tuple[SVC, float]:
@@ -81,13 +75,13 @@ def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace, classif
         for read in svm.predict(pictures.reshape(len(pictures), -1)):
             table[label, read] += 1
     hits, count = int(np.trace(table)), int(table.sum())
-    low, high = wilson(hits, count)
+    accuracy, (low, high) = share(hits, count)
     if hits < count:
         print(f"asked for (rows), read as (columns):\n{table}")
     print(
         f"{type(pipe.scheduler).__name__}, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}"
         f"{f', classifier {classifier_scale:g}' if classifier_scale else ''}: "
-        f"{hits} of {count} read as asked for, {100 * hits / count:.1f} % "
+        f"{hits} of {count} read as asked for, {100 * accuracy:.1f} % "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
     )
 

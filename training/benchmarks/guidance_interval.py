@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.benchmarks.digits_accuracy import reader, wilson
+from mezzotint_training.benchmarks.digits_accuracy import reader
 from mezzotint_training.features import RandomFeatures
-from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife
+from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife, share
 from mezzotint_training.rows import DIGIT_NAMES, digits
 
 EVERYWHERE = (0.0, math.inf)
@@ -50,8 +50,8 @@ class Result:
         return f"{self.scale:g}, {levels}" if self.scale > 1 else "off"
 
     def row(self) -> str:
-        low, high = wilson(self.hits, self.count)
-        accuracy = f"{100 * self.hits / self.count:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        value, (low, high) = share(self.hits, self.count)
+        accuracy = f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
         distance = f"{self.distance:.3f} ({self.distance_interval[0]:.3f} to {self.distance_interval[1]:.3f})"
         return f"| {self.name} | {self.evaluations:.1f} | {accuracy} | {distance} |"
 

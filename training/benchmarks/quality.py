@@ -152,7 +152,7 @@ def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -
 
 def steps_within(seconds: float, side: str, config: TrainConfig, threads: int) -> int:
     """How many updates fit into so many seconds of processor time, start and end included, by two short runs."""
-    few, many = 2, max(12, 1280 // config.train_batch_size)
+    few, many = 2, max(12, 2560 // config.train_batch_size)
     costs = []
     for steps in (few, many):
         short = replace(config, max_train_steps=steps, logging_steps=steps, output_dir=f"{config.output_dir}-{steps}")
