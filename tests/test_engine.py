@@ -24,6 +24,7 @@ from mezzotint_training.components import pretrained_components
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages
 from mezzotint_training.objective import denoising_loss
+from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED
 from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.sources import fixed_items
 
@@ -78,7 +79,7 @@ def test_with_each_part_a_run_that_is_stopped_goes_on_to_the_same_end(world, tmp
     whole = trained(tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
         at_call(patch, [5], lambda loss: (os.kill(os.getpid(), signal.SIGTERM), loss)[1])  # in the third update
-        assert run(output_dir=tmp_path / "run", **settings).code == train.INTERRUPTED
+        assert run(output_dir=tmp_path / "run", **settings).code == INTERRUPTED
     shutil.rmtree(tmp_path / "run" / "cache", ignore_errors=True)  # which a run may lose
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 0 and "going on from step 3\n" in result.out, result.err
@@ -266,6 +267,6 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, place):
         monkeypatch.setattr(Image.Image, "save", full)
     settings = {"checkpointing_steps": 1, "logging_steps": 3, "validation_prompts": ["7"], "num_inference_steps": 2}
     result = run(output_dir=tmp_path / "run", **settings)
-    assert result.code == train.CANNOT_GO_ON
+    assert result.code == CANNOT_GO_ON
     assert result.err.splitlines()[-1].startswith("mezzotint: the disk is full (")
     assert (tmp_path / "run" / "checkpoint-2").is_dir()

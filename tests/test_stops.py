@@ -9,6 +9,7 @@ import torch
 from tiny_run import LONG, distance, logged, run, saved, trained
 
 from mezzotint_training import checkpoint, train
+from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED
 
 STATES = ("weights", "optimizer", "ema")
 
@@ -50,7 +51,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code(whole, tmp_pat
     with monkeypatch.context() as patch:
         at_call(patch, [9], send)  # in the fifth update, of which there is no checkpoint
         result = run(output_dir=tmp_path / "run", **LONG)
-    assert result.code == train.INTERRUPTED == 75
+    assert result.code == INTERRUPTED == 75
     assert result.err.splitlines()[-1] == (
         "mezzotint: stopped at step 5, with a checkpoint; the same command goes on from there"
     )
@@ -114,7 +115,7 @@ def test_a_run_of_them_ends_it_naming_the_last_checkpoint(whole, tmp_path, monke
     with monkeypatch.context() as patch:
         at_call(patch, range(5, 99), poison(float("nan")))
         result = run(output_dir=tmp_path / "run", max_nonfinite_steps=1, **LONG | {"max_train_steps": 9})
-    assert result.code == train.CANNOT_GO_ON == 3
+    assert result.code == CANNOT_GO_ON == 3
     last = result.err.splitlines()[-1]
     assert last.startswith("mezzotint: no finite gradient in the 2 updates up to step 4; the last checkpoint is ")
     assert f"{tmp_path / 'run' / 'checkpoint-2'}; " in last
@@ -137,10 +138,10 @@ def test_the_count_goes_on_after_a_stop(tmp_path, monkeypatch):
     settings = {"output_dir": tmp_path / "run", "max_nonfinite_steps": 1, "max_train_steps": 9}
     with monkeypatch.context() as patch:
         at_call(patch, [2], stop)
-        assert run(**settings).code == train.INTERRUPTED
+        assert run(**settings).code == INTERRUPTED
     with monkeypatch.context() as patch:
         at_call(patch, [1], poison(float("nan")))
-        assert run(**settings).code == train.CANNOT_GO_ON
+        assert run(**settings).code == CANNOT_GO_ON
 
 
 def test_a_branch_with_another_rate_goes_on_in_another_folder(whole, tmp_path):

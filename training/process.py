@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
+from safetensors import SafetensorError
 
 from mezzotint_training.config import TrainConfig, UserError
 
@@ -32,6 +33,35 @@ class CannotGoOn(Exception):
 
 class Interrupted(Exception):
     """A run that was asked to end, and has written a checkpoint."""
+
+
+def exit_code(program: Callable[[], object], with_room: str = "") -> int:
+    """Run `program` and return what its process ends with: 0, or for what it could not do, which is said in one line, 2
+    (bad input), 3 (`CANNOT_GO_ON`) or 75 (`INTERRUPTED`).
+
+    Args:
+        program: with its arguments in it.
+        with_room: what is said after a disk that is full.
+    """
+    try:
+        program()
+    except UserError as error:
+        # One raised in a data worker comes with that worker's traceback above it
+        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        print(f"mezzotint: {line}", file=sys.stderr)
+        return 2
+    except CannotGoOn as error:
+        print(f"mezzotint: {error}", file=sys.stderr)
+        return CANNOT_GO_ON
+    except Interrupted as message:
+        print(f"mezzotint: {message}", file=sys.stderr)
+        return INTERRUPTED
+    except (OSError, SafetensorError) as error:
+        if not disk_is_full(error):
+            raise
+        print(f"mezzotint: the disk is full ({error}){with_room}", file=sys.stderr)
+        return CANNOT_GO_ON
+    return 0
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:

@@ -33,7 +33,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training import checkpoint, plan, sharding
@@ -48,41 +47,16 @@ from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss, draw_timesteps
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
-from mezzotint_training.process import (
-    CANNOT_GO_ON,
-    INTERRUPTED,
-    CannotGoOn,
-    Interrupted,
-    disk_is_full,
-    leave,
-    make_accelerator,
-    signals,
-)
+from mezzotint_training.process import CannotGoOn, Interrupted, exit_code, leave, make_accelerator, signals
 from mezzotint_training.report import Losses, Report, peak_memory
 from mezzotint_training.sources import Source, fixed_items, open_source
 from mezzotint_training.text import TextEncoding, train_what_is_read
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        train(parse_args(argv, description=__doc__))
-    except UserError as error:
-        # One raised in a data worker comes with that worker's traceback above it
-        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
-        print(f"mezzotint: {line}", file=sys.stderr)
-        return 2
-    except CannotGoOn as error:
-        print(f"mezzotint: {error}", file=sys.stderr)
-        return CANNOT_GO_ON
-    except Interrupted as message:
-        print(f"mezzotint: {message}", file=sys.stderr)
-        return INTERRUPTED
-    except (OSError, SafetensorError) as error:
-        if not disk_is_full(error):
-            raise
-        print(f"mezzotint: the disk is full ({error}); with room the same command goes on", file=sys.stderr)
-        return CANNOT_GO_ON
-    return 0
+    return exit_code(
+        lambda: train(parse_args(argv, description=__doc__)), with_room="; with room the same command goes on"
+    )
 
 
 @dataclass

@@ -25,8 +25,6 @@ import torch.nn.functional as F
 import yaml
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from scipy.stats import binomtest
 
 from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import sharding
@@ -35,8 +33,9 @@ from mezzotint_training.config import TrainConfig, UserError, known_arguments
 from mezzotint_training.data import CaptionedImages
 from mezzotint_training.held_out import LEVELS
 from mezzotint_training.lint import column
+from mezzotint_training.metrics import share
 from mezzotint_training.optimizers import make_optimizer
-from mezzotint_training.process import CANNOT_GO_ON, CannotGoOn, disk_is_full, leave, make_accelerator
+from mezzotint_training.process import CannotGoOn, exit_code, leave, make_accelerator
 from mezzotint_training.report import Losses
 from mezzotint_training.report import progress as show
 from mezzotint_training.rows import held_out, load_splits
@@ -71,27 +70,16 @@ def main(argv: list[str] | None = None) -> int:
             help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
             parser.add_argument(f"--{f.name}", default=default, help=help, **kind, **many)
     args = vars(parser.parse_args(argv))
-    try:
+
+    def program() -> None:
         # every other setting is at its default: no caption is dropped, no tracker called
         config = TrainConfig(
             **{name: args[name] for name in SETTINGS}, caption_column=args["label_column"],
             proportion_empty_prompts=0, report_to="none",
         )  # fmt: skip
         train(config, args["pipeline"], args["classifier"], args["only_classifier"])
-    except UserError as error:
-        # One raised in a data worker comes with that worker's traceback above it
-        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
-        print(f"mezzotint: {line}", file=sys.stderr)
-        return 2
-    except CannotGoOn as error:
-        print(f"mezzotint: {error}", file=sys.stderr)
-        return CANNOT_GO_ON
-    except (OSError, SafetensorError) as error:
-        if not disk_is_full(error):
-            raise
-        print(f"mezzotint: the disk is full ({error})", file=sys.stderr)
-        return CANNOT_GO_ON
-    return 0
+
+    return exit_code(program)
 
 
 def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: bool) -> None:
@@ -264,10 +252,10 @@ def accuracies(
                 sample = scheduler.add_noise(sample, noise, torch.full((len(batch),), timestep))
             found = classifier(sample.to(classifier.device), timestep, return_dict=False)[0].argmax(dim=1).tolist()
             correct += sum(number == numbers[item["caption"]] for number, item in zip(found, batch, strict=True))
-        interval = binomtest(correct, len(items)).proportion_ci(method="wilson")
+        accuracy, interval = share(correct, len(items))
         figures.append(
-            {"timestep": timestep, "noise": noisy, "pictures": len(items), "accuracy": correct / len(items)}
-            | {"interval": [float(interval.low), float(interval.high)]}
+            {"timestep": timestep, "noise": noisy, "pictures": len(items)}
+            | {"accuracy": accuracy, "interval": list(interval)}
         )
     return figures
 
