@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of processor time, of the whole run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), metavar="CHANGE", help=", ".join(CHANGES))
+    parser.add_argument("--also", type=json.loads, default={}, help="JSON: more changes, as names of settings")
     parser.add_argument("--base", type=json.loads, default={}, help="JSON: settings that all runs have besides")
     parser.add_argument("--count", type=int, default=512, help="pictures drawn for a verdict")
     parser.add_argument("--sampling_steps", type=int, default=12)
@@ -213,6 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.changes:
         if name not in CHANGES:
             raise UserError(f"a change must be one of {', '.join(CHANGES)}: got {name!r}")
+    changes = {name: CHANGES[name] for name in args.changes} | {k: (v, True) for k, v in args.also.items()}
 
     torch.set_num_threads(args.threads)
     kept = Path(args.results) if args.results else None
@@ -227,8 +229,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"real pictures: KID x 1000 {1000 * real.kernel_distance.value:.2f}, accuracy {real.accuracy.value:.1%}")
 
         def settings(name: str) -> TrainConfig:
-            changes = {k: {**getattr(shared, k), **v} if isinstance(v, dict) else v for k, v in CHANGES[name][0].items()}
-            return replace(shared, **changes)
+            differ = changes.get(name, ({}, False))[0]
+            differ = {k: {**getattr(shared, k), **v} if isinstance(v, dict) else v for k, v in differ.items()}
+            return replace(shared, **differ)
 
         def timed(name: str) -> int:
             config = replace(settings(name), output_dir=str(root / f"{name}-timed".replace(" ", "_")))
@@ -236,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
 
         # as busy as the machine will be
         pool = ThreadPoolExecutor(args.jobs)
-        names = ["none", *(name for name in args.changes if CHANGES[name][1])]
+        names = ["none", *(name for name, (_, costs) in changes.items() if costs)]
         steps = dict(zip(names, pool.map(timed, names), strict=True))
         print(f"updates: {steps}", flush=True)
 
@@ -266,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
                     file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
 
-        jobs = [(name, seed) for seed in range(args.seeds) for name in args.changes]
+        jobs = [(name, seed) for seed in range(args.seeds) for name in changes]
         list(pool.map(one, jobs))
     print("\n" + table([x for x in done if x["scale"] == args.scale and x["base"] == args.base], args.seconds))
     return 0
