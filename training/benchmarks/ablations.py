@@ -199,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scale", choices=list(SCALES))
     parser.add_argument("--data", help="the set's folder; the digits need none")
-    parser.add_argument("--seconds", type=float, default=60, help="of processor time, of the whole run (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of processor time, of the whole run (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), metavar="CHANGE", help=", ".join(CHANGES))
     parser.add_argument("--also", type=json.loads, default={}, help="JSON: more changes, as names of settings")
@@ -298,7 +300,10 @@ def table(lines: list[dict[str, Any]], seconds: float) -> str:
             cells += [f"{value:.2f} ({low:.2f} to {high:.2f})", "{:.2f} ({:.2f} to {:.2f})".format(*other)]
         cells += [f"{np.mean(column(name, 'accuracy')):.1%}"]
         rows.append((value, f"| {' | '.join(cells)} |"))
-    head = "| change | seconds | updates | KID x 1000 | ratio to none | Fréchet distance, ratio | accuracy |\n" + "|---" * 7
+    head = (
+        "| change | seconds | updates | KID x 1000 | ratio to none | Fréchet distance, ratio | accuracy |\n"
+        + "|---" * 7
+    )
     return "\n".join([head + "|", *(row for _, row in sorted(rows))])
 
 

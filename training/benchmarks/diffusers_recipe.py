@@ -209,7 +209,9 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
                 unet.save_pretrained(output_dir / f"unet-{step}")
                 if ema is not None:
                     ema.restore(parameters)
-                (output_dir / f"unet-{step}" / "seconds.json").write_text(json.dumps([seconds, processor]), encoding="utf-8")
+                (output_dir / f"unet-{step}" / "seconds.json").write_text(
+                    json.dumps([seconds, processor]), encoding="utf-8"
+                )
                 started += time.perf_counter() - started - seconds  # writing is not counted
                 began += time.process_time() - began - processor
         bar.set_postfix(step_loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])

@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of those")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="that are swept (default: %(default)s)")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1], help="of ours, in --seconds")
+    parser.add_argument("--looks", type=int, default=16, help="at the peer as it goes along (default: %(default)s)")
     parser.add_argument("--ours", type=json.loads, default={}, help="JSON: settings of ours to change")
     parser.add_argument("--count", type=int, default=1000, help="pictures drawn for a verdict (default: %(default)s)")
     parser.add_argument("--sampling_steps", type=int, default=15)
@@ -75,14 +76,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Log:
-    """Figures of runs in a file of JSON lines; of the same command, what is there need not be run again."""
+    """Figures of runs in a file of JSON lines; of the same command, what is there need not be run again. Of ours, runs
+    of other settings are passed over."""
 
     def __init__(self, path: Path, args: argparse.Namespace):
         self.path = path
-        self.command = {k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares")}
+        self.command = {k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours")}
         before = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in map(json.loads, before) if line["command"] == json.loads(json.dumps(self.command))]
-        self.lines: list[dict[str, Any]] = kept
+        self.lines: list[dict[str, Any]] = [line for line in kept if line.get("settings", args.ours) == args.ours]
 
     def add(self, run: Run | None, judged: Judged, **what: Any) -> None:
         figures = {
@@ -97,7 +99,7 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         kid, right = 1000 * judged.kernel_distance.value, judged.accuracy.value
-        told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in what.items())
+        told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in what.items() if v != {})
         print(f"{told}: {line.get('processor', 0):.0f} s, KID x 1000 {kid:.2f}, accuracy {right:.1%}", flush=True)
 
     def of(self, **what: Any) -> list[dict[str, Any]]:
@@ -119,10 +121,11 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
         for folder in sorted(Path(config.output_dir).glob("unet-*"), key=lambda x: int(x.name[5:])):
             wall, processor = json.loads((folder / "seconds.json").read_text())
             step = int(folder.name[5:])
-            for guidance in (1.0, 2.0) if step == config.max_train_steps else (1.0,):
+            for guidance in (2.0, 1.0) if step == config.max_train_steps and "seed" in what else (1.0,):
                 found = judge.of_peer(folder, guidance, seed=config.seed)
                 log.add(ended._replace(wall=wall, processor=processor), found, step=step, guidance=guidance, **what)
-        show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
+        if "seed" in what:
+            show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
 
     # 1. The peer's learning rate, by a seed that is used for nothing else; and whether it had better end at zero
     steps = steps_within(args.seconds, "peer", replace(peer, output_dir=str(root / "peer")), args.threads)
@@ -139,19 +142,23 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
     # 2. Both sides by turns
     lengths = {x: steps_within(x * args.seconds, "ours", replace(ours, output_dir=str(root / "ours")), args.threads)
                for x in args.shares}  # fmt: skip
+    nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
     for seed in range(args.seeds):
         if not log.of(side="peer", seed=seed):
             config = replace(peer, learning_rate=swept["rate"], lr_scheduler=swept["lr_scheduler"], seed=seed)
-            config = replace(config, max_train_steps=steps, logging_steps=steps, checkpointing_steps=max(1, steps // 16))
+            config = replace(
+                config, max_train_steps=steps, logging_steps=steps, checkpointing_steps=max(1, steps // args.looks)
+            )
             finished(replace(config, output_dir=str(root / f"peer-{seed}")), side="peer", seed=seed)
         for share, length in lengths.items():
             if log.of(side="ours", seed=seed, share=share):
                 continue
             config = replace(ours, seed=seed, max_train_steps=length, logging_steps=length)
             ended = run("ours", replace(config, output_dir=str(root / f"ours-{share}-{seed}")), args.threads)
-            for guidance in (1.0, 2.0):
+            for guidance in (2.0, 1.0) if share == nearest else (1.0,):
                 found = judge.of_ours(root / f"ours-{share}-{seed}", guidance, seed=seed)
-                log.add(ended, found, side="ours", seed=seed, share=share, step=length, guidance=guidance)
+                log.add(ended, found, side="ours", seed=seed, share=share, step=length, guidance=guidance,
+                        settings=args.ours)  # fmt: skip
             show(found, judge, output / f"{args.scale}-ours-{share:g}-{seed}.png")
 
 
@@ -220,7 +227,11 @@ def table(lines: list[dict[str, Any]], args: argparse.Namespace) -> str:
     for (side, _), some in sorted(shown.items(), key=lambda item: item[1][0]["processor"]):
         plain, guided = ([x for x in some if x["guidance"] == g] for g in (1.0, 2.0))
         accuracies = [f"{np.mean([x['accuracy'][0] for x in xs]):.1%}" if xs else "" for xs in (plain, guided)]
-        cells = [side, *(f"{np.mean([x[k] for x in plain]):.0f}" for k in ("processor", "wall")), f"{some[0]['step']:,}"]
+        cells = [
+            side,
+            *(f"{np.mean([x[k] for x in plain]):.0f}" for k in ("processor", "wall")),
+            f"{some[0]['step']:,}",
+        ]
         cells += [geometric([1000 * x["kernel_distance"][0] for x in plain])]
         cells += [geometric([x["frechet_distance"][0] for x in plain]), *accuracies]
         rows.append(f"| {' | '.join(cells)} |")
