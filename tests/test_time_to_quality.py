@@ -81,9 +81,8 @@ def test_steps_that_fit(monkeypatch, tmp_path):
 
     monkeypatch.setattr(quality, "run", run)
     config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "x"), train_batch_size=32)
-    assert quality.steps_within(65, "ours", config, 3) == 240
+    assert quality.steps_within([65, 1], "ours", config, 3) == [240, 2]
     assert asked == [("ours", 2, 3), ("ours", 80, 3)]
-    assert quality.steps_within(1, "ours", config, 3) == 2
 
 
 @pytest.mark.parametrize("name", list(quality.SCALES))

@@ -182,7 +182,10 @@ class TrainConfig:
             "in [0, 1]": (("proportion_empty_prompts", "ema_decay", "augment_probability"), lambda x: 0 <= x <= 1),
             "in [0, 1)": (("adam_beta1", "adam_beta2", "lora_dropout"), lambda x: 0 <= x < 1),
             "a number from 0": (("adam_weight_decay", "adam_epsilon"), lambda x: 0 <= x < math.inf),
-            "a number above 0": (("learning_rate", "max_grad_norm", "lora_alpha", "logit_std"), lambda x: 0 < x < math.inf),
+            "a number above 0": (
+                ("learning_rate", "max_grad_norm", "lora_alpha", "logit_std"),
+                lambda x: 0 < x < math.inf,
+            ),
         }
         for rule, (names, holds) in rules.items():
             for name in names:

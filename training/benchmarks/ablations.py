@@ -5,9 +5,10 @@
     python training/benchmarks/ablations.py fashion --data path/to/fashion-28 --seconds 120 --changes muon logit_normal
 
 Every run is `train.py` in a process of its own, of as many updates as fit into so many seconds of processor time, which
-does not depend on what else the machine does (a change that may cost time is timed first). Changes that are settings are named in `CHANGES`; what was tried and is no setting is a context below,
-that replaces a part of the program. The figures go to a table in `ABLATIONS.md` by hand, failures included. With
---results they are kept in a file, and what is in there is not run again.
+does not depend on what else the machine does (a change that may cost time is timed first). Changes that are settings
+are named in `CHANGES`; what was tried and is no setting is a context below, that replaces a part of the program. The
+figures go to a table in `ABLATIONS.md` by hand, failures included. With --results they are kept in a file, and what is
+in there is not run again.
 """
 
 import argparse
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
 
         def timed(name: str) -> int:
             config = replace(settings(name), output_dir=str(root / f"{name}-timed".replace(" ", "_")))
-            return steps_within(args.seconds, name, config, args.threads)
+            return steps_within([args.seconds], name, config, args.threads)[0]
 
         # as busy as the machine will be
         pool = ThreadPoolExecutor(args.jobs)

@@ -150,14 +150,15 @@ def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -
     told.write_text(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
 
 
-def steps_within(seconds: float, side: str, config: TrainConfig, threads: int) -> int:
-    """How many updates fit into so many seconds of processor time, start and end included, by two short runs."""
+def steps_within(seconds: list[float], side: str, config: TrainConfig, threads: int) -> list[int]:
+    """Updates that fit into each of so many seconds of processor time, start and end included; by two short runs."""
     few, many = 2, max(12, 2560 // config.train_batch_size)
     costs = []
     for steps in (few, many):
         short = replace(config, max_train_steps=steps, logging_steps=steps, output_dir=f"{config.output_dir}-{steps}")
         costs.append(run(side, short, threads).processor)
-    return max(few, int(many + (seconds - costs[1]) * (many - few) / (costs[1] - costs[0])))
+    an_update = (costs[1] - costs[0]) / (many - few)
+    return [max(few, int(many + (x - costs[1]) / an_update)) for x in seconds]
 
 
 # ----------------------------------------------------------------------------------------------------------- the judge

@@ -8,10 +8,10 @@
 The peer is what `train_text_to_image.py` does (`diffusers_recipe.py`): noise prediction with uniform timesteps, AdamW,
 EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, the learning rate swept and
 its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
-pictures, as many parameters, attention at the same levels, as many threads; runs of a seed follow each other, peer's and
-ours by turns. Quality is the kernel distance (KID) of pictures drawn by one and the same sampler from the same noise, on
-features of a classifier of the real training split. It is taken of the peer's averaged weights as it goes along, of ours
-at the end of runs that were given that much time from the start, since their learning rate ends at zero.
+pictures, as many parameters, attention at the same levels, as many threads; runs of a seed follow each other, peer's
+and ours by turns. Quality is the kernel distance (KID) of pictures drawn by one and the same sampler from the same
+noise, on features of a classifier of the real training split. It is taken of the peer's averaged weights as it goes
+along, of ours at the end of runs that were given that much time from the start, as their learning rate ends at zero.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
 beside it. The ratio is that of the time at which ours is as good as the peer at its end, between two runs by
@@ -24,7 +24,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
             show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
 
     # 1. The peer's learning rate, by a seed that is used for nothing else; and whether it had better end at zero
-    steps = steps_within(args.seconds, "peer", replace(peer, output_dir=str(root / "peer")), args.threads)
+    (steps,) = steps_within([args.seconds], "peer", replace(peer, output_dir=str(root / "peer")), args.threads)
     short = max(1, int(args.sweep * steps))
     for name in ("constant", "cosine"):
         rates = args.rates if name == "constant" else [best(log, "constant")["rate"]]
@@ -140,8 +140,8 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
     swept = best(log, "constant", "cosine")
 
     # 2. Both sides by turns
-    lengths = {x: steps_within(x * args.seconds, "ours", replace(ours, output_dir=str(root / "ours")), args.threads)
-               for x in args.shares}  # fmt: skip
+    times = [x * args.seconds for x in args.shares]
+    lengths = steps_within(times, "ours", replace(ours, output_dir=str(root / "ours")), args.threads)
     nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
     for seed in range(args.seeds):
         if not log.of(side="peer", seed=seed):
@@ -150,7 +150,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
                 config, max_train_steps=steps, logging_steps=steps, checkpointing_steps=max(1, steps // args.looks)
             )
             finished(replace(config, output_dir=str(root / f"peer-{seed}")), side="peer", seed=seed)
-        for share, length in lengths.items():
+        for share, length in zip(args.shares, lengths, strict=True):
             if log.of(side="ours", seed=seed, share=share):
                 continue
             config = replace(ours, seed=seed, max_train_steps=length, logging_steps=length)
@@ -258,13 +258,13 @@ def plot(lines: list[dict[str, Any]], args: argparse.Namespace, path: Path) -> N
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for side, colour, style in (("peer", "tab:gray", "-"), ("ours", "tab:red", "--")):
+    looks = (("peer", "tab:gray", "-", "diffusers' recipe"), ("ours", "tab:red", "--", "Mezzotint, each point a run"))
+    for side, colour, style, label in looks:
         for seed in sorted({x["seed"] for x in lines if x.get("side") == side}):
             some = [x for x in lines if x.get("side") == side and x["seed"] == seed and x["guidance"] == 1.0]
             some.sort(key=lambda x: x["processor"])
-            axes.plot([x["processor"] for x in some], [max(1000 * x["kernel_distance"][0], 0.01) for x in some],
-                      color=colour, linestyle=style, marker="o", markersize=3,
-                      label={"peer": "diffusers' recipe", "ours": "Mezzotint, each point a run"}[side] * (seed == 0))  # fmt: skip
+            points = [x["processor"] for x in some], [max(1000 * x["kernel_distance"][0], 0.01) for x in some]
+            axes.plot(*points, style, color=colour, marker="o", markersize=3, label=label if seed == 0 else None)
     (real,) = [x for x in lines if x.get("side") == "real"]
     axes.axhline(max(1000 * real["kernel_distance"][0], 0.01), color="tab:green", linewidth=1, label="real pictures")
     axes.set(xscale="log", yscale="log", xlabel="seconds, one thread", ylabel="KID x 1000", title=args.scale)
