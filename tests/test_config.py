@@ -220,6 +220,7 @@ def changed(f: dataclasses.Field):
         "scheduler": {"prediction_type": "epsilon"},
         "text_encoder": DEFAULT.text_encoder | {"d_model": 3},
         "lr_scheduler": "linear",
+        "weighting_scheme": "laplace",
         "mixed_precision": "bf16",
         "on_bad_row": "skip",
         "checkpoints_total_limit": None,

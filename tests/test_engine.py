@@ -65,7 +65,7 @@ PARTS = {
     "augmentation": {"augment_probability": 0.5, "random_flip": True},
     "buckets": NEW | {"train_data_dir": "@/shapes", "resolution": 8, "aspect_ratio_buckets": "8,8;16,8;8,16"},
     "a size": {"size": "tiny", "unet": UNET, "train_batch_size": 4},
-    "channels last": {"channels_last": True},
+    "not channels last": {"channels_last": False},
 }
 
 

@@ -102,9 +102,9 @@ class TrainConfig:
     cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
     dataloader_num_workers: int = setting(0, "processes (for a stream: threads) that load data beside the training")
     weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
-        "none", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
+        "logit_normal", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
     )
-    logit_mean: float = setting(0.0, "of log sigma, the noise's standard deviation where the data's is 1")
+    logit_mean: float = setting(0.5, "of log sigma, the noise's standard deviation where the data's is 1")
     logit_std: float = setting(1.2, "its standard deviation")
     proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
 
@@ -139,7 +139,7 @@ class TrainConfig:
         10, "updates in a row without a finite gradient, each skipped, before the run stops"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
-    channels_last: bool = setting(False, "pictures in memory by pixel, not by channel: faster on recent GPUs")
+    channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: faster on CPUs and recent GPUs")
     compile: bool = setting(False, "compile the U-Net: minutes at the start, faster steps on a GPU")
 
     # What is kept

@@ -1,11 +1,11 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Which changes to the training recipe pay: each against the same base, in the same time, with several seeds.
 
-    python training/benchmarks/ablations.py digits --seconds 40 --seeds 3
-    python training/benchmarks/ablations.py fashion --data path/to/fashion-28 --seconds 120 --changes muon logit_normal
+    python training/benchmarks/ablations.py digits --updates 500 --seeds 3
+    python training/benchmarks/ablations.py fashion --data path/to/fashion-28 --changes muon logit_normal
 
-Every run is `train.py` in a process of its own, of as many updates as fit into so many seconds of processor time, which
-does not depend on what else the machine does (a change that may cost time is timed first). Changes that are settings
+Every run is `train.py` in a process of its own. A change whose updates may cost more or less is first timed beside the
+base, by processor time, and gets as many as fit into the time of the base's. Changes that are settings
 are named in `CHANGES`; what was tried and is no setting is a context below, that replaces a part of the program. The
 figures go to a table in `ABLATIONS.md` by hand, failures included. With --results they are kept in a file, and what is
 in there is not run again.
@@ -29,41 +29,43 @@ import torch
 import torch.nn.functional as F
 
 from mezzotint_training import train as program
-from mezzotint_training.benchmarks.quality import SCALES, Judge, prepare, ratio, run, steps_within
+from mezzotint_training.benchmarks.quality import SCALES, Judge, prepare, ratio, run, update_seconds
 from mezzotint_training.config import TrainConfig, UserError
 from mezzotint_training.objective import denoising_loss
 
-# The settings that a change is a change to
+# The settings that a change is a change to, beyond the defaults
 BASE: dict[str, Any] = {
-    "train_batch_size": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "lr_warmup_steps": 50, "channels_last": True,
+    "weighting_scheme": "logit_normal", "logit_mean": 0.5, "logit_std": 1.2, "channels_last": True,
+    "train_batch_size": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "lr_warmup_steps": 50,
 }  # fmt: skip
 # By name: the settings that differ, and whether a step may cost more or less for it
 CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "none": ({}, False),
-    "logit_normal": ({"weighting_scheme": "logit_normal"}, False),
-    "logit_normal -0.5": ({"weighting_scheme": "logit_normal", "logit_mean": -0.5}, False),
-    "logit_normal 0.5": ({"weighting_scheme": "logit_normal", "logit_mean": 0.5}, False),
-    "laplace": ({"weighting_scheme": "laplace", "logit_std": 1.4}, False),
+    "any timestep alike": ({"weighting_scheme": "none"}, False),
+    "logit_mean 0": ({"logit_mean": 0.0}, False),
+    "logit_mean -0.5": ({"logit_mean": -0.5}, False),
+    "logit_mean 1": ({"logit_mean": 1.0}, False),
+    "logit_std 1.8": ({"logit_std": 1.8}, False),
+    "laplace": ({"weighting_scheme": "laplace"}, False),
+    "learned uncertainty": ({}, False),
+    "min-SNR 5, any timestep": ({"weighting_scheme": "none"}, False),
     "epsilon": ({"scheduler": {"prediction_type": "epsilon"}}, False),
     "cosine betas": ({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}}, False),
     "muon": ({"optimizer": "muon"}, True),
-    "rate / 3": ({"learning_rate": 7e-4}, False),
+    "rate x 0.4": ({"learning_rate": 8e-4}, False),
     "rate x 2.5": ({"learning_rate": 5e-3}, False),
     "batch 64": ({"train_batch_size": 64}, True),
     "batch 16": ({"train_batch_size": 16}, True),
     "constant rate": ({"lr_scheduler": "constant_with_warmup"}, False),
     "linear rate": ({"lr_scheduler": "linear"}, False),
     "beta2 0.999": ({"adam_beta2": 0.999}, False),
-    "beta2 0.95": ({"adam_beta2": 0.95}, False),
-    "average 0.999": ({"ema_decay": 0.999}, False),
+    "longer average": ({"ema_decay": 0.998}, False),
     "no average": ({"use_ema": False}, False),
     "dropout 0.1": ({"unet": {"dropout": 0.1}}, True),
-    "captions 0": ({"proportion_empty_prompts": 0.0}, False),
-    "captions 0.2": ({"proportion_empty_prompts": 0.2}, False),
+    "no empty captions": ({"proportion_empty_prompts": 0.0}, False),
     "augment 0.15": ({"augment_probability": 0.15}, True),
     "not channels last": ({"channels_last": False}, True),
-    "learned uncertainty": ({}, False),
-    "min-SNR 5": ({}, False),
+    "no attention": ({"unet": {"transformer_layers_per_block": 0}}, True),
     "magnitude preserving": ({}, True),
     "low resolution first": ({}, True),
 }
@@ -187,7 +189,7 @@ def low_resolution_first() -> Iterator[None]:
 
 CONTEXTS = {
     "learned uncertainty": learned_uncertainty,
-    "min-SNR 5": min_snr,
+    "min-SNR 5, any timestep": min_snr,
     "magnitude preserving": magnitude_preserving,
     "low resolution first": low_resolution_first,
 }
@@ -234,31 +236,31 @@ def main(argv: list[str] | None = None) -> int:
         def settings(name: str) -> TrainConfig:
             differ = changes.get(name, ({}, False))[0]
             differ = {k: {**getattr(shared, k), **v} if isinstance(v, dict) else v for k, v in differ.items()}
+            if name == "no attention":  # at any level; the text still comes in with the timestep
+                differ["unet"]["transformer_layers_per_block"] = [0] * len(differ["unet"]["block_out_channels"])
             return replace(shared, **differ)
 
-        def timed(name: str) -> int:
-            config = replace(settings(name), output_dir=str(root / f"{name}-timed".replace(" ", "_")))
-            return steps_within([args.seconds], name, config, args.threads)[0]
+        def length(name: str) -> int:
+            """Updates in the time of the base's, from the cost of one beside that of one of the base, twice by turns."""
+            config = {x: replace(settings(x), output_dir=str(root / f"{x}-timed")) for x in ("none", name)}
+            costs = [update_seconds(x, config[x], args.threads) for x in ("none", name, "none", name)]
+            return round(args.updates * sum(costs[::2]) / sum(costs[1::2]))
 
-        # as busy as the machine will be
-        pool = ThreadPoolExecutor(args.jobs)
-        names = ["none", *(name for name, (_, costs) in changes.items() if costs)]
-        steps = dict(zip(names, pool.map(timed, names), strict=True))
-        print(f"updates: {steps}", flush=True)
+        lengths = {name: length(name) if costs else args.updates for name, (_, costs) in changes.items()}
+        print(f"updates: {lengths}", flush=True)
 
         def one(job: tuple[str, int]) -> None:
             name, seed = job
-            known = {"scale": args.scale, "change": name, "seed": seed, "seconds": args.seconds, "base": args.base}
+            known = {"scale": args.scale, "change": name, "seed": seed, "updates": args.updates, "base": args.base}
             if any(all(line[k] == v for k, v in known.items()) for line in done):
                 return
-            length = steps.get(name, steps["none"])
             output_dir = str(root / f"{name}-{seed}".replace(" ", "_"))
             config = replace(settings(name), output_dir=output_dir, seed=seed)
-            config = replace(config, max_train_steps=length, logging_steps=max(1, length // 5))
+            config = replace(config, max_train_steps=lengths[name], logging_steps=max(1, lengths[name] // 5))
             ended = run(name, config, args.threads)
             found = judge.of_ours(Path(config.output_dir), seed=seed)
             line = known | {
-                "steps": length,
+                "steps": lengths[name],
                 "wall": ended.wall,
                 "processor": ended.processor,
                 "kernel_distance": found.kernel_distance.value,
@@ -273,14 +275,15 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(line), flush=True)
 
         jobs = [(name, seed) for seed in range(args.seeds) for name in changes]
-        list(pool.map(one, jobs))
-    print("\n" + table([x for x in done if x["scale"] == args.scale and x["base"] == args.base], args.seconds))
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(one, jobs))
+    print("\n" + table([x for x in done if x["scale"] == args.scale and x["base"] == args.base], args.updates))
     return 0
 
 
-def table(lines: list[dict[str, Any]], seconds: float) -> str:
+def table(lines: list[dict[str, Any]], updates: int) -> str:
     """Markdown, best change first; ratios are to the runs with none."""
-    lines = [line for line in lines if line["seconds"] == seconds]
+    lines = [line for line in lines if line["updates"] == updates]
     by_name: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_name.setdefault(line["change"], []).append(line)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,15 +151,27 @@ def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -
     told.write_text(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
 
 
+def update_seconds(side: str, config: TrainConfig, threads: int) -> float:
+    """Processor seconds of an update, from two short runs."""
+    few, many = _short_runs(side, config, threads)
+    return (many[1] - few[1]) / (many[0] - few[0])
+
+
 def steps_within(seconds: list[float], side: str, config: TrainConfig, threads: int) -> list[int]:
     """Updates that fit into each of so many seconds of processor time, start and end included; by two short runs."""
-    few, many = 2, max(12, 2560 // config.train_batch_size)
-    costs = []
-    for steps in (few, many):
+    few, many = _short_runs(side, config, threads)
+    an_update = (many[1] - few[1]) / (many[0] - few[0])
+    return [max(few[0], int(many[0] + (x - many[1]) / an_update)) for x in seconds]
+
+
+def _short_runs(side: str, config: TrainConfig, threads: int) -> list[tuple[int, float]]:
+    """Updates and processor seconds of two runs."""
+    found = []
+    for steps in (2, max(12, 2560 // config.train_batch_size)):
         short = replace(config, max_train_steps=steps, logging_steps=steps, output_dir=f"{config.output_dir}-{steps}")
-        costs.append(run(side, short, threads).processor)
-    an_update = (costs[1] - costs[0]) / (many - few)
-    return [max(few, int(many + (x - costs[1]) / an_update)) for x in seconds]
+        found.append((steps, run(side, short, threads).processor))
+        shutil.rmtree(short.output_dir, ignore_errors=True)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- the judge

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of those")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="that are swept (default: %(default)s)")
+    parser.add_argument("--ours_rates", type=float, nargs="*", default=[], help="that are swept for ours")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1], help="of ours, in --seconds")
     parser.add_argument("--looks", type=int, default=16, help="at the peer as it goes along (default: %(default)s)")
     parser.add_argument("--ours", type=json.loads, default={}, help="JSON: settings of ours to change")
@@ -81,7 +82,9 @@ class Log:
 
     def __init__(self, path: Path, args: argparse.Namespace):
         self.path = path
-        self.command = {k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours")}
+        self.command = {
+            k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours", "ours_rates")
+        }
         before = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in map(json.loads, before) if line["command"] == json.loads(json.dumps(self.command))]
         self.lines: list[dict[str, Any]] = [line for line in kept if line.get("settings", args.ours) == args.ours]
@@ -108,7 +111,7 @@ class Log:
 
 def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> None:
     shared = prepare(args.scale, args.data, root)
-    scale = SCALES[args.scale]
+    scale, threads = SCALES[args.scale], args.threads
     judge = Judge(shared, scale, args.count, args.sampling_steps, args.judge_steps)
     if not log.of(side="real"):
         log.add(None, judge.of_real(), side="real")
@@ -117,7 +120,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
 
     def finished(config: Any, **what: Any) -> None:
         """A run of the peer, looked at as it goes along."""
-        ended = run("peer", config, args.threads)
+        ended = run("peer", config, threads)
         for folder in sorted(Path(config.output_dir).glob("unet-*"), key=lambda x: int(x.name[5:])):
             wall, processor = json.loads((folder / "seconds.json").read_text())
             step = int(folder.name[5:])
@@ -128,7 +131,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
             show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
 
     # 1. The peer's learning rate, by a seed that is used for nothing else; and whether it had better end at zero
-    (steps,) = steps_within([args.seconds], "peer", replace(peer, output_dir=str(root / "peer")), args.threads)
+    (steps,) = steps_within([args.seconds], "peer", replace(peer, output_dir=str(root / "peer")), threads)
     short = max(1, int(args.sweep * steps))
     for name in ("constant", "cosine"):
         rates = args.rates if name == "constant" else [best(log, "constant")["rate"]]
@@ -139,9 +142,23 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
                 finished(replace(config, output_dir=str(root / f"sweep-{name}-{rate}"), logging_steps=short), **what)
     swept = best(log, "constant", "cosine")
 
-    # 2. Both sides by turns
+    # 2. Ours likewise, in the length that is to beat the peer's
+    for rate in args.ours_rates:
+        what = {"side": "our sweep", "rate": rate, "settings": args.ours}
+        if not log.of(**what):
+            (length,) = steps_within(
+                [0.25 * args.seconds], "ours", replace(ours, output_dir=str(root / "ours")), threads
+            )
+            config = replace(ours, learning_rate=rate, seed=100, max_train_steps=length, logging_steps=length)
+            folder = root / f"our-sweep-{rate}"
+            log.add(run("ours", replace(config, output_dir=str(folder)), threads), judge.of_ours(folder), **what)
+    if args.ours_rates:
+        found = min(log.of(side="our sweep"), key=lambda x: x["kernel_distance"][0])
+        ours = replace(ours, learning_rate=found["rate"])
+
+    # 3. Both sides by turns
     times = [x * args.seconds for x in args.shares]
-    lengths = steps_within(times, "ours", replace(ours, output_dir=str(root / "ours")), args.threads)
+    lengths = steps_within(times, "ours", replace(ours, output_dir=str(root / "ours")), threads)
     nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
     for seed in range(args.seeds):
         if not log.of(side="peer", seed=seed):
@@ -154,7 +171,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
             if log.of(side="ours", seed=seed, share=share):
                 continue
             config = replace(ours, seed=seed, max_train_steps=length, logging_steps=length)
-            ended = run("ours", replace(config, output_dir=str(root / f"ours-{share}-{seed}")), args.threads)
+            ended = run("ours", replace(config, output_dir=str(root / f"ours-{share}-{seed}")), threads)
             for guidance in (2.0, 1.0) if share == nearest else (1.0,):
                 found = judge.of_ours(root / f"ours-{share}-{seed}", guidance, seed=seed)
                 log.add(ended, found, side="ours", seed=seed, share=share, step=length, guidance=guidance,
