@@ -5,10 +5,10 @@
     python training/benchmarks/ablations.py fashion --data path/to/fashion-28 --changes muon logit_normal
 
 Every run is `train.py` in a process of its own. A change whose updates may cost more or less is first timed beside the
-base, by processor time, and gets as many as fit into the time of the base's. Changes that are settings
-are named in `CHANGES`; what was tried and is no setting is a context below, that replaces a part of the program. The
-figures go to a table in `ABLATIONS.md` by hand, failures included. With --results they are kept in a file, and what is
-in there is not run again.
+base, by processor time, and gets as many as fit into the time of the base's. Changes that are settings are named in
+`CHANGES`; what was tried and is no setting is a context below, that replaces a part of the program. The figures go to a
+table in `ABLATIONS.md` by hand, failures included. With --results they are kept in a file, and what is in there is not
+run again.
 """
 
 import argparse
@@ -202,9 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scale", choices=list(SCALES))
     parser.add_argument("--data", help="the set's folder; the digits need none")
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="of processor time, of the whole run (default: %(default)s)"
-    )
+    parser.add_argument("--updates", type=int, default=500, help="of the base; a change that costs more gets fewer")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), metavar="CHANGE", help=", ".join(CHANGES))
     parser.add_argument("--also", type=json.loads, default={}, help="JSON: more changes, as names of settings")
@@ -241,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
             return replace(shared, **differ)
 
         def length(name: str) -> int:
-            """Updates in the time of the base's, from the cost of one beside that of one of the base, twice by turns."""
+            """Updates in the time of the base's: the cost of one is taken beside that of the base, twice by turns."""
             config = {x: replace(settings(x), output_dir=str(root / f"{x}-timed")) for x in ("none", name)}
             costs = [update_seconds(x, config[x], args.threads) for x in ("none", name, "none", name)]
             return round(args.updates * sum(costs[::2]) / sum(costs[1::2]))
