@@ -65,7 +65,7 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "no empty captions": ({"proportion_empty_prompts": 0.0}, False),
     "augment 0.15": ({"augment_probability": 0.15}, True),
     "not channels last": ({"channels_last": False}, True),
-    "no attention": ({"unet": {"transformer_layers_per_block": 0}}, True),
+    "attention": ({"unet": {"transformer_layers_per_block": 1}}, True),
     "magnitude preserving": ({}, True),
     "low resolution first": ({}, True),
 }
@@ -226,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
         done = [json.loads(line) for line in kept.read_text().splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        shared = replace(prepare(args.scale, args.data, root), **BASE, **args.base)
+        shared = prepare(args.scale, args.data, root)
+        unet = {**shared.unet, **args.base.get("unet", {})}
+        shared = replace(shared, **{**BASE, **args.base, "unet": unet})
         judge = Judge(shared, SCALES[args.scale], args.count, args.sampling_steps, args.judge_steps)
         real = judge.of_real()
         print(f"real pictures: KID x 1000 {1000 * real.kernel_distance.value:.2f}, accuracy {real.accuracy.value:.1%}")
@@ -234,8 +236,9 @@ def main(argv: list[str] | None = None) -> int:
         def settings(name: str) -> TrainConfig:
             differ = changes.get(name, ({}, False))[0]
             differ = {k: {**getattr(shared, k), **v} if isinstance(v, dict) else v for k, v in differ.items()}
-            if name == "no attention":  # at any level; the text still comes in with the timestep
-                differ["unet"]["transformer_layers_per_block"] = [0] * len(differ["unet"]["block_out_channels"])
+            if name == "attention":  # at the lowest level; without, the text comes in with the timestep alone
+                above = len(differ["unet"]["block_out_channels"]) - 1
+                differ["unet"]["transformer_layers_per_block"] = [0] * above + [1]
             return replace(shared, **differ)
 
         def length(name: str) -> int:

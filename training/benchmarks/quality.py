@@ -35,12 +35,17 @@ from mezzotint_training.train_classifier import labelled
 
 @dataclass(frozen=True)
 class Scale:
-    """A set, and a U-Net of each side for it with as many parameters and attention at the same levels."""
+    """A set, and a U-Net of each side for it with as many parameters. The peer's has attention at the lowest level, where
+    it costs least: without, no text would come in. Ours reads the text with the timestep too, which is enough for captions
+    that name a class (`ABLATIONS.md`)."""
 
     size: int  # pixels a side
     channels: int
     ours: dict[str, Any]  # arguments of MezzotintUNetModel
     peer: dict[str, Any]  # of UNet2DConditionModel
+
+
+UNIT = {"attention_head_dim": 16, "norm_num_groups": 8}
 
 
 def _stock(size: int, channels: int, widths: list[int], attention: list[bool], **arguments: Any) -> dict[str, Any]:
@@ -54,22 +59,16 @@ SCALES = {
     "digits": Scale(
         8,
         1,
-        {
-            "block_out_channels": [32, 64], "transformer_layers_per_block": [0, 1], "layers_per_block": 2,
-            "attention_head_dim": 16, "norm_num_groups": 8,
-        },
+        {"block_out_channels": [32, 80], "transformer_layers_per_block": [0, 0], "layers_per_block": 2, **UNIT},
         _stock(8, 1, [32, 64], [False, True], norm_num_groups=8, attention_head_dim=8),
     ),
     "fashion": Scale(
         28,
         1,
-        {
-            "block_out_channels": [24, 64, 96], "transformer_layers_per_block": [0, 0, 1], "layers_per_block": 1,
-            "attention_head_dim": 16, "norm_num_groups": 8,
-        },
-        _stock(28, 1, [24, 48, 72], [False, False, True], norm_num_groups=8, attention_head_dim=8),
+        {"block_out_channels": [16, 32, 56], "transformer_layers_per_block": [0, 0, 0], "layers_per_block": 1, **UNIT},
+        _stock(28, 1, [16, 32, 32], [False, False, True], norm_num_groups=8, attention_head_dim=4),
     ),
-}  # fmt: skip
+}
 
 
 def prepare(name: str, data: str | None, folder: Path) -> TrainConfig:

@@ -8,10 +8,9 @@
 The peer is what `train_text_to_image.py` does (`diffusers_recipe.py`): noise prediction with uniform timesteps, AdamW,
 EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, the learning rate swept and
 its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
-pictures, as many parameters, attention at the same levels, as many threads; runs of a seed follow each other, peer's
-and ours by turns. Quality is the kernel distance (KID) of pictures drawn by one and the same sampler from the same
+pictures, as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the kernel distance (KID) of pictures drawn by one and the same sampler from the same
 noise, on features of a classifier of the real training split. It is taken of the peer's averaged weights as it goes
-along, of ours at the end of runs that were given that much time from the start, as their learning rate ends at zero.
+along, of ours at the end of runs of that length.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
 beside it. The ratio is that of the time at which ours is as good as the peer at its end, between two runs by
@@ -43,7 +42,10 @@ PEER: dict[str, Any] = {
     "train_batch_size": 16, "lr_scheduler": "constant", "lr_warmup_steps": 0, "ema_decay": 0.9999, "adam_beta2": 0.999,
 }  # fmt: skip
 # Ours: differences from the defaults that `--size` would derive from width, batch and length
-OURS: dict[str, Any] = {"train_batch_size": 32, "learning_rate": 2e-3, "ema_decay": 0.99, "lr_warmup_steps": 50}
+OURS: dict[str, Any] = {
+    "train_batch_size": 32, "learning_rate": 2e-3, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 50,
+    "ema_decay": 0.99,
+}  # fmt: skip
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of --seconds, at which quality is looked at
 
 
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("scale", choices=list(SCALES))
     parser.add_argument("--data", help="the set's folder; the digits need none")
     parser.add_argument("--seconds", type=float, default=600, help="of the peer's runs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of those")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="that are swept (default: %(default)s)")
     parser.add_argument("--ours_rates", type=float, nargs="*", default=[], help="that are swept for ours")
@@ -160,7 +162,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
     times = [x * args.seconds for x in args.shares]
     lengths = steps_within(times, "ours", replace(ours, output_dir=str(root / "ours")), threads)
     nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         if not log.of(side="peer", seed=seed):
             config = replace(peer, learning_rate=swept["rate"], lr_scheduler=swept["lr_scheduler"], seed=seed)
             config = replace(
