@@ -8,9 +8,10 @@
 The peer is what `train_text_to_image.py` does (`diffusers_recipe.py`): noise prediction with uniform timesteps, AdamW,
 EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, the learning rate swept and
 its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
-pictures, as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the kernel distance (KID) of pictures drawn by one and the same sampler from the same
-noise, on features of a classifier of the real training split. It is taken of the peer's averaged weights as it goes
-along, of ours at the end of runs of that length.
+pictures, as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the
+kernel distance (KID) of pictures drawn by one and the same sampler from the same noise, on features of a classifier of
+the real training split. It is taken of the peer's averaged weights as it goes along, of ours at the end of runs of that
+length.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
 beside it. The ratio is that of the time at which ours is as good as the peer at its end, between two runs by
