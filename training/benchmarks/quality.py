@@ -36,8 +36,8 @@ from mezzotint_training.train_classifier import labelled
 @dataclass(frozen=True)
 class Scale:
     """A set, and a U-Net of each side for it with as many parameters. The peer's has attention at the lowest level,
-    where it costs least, and without which no text would come in. Ours reads the text with the timestep too, which is enough
-    for captions that name a class (`ABLATIONS.md`)."""
+    where it costs least, and without which no text would come in. Ours reads the text with the timestep too, which is
+    enough for captions that name a class (`ABLATIONS.md`)."""
 
     size: int  # pixels a side
     channels: int
