@@ -67,7 +67,6 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "not channels last": ({"channels_last": False}, True),
     "attention": ({"unet": {"transformer_layers_per_block": 1}}, True),
     "magnitude preserving": ({}, True),
-    "low resolution first": ({}, True),
 }
 
 
@@ -159,39 +158,10 @@ def magnitude_preserving() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def low_resolution_first() -> Iterator[None]:
-    """The first half of the updates on pictures of half the size, where four fit into the time of one, with a quarter
-    of the noise's variance so that as much of the picture is left (arXiv 2301.11093, section 2.1)."""
-    calls = [0]
-    total: list[int] = []
-
-    def loss(unet, scheduler, samples, noise, timesteps, *rest, **options):
-        calls[0] += torch.is_grad_enabled()
-        if calls[0] < total[0] / 2 and samples.shape[-1] % 8 == 4:
-            samples, noise = (F.avg_pool2d(x, 2) * k for x, k in ((samples, 1), (noise, 2)))
-            timesteps = scheduler.sigmas_to_timesteps(scheduler.timesteps_to_sigmas(timesteps) / 2)
-            # a size that its levels take: 28 px become 14, and then 12
-            samples, noise = (x[..., 1:-1, 1:-1] for x in (samples, noise))
-        return denoising_loss(unet, scheduler, samples, noise, timesteps, *rest, **options)
-
-    def make_optimizer(config: TrainConfig, *args: Any) -> Any:
-        total.append(config.max_train_steps)
-        return make(config, *args)
-
-    make = program.make_optimizer
-    with (
-        mock.patch.object(program, "denoising_loss", loss),
-        mock.patch.object(program, "make_optimizer", make_optimizer),
-    ):
-        yield
-
-
 CONTEXTS = {
     "learned uncertainty": learned_uncertainty,
     "min-SNR 5, any timestep": min_snr,
     "magnitude preserving": magnitude_preserving,
-    "low resolution first": low_resolution_first,
 }
 
 
