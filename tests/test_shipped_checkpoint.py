@@ -1,0 +1,56 @@
+"""The checkpoint that comes with the repository: it is small, names no place of the machine that made it, and draws the
+pictures of its card, as its own code and as the package's."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from mezzotint import MezzotintPipeline
+
+FOLDER = Path(__file__).parents[1] / "model_cards" / "emoji-16"
+
+
+def test_it_is_small_and_nothing_is_pickled():
+    files = [path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 8 * 2**20
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".py", ".md", ".yaml", ".png"}
+    for path in files:
+        if path.suffix in (".json", ".md", ".yaml"):
+            assert not re.search(r"(?<![\w.])/(work|tmp|home|root|Users)\b", path.read_text(encoding="utf-8")), path
+
+
+def test_its_card_has_the_figures_that_were_measured():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    (found,) = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))["prompt_accuracy"].values()
+    for figure in (found, found["unseen"], found["real"]):
+        assert f"{figure['value']:.1%}" in card
+
+
+@pytest.mark.parametrize("life", ["owner", "stranger"])
+def test_it_draws_the_pictures_of_its_card(life):
+    recipe = yaml.safe_load((FOLDER / "recipe.yaml").read_text(encoding="utf-8"))
+    if life == "owner":
+        pipe = MezzotintPipeline.from_pretrained(FOLDER)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = recipe["validation_prompts"][:3]
+    drawn = pipe(
+        prompts,
+        num_inference_steps=recipe["num_inference_steps"],
+        guidance_scale=recipe["guidance_scale"],
+        generator=[torch.Generator().manual_seed(recipe["seed"]) for _ in prompts],
+    ).images
+    (path,) = (FOLDER / "samples").glob("*.png")
+    grid = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    for column, picture in enumerate(drawn):
+        # each pixel four times as large, two pixels of white around each picture
+        tile = grid[2:66:4, 68 * column + 2 : 68 * column + 66 : 4]
+        assert np.abs(tile - np.asarray(picture)).mean() < 1  # of 255: rounding only
