@@ -48,9 +48,11 @@ def test_the_second_command_is_what_continuous_integration_runs():
     assert second in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     recipe = re.search(r"--recipe (\S+)", first).group(1)
     assert (ROOT / "training" / "recipes" / f"{recipe}.yaml").is_file()
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    compile(snippet, "README.md", "exec")
-    assert f'"runs/{recipe}"' in snippet
+    trained, shipped = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    compile(trained + shipped, "README.md", "exec")
+    assert f'"runs/{recipe}"' in trained
+    (folder,) = re.findall(r'from_pretrained\("([^"]+)"', shipped)
+    assert (ROOT / folder / "model_index.json").is_file()
 
 
 if __name__ == "__main__":  # put the links right after lines have moved
