@@ -58,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of those")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="that are swept (default: %(default)s)")
-    parser.add_argument("--ours_rates", type=float, nargs="*", default=[], help="that are swept for ours")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1], help="of ours, in --seconds")
     parser.add_argument("--looks", type=int, default=16, help="at the peer as it goes along (default: %(default)s)")
     parser.add_argument("--ours", type=json.loads, default={}, help="JSON: settings of ours to change")
@@ -85,9 +84,7 @@ class Log:
 
     def __init__(self, path: Path, args: argparse.Namespace):
         self.path = path
-        self.command = {
-            k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours", "ours_rates")
-        }
+        self.command = {k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours")}
         before = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in map(json.loads, before) if line["command"] == json.loads(json.dumps(self.command))]
         self.lines: list[dict[str, Any]] = [line for line in kept if line.get("settings", args.ours) == args.ours]
@@ -145,21 +142,7 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
                 finished(replace(config, output_dir=str(root / f"sweep-{name}-{rate}"), logging_steps=short), **what)
     swept = best(log, "constant", "cosine")
 
-    # 2. Ours likewise, in the length that is to beat the peer's
-    for rate in args.ours_rates:
-        what = {"side": "our sweep", "rate": rate, "settings": args.ours}
-        if not log.of(**what):
-            (length,) = steps_within(
-                [0.25 * args.seconds], "ours", replace(ours, output_dir=str(root / "ours")), threads
-            )
-            config = replace(ours, learning_rate=rate, seed=100, max_train_steps=length, logging_steps=length)
-            folder = root / f"our-sweep-{rate}"
-            log.add(run("ours", replace(config, output_dir=str(folder)), threads), judge.of_ours(folder), **what)
-    if args.ours_rates:
-        found = min(log.of(side="our sweep"), key=lambda x: x["kernel_distance"][0])
-        ours = replace(ours, learning_rate=found["rate"])
-
-    # 3. Both sides by turns
+    # 2. Both sides by turns
     times = [x * args.seconds for x in args.shares]
     lengths = steps_within(times, "ours", replace(ours, output_dir=str(root / "ours")), threads)
     nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
@@ -191,7 +174,9 @@ def best(log: Log, *names: str) -> dict[str, Any]:
 def show(judged: Judged, judge: Judge, path: Path, columns: int = 10, rows: int = 6) -> None:
     """The first pictures of each class as they came, a column each, larger."""
     labels = judge.asked.labels
-    chosen = [(labels == label).nonzero()[row, 0] for row in range(rows) for label in labels.unique()[:columns]]
+    of_each = [(labels == label).nonzero()[:, 0] for label in labels.unique()[:columns]]
+    rows = min(rows, *map(len, of_each))
+    chosen = [some[row] for row in range(rows) for some in of_each]
     pixels = judged.pixels[torch.stack(chosen)].permute(0, 2, 3, 1).squeeze(-1).numpy()
     factor = max(1, 56 // pixels.shape[1])
     pictures = [Image.fromarray(x).convert("RGB") for x in pixels]
