@@ -139,7 +139,7 @@ class TrainConfig:
         10, "updates in a row without a finite gradient, each skipped, before the run stops"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
-    channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: faster on CPUs and recent GPUs")
+    channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: often faster")
     compile: bool = setting(False, "compile the U-Net: minutes at the start, faster steps on a GPU")
 
     # What is kept

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from scipy import stats
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.config import TrainConfig, UserError
@@ -120,7 +121,7 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
     """
     output = Path(config.output_dir)
     output.parent.mkdir(parents=True, exist_ok=True)
-    said, told = output.with_suffix(".txt"), output.with_suffix(".json")
+    said, told = (output.with_name(f"{output.name}.{ending}") for ending in ("txt", "json"))
     told.unlink(missing_ok=True)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["mezzotint_training.benchmarks.ablations"])
@@ -261,29 +262,23 @@ class Judge:
         for start in range(0, len(captions), 128):
             some = captions[start : start + 128]
             text, none = encode(some), encode([""] * len(some)) if guidance_scale != 1 else {}
-            scheduler = MezzotintScheduler(prediction_type=prediction_type)
-            scheduler.set_timesteps(self.sampling_steps)
+            network = MezzotintScheduler(prediction_type=prediction_type)
+            sampler = MezzotintScheduler(prediction_type="sample")
+            sampler.set_timesteps(self.sampling_steps)
             x = torch.randn(len(some), *shape, generator=generator)
-            for t in scheduler.timesteps:
+            for t in sampler.timesteps:
                 output = unet(x, t, **text).sample
                 if none:
                     without = unet(x, t, **none).sample
                     output = without + guidance_scale * (output - without)
-                clean = scheduler.predict_original_sample(output, t, x) * std + mean
-                clean = (clean.clamp(-1, 1) - mean) / std
-                alpha, sigma = scheduler._alpha_sigma(t, like=x)
-                output = {"epsilon": (x - alpha * clean) / sigma, "v_prediction": (alpha * x - clean) / sigma}[
-                    prediction_type
-                ]
-                x = scheduler.step(output, t, x, return_dict=False)[0]
+                clean = network.predict_original_sample(output, t, x) * std + mean
+                x = sampler.step((clean.clamp(-1, 1) - mean) / std, t, x, return_dict=False)[0]
             parts.append(((x * std + mean + 1) * 127.5).round().clamp(0, 255).byte())
         return self.judge(torch.cat(parts), self.asked.labels)
 
 
 def ratio(ours: list[float], peer: list[float]) -> tuple[float, float, float]:
     """The ratio of geometric means with its 95 % interval by Welch's t on logarithms."""
-    from scipy import stats
-
     a, b = np.log(ours), np.log(peer)
     test = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(0.95)
