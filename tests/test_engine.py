@@ -23,8 +23,8 @@ from mezzotint_training import cli, train
 from mezzotint_training.components import pretrained_components
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages
+from mezzotint_training.errors import CANNOT_GO_ON, INTERRUPTED
 from mezzotint_training.objective import denoising_loss
-from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED
 from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.sources import fixed_items
 

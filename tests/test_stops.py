@@ -9,7 +9,7 @@ import torch
 from tiny_run import LONG, distance, logged, run, saved, trained
 
 from mezzotint_training import checkpoint, train
-from mezzotint_training.process import CANNOT_GO_ON, INTERRUPTED
+from mezzotint_training.errors import CANNOT_GO_ON, INTERRUPTED
 
 STATES = ("weights", "optimizer", "ema")
 

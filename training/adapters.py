@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.config import TrainConfig, UserError, nearest
+from mezzotint_training.config import TrainConfig, nearest
+from mezzotint_training.errors import UserError
 
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

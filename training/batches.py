@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from diffusers.training_utils import generate_aspect_ratio_buckets, parse_buckets_string
 
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError
 
 # The fifth word of the keys of random numbers that belong to no item, as in `data.py`
 FILL, CHUNKS = 3, 4

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mezzotint_training.checkpoint import sync
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import UserError
 from mezzotint_training.report import progress as show
 
 # Of the files' layout; part of every fingerprint

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mezzotint import hub
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import UserError
 
 EVALUATION = "evaluation.json"
 # What is measured on each kind of features, as it is shown

@@ -23,9 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mezzotint_training import sharding
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import CannotGoOn, UserError
 from mezzotint_training.optimizers import load_optimizer_state, optimizer_state
-from mezzotint_training.process import CannotGoOn
 
 STATE = "state.json"
 # `.checkpoint-N.old` is the one that another of the same step is about to replace

@@ -2,15 +2,15 @@
 """The components that a run trains: those of a saved pipeline, or new ones made from the settings and the data."""
 
 import inspect
-import logging
 
 import transformers
 from PIL import Image
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.augment import AUGMENT_DIM
-from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.config import TrainConfig, known_arguments
 from mezzotint_training.data import CaptionedImages
+from mezzotint_training.errors import UserError, loading
 from mezzotint_training.text import load_text_encoder, new_text_encoder
 
 
@@ -60,8 +60,7 @@ def pretrained_components(config: TrainConfig) -> dict:
         UserError: for one that cannot be loaded, or has missing or surplus weights.
     """
     source, revision = config.pretrained_model_name_or_path, config.revision
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-    try:
+    with loading(f"pretrained_model_name_or_path {source}"):
         index = MezzotintPipeline.load_config(source, revision=revision)
         library, name = index.get("text_encoder") or (None, None)
         text_encoder = None
@@ -74,11 +73,6 @@ def pretrained_components(config: TrainConfig) -> dict:
                 if keys := sorted(map(str, report[f"{kind}_keys"])):
                     raise ValueError(f"its text encoder has {len(keys)} {kind} weights ({', '.join(keys[:3])})")
         pipe = MezzotintPipeline.from_pretrained(source, revision=revision, text_encoder=text_encoder)
-    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
-        message = " ".join(str(error).split())
-        raise UserError(f"pretrained_model_name_or_path {source} cannot be loaded: {message}") from None
-    finally:
-        logging.disable(logging.NOTSET)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
     if config.adapter is None and pipe.scheduler.config.get("fitted_schedules"):  # to what the network was

@@ -16,11 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mezzotint_training.errors import UserError
+
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class UserError(Exception):
-    """Bad input, said in one line: the rule, what was got, what is possible. Programs print it and exit with 2."""
 
 
 def setting(default: Any, help: str) -> Any:

@@ -16,7 +16,8 @@ from diffusers.training_utils import find_nearest_bucket
 from PIL import Image
 
 from mezzotint_training.augment import augment
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError
 from mezzotint_training.lint import bad_captions, cells, column
 from mezzotint_training.pictures import open_picture, read_header, read_picture
 from mezzotint_training.report import progress as show

@@ -9,7 +9,6 @@ best differs from run to run and with guidance; the paper's were 0.015 to 0.135 
 """
 
 import argparse
-import logging
 import os
 import shutil
 import sys
@@ -24,7 +23,8 @@ from safetensors.torch import load_file
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.averages import LENGTHS, LONGEST, gamma_of, snapshots
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import UserError, exit_code
+from mezzotint_training.saved import load_pipeline
 
 TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     run_dir, output = Path(args.run_dir), Path(args.output)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    try:
+
+    def program() -> None:
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise UserError(f"output must be a new or an empty folder: got {output}")
         paths = snapshots(run_dir)
@@ -61,12 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         if output.exists():
             output.rmdir()
         os.replace(aside, output)
-    except (UserError, OSError) as failed:
-        print(f"mezzotint: {' '.join(str(failed).split())}", file=sys.stderr)
-        return 2
-    count = f"{len(paths)} snapshot{'s' if len(paths) > 1 else ''}"
-    print(f"{output}: average of length {args.length:g} at step {step}, from {count} (profile off by {error:.2g})")
-    return 0
+        count = f"{len(paths)} snapshot{'s' if len(paths) > 1 else ''}"
+        print(f"{output}: average of length {args.length:g} at step {step}, from {count} (profile off by {error:.2g})")
+
+    return exit_code(program)
 
 
 def p_dot_p(t_a, gamma_a, t_b, gamma_b):
@@ -161,16 +160,10 @@ def fill(pipe: MezzotintPipeline, weights: dict[str, torch.Tensor], run_dir: Pat
 def _pipeline(run_dir: Path) -> MezzotintPipeline:
     if not (run_dir / "model_index.json").is_file():
         raise UserError(f"run_dir must hold a finished pipeline: {run_dir} has no model_index.json")
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-    try:
-        pipe = MezzotintPipeline.from_pretrained(run_dir)
-        if pipe.scheduler.config.get("fitted_schedules"):  # to the average that is there
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
-        return pipe
-    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
-        raise UserError(f"run_dir {run_dir} cannot be loaded: {' '.join(str(error).split())}") from None
-    finally:
-        logging.disable(logging.NOTSET)
+    pipe = load_pipeline(run_dir, "run_dir")
+    if pipe.scheduler.config.get("fitted_schedules"):  # to the average that is there
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
+    return pipe
 
 
 def _listed(steps: list[int]) -> str:

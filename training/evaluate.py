@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +35,11 @@ import torch
 import transformers
 import yaml
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint import MezzotintScheduler
 from mezzotint_training import card
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages
+from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.features import (
     Classifier,
     Features,
@@ -69,6 +69,7 @@ from mezzotint_training.metrics import (
 )
 from mezzotint_training.report import progress as show
 from mezzotint_training.rows import held_out, load_splits
+from mezzotint_training.saved import load_pipeline
 from mezzotint_training.sources import fixed_items
 from mezzotint_training.train_classifier import labelled
 
@@ -125,17 +126,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for logger in (diffusers.utils.logging, transformers.utils.logging):
         logger.disable_progress_bar()
-    try:
+
+    def program() -> None:
         results = evaluate(args) | {"command": command(args, parser)}
         print(f"### {args.checkpoint}\n\n{card.table(results)}")
         if args.output:
             Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         if args.card:
             card.keep(Path(args.checkpoint), results)
-    except (UserError, OSError, ValueError) as error:
-        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(program)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {args.checkpoint}"
         )
-    device = torch.device(args.device)
-    pipe = _pipeline(args.checkpoint).to(device)
+    pipe: Any = load_pipeline(args.checkpoint, device=args.device)
+    device = pipe.device
 
     # 1. Real pictures: all that were trained on, and held-out ones
     config, images, classes = real_pictures(args, pipe)
@@ -410,16 +410,6 @@ def held_out_loss(
 def _figure(found: Figure, real: Figure | None = None) -> dict[str, Any]:
     plain = {"value": found.value, "interval": list(found.interval)}
     return plain if real is None else plain | {"real": {"value": real.value, "interval": list(real.interval)}}
-
-
-def _pipeline(checkpoint: str) -> Any:
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-    try:
-        return MezzotintPipeline.from_pretrained(checkpoint)
-    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
-        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {' '.join(str(error).split())}") from None
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

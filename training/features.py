@@ -7,7 +7,6 @@ figures would mean nothing; and those that are trained see the real training spl
 Pictures are bytes (N, C, H, W); features (N, D) in float64 on the CPU.
 """
 
-import logging
 import os
 import zlib
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import UserError, loading, one_line
 from mezzotint_training.report import progress as show
 
 Features = Callable[[torch.Tensor], torch.Tensor]
@@ -272,7 +271,7 @@ class InceptionFeatures:
                 f"features 'inception' need {error.name}; pip install 'mezzotint[evaluate]' brings it"
             ) from None
         except Exception as error:  # of the network, the disk and the file's format
-            raise UserError(f"features 'inception' cannot be loaded: {_one_line(error)}") from None
+            raise UserError(f"features 'inception' cannot be loaded: {one_line(error)}") from None
         self.device = device
 
     @torch.no_grad()
@@ -298,14 +297,9 @@ class PretrainedFeatures:
         import transformers
 
         source = PRETRAINED.get(name, name)
-        logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-        try:
+        with loading(f"features {name!r}"):
             self.processor: Any = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
             loaded: Any = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
-        except Exception as error:  # transformers, safetensors and the Hub raise their own and plain ones
-            raise UserError(f"features {name!r} cannot be loaded: {_one_line(error)}") from None
-        finally:
-            logging.disable(logging.NOTSET)
         self.model, self.device = loaded.to(device).eval(), device
 
     @torch.no_grad()
@@ -319,7 +313,3 @@ class PretrainedFeatures:
             pooled = getattr(output, "pooler_output", None)
             found.append(output.last_hidden_state[:, 0] if pooled is None else pooled)
         return torch.cat(found).double().cpu().flatten(1)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from mezzotint import MezzotintPipeline, hub
 from mezzotint_training import card
 from mezzotint_training.adapters import save_adapters
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError
 
 
 def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str:

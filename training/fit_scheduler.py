@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub.errors import HTTPError
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import card
+from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.fitting import Fitted, fit, solve
+from mezzotint_training.saved import load_pipeline
 from mezzotint_training.stock_solvers import common_settings, settings
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
@@ -79,31 +80,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    try:
-        return fit_scheduler(args)
-    except (OSError, ValueError, HTTPError) as error:
-        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: fit_scheduler(args))
 
 
-def fit_scheduler(args: argparse.Namespace) -> int:
+def fit_scheduler(args: argparse.Namespace) -> None:
+    """Fit what the arguments say and write each table into the checkpoint as soon as it is there.
+
+    Raises:
+        UserError: for bad input.
+    """
     for name, least in (("noises", 2), ("teacher_steps", 4), ("starts", 1), ("history", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}: got {value}")
+            raise UserError(f"{name} must be at least {least}: got {value}")
     if min(args.steps) < 2:
-        raise ValueError(f"steps must be at least 2, one step has nothing to fit: got {min(args.steps)}")
-    pipe = MezzotintPipeline.from_pretrained(args.output_dir if _has(args.output_dir) else args.checkpoint)
-    pipe = pipe.to(args.device)
+        raise UserError(f"steps must be at least 2, one step has nothing to fit: got {min(args.steps)}")
+    source, name = (args.output_dir, "output_dir") if _has(args.output_dir) else (args.checkpoint, "checkpoint")
+    pipe = load_pipeline(source, name, device=args.device)
     if not isinstance(pipe.scheduler, MezzotintScheduler):
-        raise ValueError(
-            f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}"
-        )
+        raise UserError(f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}")
     folder = Path(args.output_dir or args.checkpoint)
     if args.output_dir and not _has(args.output_dir):
         pipe.save_pretrained(folder)
     elif not _has(str(folder)):
-        raise ValueError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
+        raise UserError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
 
     recipe: dict[str, Any] = {}
     if (folder / "recipe.yaml").is_file():
@@ -159,7 +159,6 @@ def fit_scheduler(args: argparse.Namespace) -> int:
                 keep(pipe, found.table | {"provenance": provenance}, folder)
     if card.of_a_run(folder):  # which says it too
         card.rewrite(folder)
-    return 0
 
 
 def outcome(n: int, scale: float, found: Fitted) -> str:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mezzotint_training import checkpoint
-from mezzotint_training.config import TrainConfig, UserError, read_yaml
+from mezzotint_training.config import TrainConfig, read_yaml
+from mezzotint_training.errors import UserError
 
 # Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to learn
 FREE = {

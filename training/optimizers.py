@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError
 
 # What steps change in a parameter group; everything else there is a setting, and stays as the optimizer was made
 MOVING = ("k", "weight_sum", "lr_max", "scheduled_lr", "d", "d_max", "d_numerator", "d_denom", "d_hat")

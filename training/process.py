@@ -1,15 +1,14 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The process that a run is: accelerate's view of it, its threads, the signals that end it and the codes that it ends
-with. What it does in between is `train.py`'s."""
+"""The process that a run is: accelerate's view of it, its threads, and the signals that end it. What it does in between
+is `train.py`'s."""
 
 import contextlib
-import errno
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,49 +18,9 @@ import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
-from safetensors import SafetensorError
 
-from mezzotint_training.config import TrainConfig, UserError
-
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
-CANNOT_GO_ON = 3
-
-
-class CannotGoOn(Exception):
-    """A run that has to end, said in one line with the checkpoint to go on from."""
-
-
-class Interrupted(Exception):
-    """A run that was asked to end, and has written a checkpoint."""
-
-
-def exit_code(program: Callable[[], object], with_room: str = "") -> int:
-    """Run `program` and return what its process ends with: 0, or for what it could not do, which is said in one line, 2
-    (bad input), 3 (`CANNOT_GO_ON`) or 75 (`INTERRUPTED`).
-
-    Args:
-        program: with its arguments in it.
-        with_room: what is said after a disk that is full.
-    """
-    try:
-        program()
-    except UserError as error:
-        # One raised in a data worker comes with that worker's traceback above it
-        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
-        print(f"mezzotint: {line}", file=sys.stderr)
-        return 2
-    except CannotGoOn as error:
-        print(f"mezzotint: {error}", file=sys.stderr)
-        return CANNOT_GO_ON
-    except Interrupted as message:
-        print(f"mezzotint: {message}", file=sys.stderr)
-        return INTERRUPTED
-    except (OSError, SafetensorError) as error:
-        if not disk_is_full(error):
-            raise
-        print(f"mezzotint: the disk is full ({error}){with_room}", file=sys.stderr)
-        return CANNOT_GO_ON
-    return 0
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
@@ -110,13 +69,6 @@ def leave(accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
         time.sleep(0.3)
     accelerator.end_training()
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Whether writing failed for want of room (or of the right to more); safetensors says so in words only."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or os.strerror(
-        errno.ENOSPC
-    ) in str(error)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import HTTPError
 
 from mezzotint import MezzotintPipeline, hub
-from mezzotint_training.config import UserError, read_yaml
+from mezzotint_training.config import read_yaml
+from mezzotint_training.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
+from mezzotint_training.errors import UserError, one_line
 from mezzotint_training.pictures import EXTENSIONS
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -141,10 +142,3 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
 def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
     """The chosen rows in their order in the split, each with its number there, which a message about it must give."""
     return rows.add_column(NUMBER, np.arange(len(rows))).select(np.sort(chosen))
-
-
-def one_line(error: BaseException) -> str:
-    """What is at the bottom of an error: `datasets` wraps causes that say more than it does."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__

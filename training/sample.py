@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
-from huggingface_hub.errors import HTTPError
 
-from mezzotint import MezzotintPipeline
+from mezzotint_training.errors import UserError, exit_code, one_line
+from mezzotint_training.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +36,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    return exit_code(lambda: sample(args))
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw and write what the arguments say.
+
+    Raises:
+        UserError: for bad input.
+    """
+    pipe = load_pipeline(args.checkpoint, device=args.device)
+    count = len(args.prompt) * args.num_images_per_prompt
     try:
-        pipe = MezzotintPipeline.from_pretrained(args.checkpoint).to(args.device)
-        count = len(args.prompt) * args.num_images_per_prompt
         images = pipe(
             args.prompt,
             height=args.height,
@@ -50,13 +59,11 @@ def main(argv: list[str] | None = None) -> int:
             num_images_per_prompt=args.num_images_per_prompt,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
         ).images
-        make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt).save(args.output)
-    except (OSError, ValueError, HTTPError) as error:
-        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # for arguments that the pipeline does not take
+        raise UserError(one_line(error)) from None
+    make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt).save(args.output)
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: "
           f"{Path(args.output)}")  # fmt: skip
-    return 0
 
 
 if __name__ == "__main__":

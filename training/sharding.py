@@ -17,7 +17,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mezzotint_training.config import UserError
+from mezzotint_training.errors import UserError
 
 
 def sharded(accelerator: Accelerator) -> bool:

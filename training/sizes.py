@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.config import TrainConfig, known_arguments
+from mezzotint_training.errors import UserError
 
 
 @dataclass(frozen=True)

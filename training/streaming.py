@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages, collate, make_item
+from mezzotint_training.errors import UserError, one_line
 from mezzotint_training.pictures import read_picture
-from mezzotint_training.rows import checked_split, held_out, load_splits, one_line
+from mezzotint_training.rows import checked_split, held_out, load_splits
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
 FEW_FILES = 64

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,8 @@ from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
 from mezzotint_training.cache import FORMAT, Cache, Recent
-from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.config import TrainConfig, known_arguments
+from mezzotint_training.errors import UserError, loading
 
 # Bytes of hidden states (of a frozen encoder) or tokens (of a trained one) that are kept in memory
 RECENT_BYTES = 2**28
@@ -36,8 +36,7 @@ def new_text_encoder(config: TrainConfig):
 
 def load_text_encoder(source: str):
     """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-    try:
+    with loading(f"text_encoder_name_or_path {source}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         kind = transformers.AutoConfig.from_pretrained(source).model_type
         cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
@@ -52,11 +51,6 @@ def load_text_encoder(source: str):
         if bad := [key for key in bad if not key.startswith("pooler.")]:  # which we don't use, and many lack
             raise ValueError(f"{len(bad)} weights are missing or of another shape ({', '.join(bad[:3])})")
         return model, tokenizer
-    except Exception as error:  # transformers, tokenizers and safetensors raise their own and plain ones
-        message = " ".join(str(error).split())[:300]
-        raise UserError(f"text_encoder_name_or_path {source} cannot be loaded: {message}") from None
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def train_what_is_read(text_encoder) -> None:

@@ -39,15 +39,16 @@ from mezzotint_training import checkpoint, plan, sharding
 from mezzotint_training.adapters import add_adapters
 from mezzotint_training.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
 from mezzotint_training.components import new_components, pretrained_components
-from mezzotint_training.config import TrainConfig, UserError, parse_args
+from mezzotint_training.config import TrainConfig, parse_args
 from mezzotint_training.data import collate
+from mezzotint_training.errors import CannotGoOn, Interrupted, UserError, exit_code
 from mezzotint_training.finish import draw_samples, finish
 from mezzotint_training.folder import previous_run, recipe_yaml, update_size
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss, draw_timesteps
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
-from mezzotint_training.process import CannotGoOn, Interrupted, exit_code, leave, make_accelerator, signals
+from mezzotint_training.process import leave, make_accelerator, signals
 from mezzotint_training.report import Losses, Report, peak_memory
 from mezzotint_training.sources import Source, fixed_items, open_source
 from mezzotint_training.text import TextEncoding, train_what_is_read
@@ -55,7 +56,8 @@ from mezzotint_training.text import TextEncoding, train_what_is_read
 
 def main(argv: list[str] | None = None) -> int:
     return exit_code(
-        lambda: train(parse_args(argv, description=__doc__)), with_room="; with room the same command goes on"
+        lambda: train(parse_args(argv, description=__doc__)),
+        disk_full_hint="; free some space and run the same command again",
     )
 
 

@@ -11,7 +11,6 @@ Scheduler, scale and size of the data are the pipeline's, so that the classifier
 import argparse
 import inspect
 import json
-import logging
 import math
 import sys
 import time
@@ -26,19 +25,21 @@ import yaml
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
+from mezzotint import MezzotintClassifier, MezzotintScheduler
 from mezzotint_training import sharding
 from mezzotint_training.components import first_picture, level_factor, picture_size
-from mezzotint_training.config import TrainConfig, UserError, known_arguments
+from mezzotint_training.config import TrainConfig, known_arguments
 from mezzotint_training.data import CaptionedImages
+from mezzotint_training.errors import CannotGoOn, UserError, exit_code
 from mezzotint_training.held_out import LEVELS
 from mezzotint_training.lint import column
 from mezzotint_training.metrics import share
 from mezzotint_training.optimizers import make_optimizer
-from mezzotint_training.process import CannotGoOn, exit_code, leave, make_accelerator
+from mezzotint_training.process import leave, make_accelerator
 from mezzotint_training.report import Losses
 from mezzotint_training.report import progress as show
 from mezzotint_training.rows import held_out, load_splits
+from mezzotint_training.saved import load_pipeline
 from mezzotint_training.sources import Source, fixed_items
 
 # The settings of `train.py` that there are here too, and the defaults that differ
@@ -102,13 +103,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     device, say = accelerator.device, accelerator.print
     if sharding.sharded(accelerator):
         raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
-    try:
-        pipe: Any = MezzotintPipeline.from_pretrained(pipeline)
-    except Exception as error:  # diffusers, transformers, tokenizers and safetensors raise their own and plain ones
-        raise UserError(f"pipeline {pipeline} cannot be loaded: {' '.join(str(error).split())}") from None
-    finally:
-        logging.disable(logging.NOTSET)
+    pipe: Any = load_pipeline(pipeline, "pipeline")
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
 
     # 1. The data, with labels where captions are

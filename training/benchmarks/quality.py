@@ -25,8 +25,9 @@ from diffusers import UNet2DConditionModel
 from scipy import stats
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages
+from mezzotint_training.errors import UserError
 from mezzotint_training.evaluate import make_features, read, shuffled
 from mezzotint_training.metrics import Figure, estimated, frechet_distance, gaussian, kernel_distance, share
 from mezzotint_training.rows import digits, held_out, load_splits

@@ -1,0 +1,47 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Saved pipelines, for all programs: loaded, checked and on their device, or refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint import MezzotintPipeline
+from mezzotint_training.errors import UserError, loading
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        UserError: for one that is not on this machine.
+    """
+    possible = ["cpu"]
+    if torch.cuda.is_available():
+        possible += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        possible.append("mps")
+    if name not in possible:
+        raise UserError(f"device must be one of this machine's ({', '.join(possible)}): got {name!r}")
+    return torch.device(name)
+
+
+def load_pipeline(
+    source: str | Path, name: str = "checkpoint", revision: str | None = None, device: str = "cpu", **components: Any
+) -> MezzotintPipeline:
+    """The pipeline of a folder or a Hub repository, by the installed package's code, every weight accounted for.
+
+    Args:
+        source: a folder or a Hub name.
+        name: of the argument that named it, for the message.
+        revision: branch, tag or commit on the Hub.
+        device: where to, as `--device` names it.
+        components: in place of those that are saved.
+
+    Raises:
+        UserError: for one that cannot be loaded, or a device that is not there.
+    """
+    place = find_device(device)
+    with loading(f"{name} {source}"):
+        pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+    return pipe.to(place)
