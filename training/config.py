@@ -107,6 +107,9 @@ class TrainConfig:
     proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
 
     # Optimisation
+    num_cpu_threads_per_process: int | None = setting(
+        None, "CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores"
+    )
     seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)")
     train_batch_size: int = setting(64, "pictures a process and micro-step")
     gradient_accumulation_steps: int = setting(1, "micro-steps for each update")
@@ -169,7 +172,7 @@ class TrainConfig:
             "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
             "checkpoints_total_limit", "validation_steps", "num_validation_images", "logging_steps",
             "num_inference_steps", "max_text_length", "rank", "shuffle_buffer_size", "posthoc_ema_steps",
-            "max_nonfinite_steps",
+            "max_nonfinite_steps", "num_cpu_threads_per_process",
         )  # fmt: skip
         rules = {
             "at least 1": (at_least_1, lambda x: x >= 1),

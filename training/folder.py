@@ -16,7 +16,8 @@ FREE = {
     "resume_from_checkpoint", "validation_prompts", "num_validation_images", "validation_steps", "num_inference_steps",
     "guidance_scale", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license",
     "dataset_license", "dataloader_num_workers", "gradient_checkpointing", "plan", "cache_dir", "max_nonfinite_steps",
-    "compile", "channels_last", "size", "train_batch_size", "gradient_accumulation_steps",
+    "compile", "channels_last", "num_cpu_threads_per_process", "size", "train_batch_size",
+    "gradient_accumulation_steps",
 }  # fmt: skip
 # Those that may differ too where a run branches off from a named checkpoint into a new folder: the cure of a bad course
 BRANCH = FREE | {

@@ -3,7 +3,6 @@
 is `train.py`'s."""
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -19,12 +18,13 @@ import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 
+from mezzotint_training import threads
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.errors import UserError
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
-    """As accelerate is configured, with all the cores of a CPU."""
+    """As accelerate is configured, with the threads that were asked for."""
     available = sorted(str(name) for name in get_available_trackers())
     if config.report_to not in (*available, "auto", "all", "none"):
         raise UserError(
@@ -46,11 +46,8 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
         raise UserError(" ".join(str(error).split())) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
         raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if launched and accelerator.device.type == "cpu":
-        # accelerate's launcher gives a process one thread unless it is told otherwise, and leaves the other cores idle
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if config.num_cpu_threads_per_process is not None or accelerator.device.type == "cpu":
+        threads.settle(config.num_cpu_threads_per_process)
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():

@@ -13,6 +13,9 @@ Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients
 (SIGTERM, SIGINT) after writing a checkpoint. In the last two cases the same command goes on where it stopped.
 """
 
+import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
+
+# isort: split
 import contextlib
 import copy
 import itertools

@@ -8,6 +8,9 @@ Scheduler, scale and size of the data are the pipeline's, so that the classifier
 `output_dir` becomes that pipeline with a `classifier`. A run takes minutes, and one that was stopped starts anew.
 """
 
+import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
+
+# isort: split
 import argparse
 import inspect
 import json
@@ -47,8 +50,8 @@ SETTINGS = (
     "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "resolution",
     "random_flip", "max_train_samples", "validation_split", "num_validation_samples", "on_bad_row",
     "dataloader_num_workers", "seed", "train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler",
-    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "use_ema", "ema_decay", "mixed_precision", "logging_steps",
-    "output_dir",
+    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "num_cpu_threads_per_process", "use_ema", "ema_decay",
+    "mixed_precision", "logging_steps", "output_dir",
 )  # fmt: skip
 DEFAULTS = {"max_train_steps": 500, "adam_weight_decay": 0.05, "logging_steps": 100, "output_dir": "runs/classified"}
 

@@ -1,0 +1,42 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""CPU threads: how many a training process has, and how they wait for each other.
+
+A program imports this module before torch, whose OpenMP reads its settings once. GNU's OpenMP lets a thread that waits
+spin, in the hope that the others come soon. Where another program holds a core they don't, and the spinning takes that
+core from the very thread that is waited for: a run falls to a fraction of its share (`benchmarks/busy_machine.py`). A
+thread that sleeps while it waits gives its core away.
+"""
+
+import os
+
+# What the user said stands. The values of a run don't depend on it
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def launcher_chose() -> bool:
+    """Whether this process has one thread because accelerate's launcher gives each process one where nobody says how
+    many (by `OMP_NUM_THREADS`, or the launcher's `--num_cpu_threads_per_process`), whatever the number of cores."""
+    if os.environ.get("OMP_NUM_THREADS") != "1" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return False
+    import psutil
+
+    try:
+        launcher = psutil.Process().parent()
+        if launcher is None:
+            return True
+        words = [word.partition("=")[0].replace("-", "_") for word in launcher.cmdline()]
+        return "__num_cpu_threads_per_process" not in words and "OMP_NUM_THREADS" not in launcher.environ()
+    except psutil.Error:  # the launcher is gone, or another user's
+        return True
+
+
+def settle(count: int | None) -> None:
+    """Set the number of this process's threads: `count`; by default what the user said elsewhere, or this process's
+    share of the cores that it may use."""
+    import torch
+
+    if count is None and launcher_chose():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if count is not None:
+        torch.set_num_threads(count)
