@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import datasets
@@ -184,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mixed_precision", choices=list(DTYPES), default="no")
     parser.add_argument("--train_text_encoder", action="store_true")
     parser.add_argument("--cached_text", action="store_true", help="the peer too encodes each caption once only")
+    parser.add_argument("--output", help="a file of JSON lines, to which each row is appended when it is there")
     parser.add_argument("ours", nargs="*", help="after --: further flags of train.py")
     args = parser.parse_args(argv)
 
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{', its output cached by the peer too' if args.cached_text else ''}; {args.repeats} pairs of runs\n"
     )
     flags = {"ours": args.ours, "peer": ["--cached_text"] if args.cached_text else []}
-    table = []
+    table, failed = [], 0
     with tempfile.TemporaryDirectory() as folder:
         for resolution in args.resolutions:
             data = Path(args.data).absolute() if args.data else Path(folder) / f"data-{resolution}"
@@ -216,13 +217,26 @@ def main(argv: list[str] | None = None) -> int:
                     validation_steps=never, lr_warmup_steps=0,
                 )  # fmt: skip
                 runs: dict[str, list[Measured]] = {"ours": [], "peer": []}
-                for repeat in range(args.repeats):
-                    for program, results in runs.items():
-                        output = str(Path(folder) / f"{program}-{size}-{resolution}-{repeat}")
-                        results.append(run(program, replace(config, output_dir=output), flags[program], args.threads))
-                        print(f"{size}, {resolution} px, {program}: {results[-1]}", flush=True)
+                try:
+                    for repeat in range(args.repeats):
+                        for program, results in runs.items():
+                            output = str(Path(folder) / f"{program}-{size}-{resolution}-{repeat}")
+                            one = replace(config, output_dir=output)
+                            results.append(run(program, one, flags[program], args.threads))
+                            print(f"{size}, {resolution} px, {program}: {results[-1]}", flush=True)
+                except UserError as error:  # which costs this row and no other
+                    print(f"train_speed: {size}, {resolution} px: {error}", file=sys.stderr, flush=True)
+                    failed += 1
+                    continue
                 table.append(row(size, resolution, config, flops / peak, runs))
+                if args.output:
+                    figures = {"size": size, "resolution": resolution, "batch": args.batch, "peak_flops": peak}
+                    figures |= {program: medians(results, flops / peak) for program, results in runs.items()}
+                    with open(args.output, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(figures) + "\n")
     print("\n" + HEADER + "\n".join(table))
+    if failed:
+        raise UserError(f"{failed} of {failed + len(table)} rows failed, as said above")
     return 0
 
 
@@ -232,13 +246,19 @@ HEADER = (
 )
 
 
+def medians(runs: list[Measured], seconds: float) -> dict[str, float]:
+    """Each figure's median over the runs, and the share of the peak that they reached, `utilisation`, where a picture
+    would take so many seconds at the peak."""
+    figures = {field.name: statistics.median(getattr(one, field.name) for one in runs) for field in fields(Measured)}
+    return figures | {"utilisation": seconds * figures["images_per_second"]}
+
+
 def row(size: str, resolution: int, config: TrainConfig, seconds: float, runs: dict[str, list[Measured]]) -> str:
     """A line of the table; `seconds` are what a picture would take at the peak."""
     with torch.device("meta"):
         parameters = MezzotintUNetModel(**config.unet).num_parameters()
 
-    def middle(program: str, name: str) -> float:
-        return statistics.median(getattr(one, name) for one in runs[program])
+    middle = {program: medians(results, seconds) for program, results in runs.items()}
 
     def ratio(name: str) -> str:
         pairs = zip(runs["ours"], runs["peer"], strict=True)
@@ -246,10 +266,10 @@ def row(size: str, resolution: int, config: TrainConfig, seconds: float, runs: d
         return f"{median:.2f} ({low:.2f} to {high:.2f}, {100 * coverage:.0f} %)"
 
     cells = [size, f"{parameters / 1e6:.1f} M", str(resolution)]
-    cells += [f"{middle(program, 'images_per_second'):.4g}" for program in runs] + [ratio("images_per_second")]
-    cells += [f"{middle(program, 'peak_memory') / 1e6:,.0f}" for program in runs] + [ratio("peak_memory")]
-    cells += [f"{100 * middle(program, 'data_wait'):.1f} %" for program in runs]
-    cells += [f"{100 * seconds * middle(program, 'images_per_second'):.0f} %" for program in runs]
+    cells += [f"{one['images_per_second']:.4g}" for one in middle.values()] + [ratio("images_per_second")]
+    cells += [f"{one['peak_memory'] / 1e6:,.0f}" for one in middle.values()] + [ratio("peak_memory")]
+    cells += [f"{100 * one['data_wait']:.1f} %" for one in middle.values()]
+    cells += [f"{100 * one['utilisation']:.0f} %" for one in middle.values()]
     return "| " + " | ".join(cells) + " |"
 
 
