@@ -56,11 +56,14 @@ def main(argv: list[str] | None = None) -> int:
     one = verbs.add_parser("draw", parents=[common], help="draw with a pipeline as it may be set up")
     one.add_argument("checkpoint")
     one.add_argument("--how", choices=list(HOW), required=True)
-    one = verbs.add_parser("again", parents=[common], help="train a finished run again, and compare every weight")
+    one = verbs.add_parser(
+        "again",
+        parents=[common],
+        help="train a finished run again, by train.py's flags after --, and compare every weight",
+    )
     one.add_argument("like", help="the folder of the finished run")
     one.add_argument("--work", required=True, help="a new folder for the other one")
     one.add_argument("--kill", action="store_true", help="by SIGKILL at its first checkpoint, and resume it")
-    one.add_argument("flags", nargs="*", help="after --: of train.py")
     one = verbs.add_parser("sampling", parents=[common], help="pictures a second beside stock pipelines")
     one.add_argument("--size", default="small", choices=list(SIZES), help="of the network (default: %(default)s)")
     one.add_argument("--resolution", type=int, default=64)
@@ -69,7 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--turns", type=int, default=5, help="of each call, after two of warming up")
     one.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
     one.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    args = parser.parse_args(argv)
+    # argparse's versions differ in what they make of -- after a verb
+    words = sys.argv[1:] if argv is None else argv
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    args.flags = words[end + 1 :]
 
     def say(**figures: Any) -> None:
         line = json.dumps(figures)

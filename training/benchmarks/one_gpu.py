@@ -185,13 +185,14 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         words = ["again", made, "--work", work / name, "--output", figures, *how, "--", *flags()]
         return Part(f"train: {name}", ["mezzotint_training.benchmarks.on_device", *map(str, words)], figures=figures)
 
-    made = work / "float32"
+    made, gpu = work / "float32", device != "cpu"
+    ways = ["bfloat16", "compiled", *(["float16", "model_offload", "sequential_offload"] if gpu else [])]
     installed = {"schedule_free": "schedulefree", "prodigy": "prodigyopt", "adamw_8bit": "bitsandbytes"}
     optimizers = ["muon", *(name for name, package in installed.items() if importlib.util.find_spec(package))]
     first = [
         trained("float32"),
         trained("bf16", mixed_precision="bf16"),
-        *([trained("fp16", mixed_precision="fp16")] if device != "cpu" else []),
+        *([trained("fp16", mixed_precision="fp16")] if gpu else []),
         trained("compile", compile=True),
         trained("no channels_last", channels_last=False),
         trained("gradient_checkpointing", gradient_checkpointing=True),
@@ -210,17 +211,18 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         repeated("killed", "--kill"),
         trained("lora", pretrained_model_name_or_path=made, adapter="lora"),
         program("sample", "two prompts", made, "red heart", "rocket", *at, "--output", work / "sample.png"),
-        program("evaluate", "in small", made, "--count", "40", "--judge_steps", "50", "--num_inference_steps", "4", *at),
+        program("evaluate", "in small", made, "--count", "40", "--judge_steps", "50",
+                "--num_inference_steps", "4", *at),
         program("fit_scheduler", "in small", made, "--steps", "4", "--noises", "8", "--teacher_steps", "12",
                 "--starts", "1", "--output_dir", work / "fitted", *at),
         program("ema", "of a run", work / "posthoc_ema", "--length", "0.1", "--output", work / "averaged"),
-        *map(drawn, ("bfloat16", "compiled", *(["float16", "model_offload", "sequential_offload"] if device != "cpu" else []))),
+        *map(drawn, ways),
         program("sample", "device 99", made, "rocket", "--device", "cuda:99", exits=BAD_INPUT),
     ]  # fmt: skip
     # what takes all of the device's memory runs alone
     side = ("--height", "16384", "--width", "16384", "--output", work / "large.png")
     large = program("sample", "too large", made, "rocket", *side, *at, exits=CANNOT_GO_ON)
-    return [first, second, *([[large]] if device != "cpu" else [])]
+    return [first, second, *([[large]] if gpu else [])]
 
 
 def speed(work: Path, device: str) -> Part:
