@@ -163,6 +163,20 @@ def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["fitted_schedules"] == tables
 
 
+def test_networks_are_fitted_in_whole_float32(make_pipe, tmp_path, monkeypatch):
+    make_pipe().save_pretrained(tmp_path / "run")
+    seen, answer = set(), fit_scheduler.PipelineNetwork._answer
+
+    def looked_at(*args):
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return answer(*args)
+
+    monkeypatch.setattr(fit_scheduler.PipelineNetwork, "_answer", looked_at)
+    flags = ["--noises", "2", "--teacher_steps", "4", "--prompts", "a", "--starts", "1", "--guidance_scale", "1"]
+    assert fit_scheduler.main([str(tmp_path / "run"), *flags, "--steps", "2"]) == 0
+    assert seen == {False} and torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -179,7 +179,7 @@ def test_runs_are_asked_for_with_settings_that_there_are(tmp_path, device):
     for part in trained:
         parse_args(list(part.command[1:]), "")
     assert ("train: fp16" in {part.name for part in parts}) == (device == "cuda")
-    assert parse_args(list(parts[-1].command[1:]), "").max_train_minutes == pytest.approx(55 / 60, abs=1e-3)
+    assert parse_args(list(parts[-1].command[1:]), "").max_train_minutes == pytest.approx(65 / 60, abs=1e-3)
     if device == "cuda":
         assert [part.name for part in rounds[-1]] == ["sample: too large"]  # nothing runs beside it
 

@@ -125,7 +125,8 @@ def fit_scheduler(args: argparse.Namespace) -> None:
                 print(f"{n} steps, guidance {scale:g}: has a table (--refit fits another)", flush=True)
                 done += 1
                 continue
-            with torch.inference_mode():
+            # cuDNN would round convolutions to TF32's 10 bits, in which the fit's differences are lost
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if ends is None:
                     generator = torch.Generator().manual_seed(args.seed)
                     noise = torch.randn(2 * count, *shape, generator=generator).to(args.device)

@@ -8,7 +8,7 @@ diffusers' own, and the pictures that it draws after the rest of the time.
 Each part is a process of its own with a limit of time, so that one that fails or hangs costs no other; what came of it
 is in --out/one_gpu.json before the next begins. The parts, in this order, with their shares of the time:
 
-- checks (a fifth): tiny runs of every program and way to run, several at once; whether each ends as it should
+- checks (a quarter): tiny runs of every program and way to run, several at once; whether each ends as it should
 - train_speed (two fifths): images/s, memory and model FLOP utilisation by `train_speed.py`, the largest first
 - sampling (an eighth): pictures a second by `on_device.py sampling`, eager, compiled and captured
 - pictures (the rest): `train.py` on --data, whose drawings become --out/pictures.png
@@ -42,9 +42,9 @@ import torch
 from mezzotint_training.errors import BAD_INPUT, CANNOT_GO_ON, UserError, exit_code
 from mezzotint_training.saved import find_device
 
-SHARES = {"checks": 0.2, "train_speed": 0.42, "sampling": 0.13}  # of the time, at most; what is left is `pictures`'
-CHECK_SECONDS = 75  # for one check, at most
-ENDING_SECONDS = 45  # that `pictures` needs beside its training: to start, to save, to draw
+SHARES = {"checks": 0.25, "train_speed": 0.38, "sampling": 0.13}  # of the time, at most; what is left is `pictures`'
+CHECK_SECONDS = 90  # for one check, at most
+ENDING_SECONDS = 35  # that `pictures` needs beside its training: to start, to save, to draw
 SAID = 15  # last lines of a process that are kept
 PACKAGES = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow")
 PROMPTS = [
@@ -193,7 +193,6 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         trained("float32"),
         trained("bf16", mixed_precision="bf16"),
         *([trained("fp16", mixed_precision="fp16")] if gpu else []),
-        trained("compile", compile=True),
         trained("no channels_last", channels_last=False),
         trained("gradient_checkpointing", gradient_checkpointing=True),
         trained("frozen text encoder", train_text_encoder=False),
@@ -202,11 +201,13 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         *(trained(name, optimizer=name) for name in optimizers),
         trained("posthoc_ema", posthoc_ema_steps=20),
         trained("augmented", augment_probability=0.2, random_flip=True),
-        trained("bf16 all at once", mixed_precision="bf16", compile=True, gradient_checkpointing=True,
-                train_text_encoder=False, gradient_accumulation_steps=2),
     ]  # fmt: skip
     at = ("--device", device)
     second = [
+        # compiling takes longest, and nothing else needs these
+        trained("compile", compile=True),
+        trained("bf16 all at once", mixed_precision="bf16", compile=True, gradient_checkpointing=True,
+                train_text_encoder=False, gradient_accumulation_steps=2),
         repeated("again"),
         repeated("killed", "--kill"),
         trained("lora", pretrained_model_name_or_path=made, adapter="lora"),
@@ -292,7 +293,7 @@ def one_gpu(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"out must be a folder to write to: {error}") from None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = min(8, max(1, cores // 2))
+    at_once = min(16, max(1, cores - 1))
     on_gpu = device.type == "cuda"
     about = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
