@@ -45,6 +45,9 @@ from mezzotint_training.saved import find_device
 SHARES = {"checks": 0.25, "train_speed": 0.38, "sampling": 0.13}  # of the time, at most; what is left is `pictures`'
 CHECK_SECONDS = 90  # for one check, at most
 ENDING_SECONDS = 35  # that `pictures` needs beside its training: to start, to save, to draw
+# Of `sampling`, by device
+BATCHES = {"cuda": (1, 64), "cpu": (1, 4)}
+MODES = {"cuda": ("eager", "compiled", "captured"), "cpu": ("eager", "compiled")}
 SAID = 15  # last lines of a process that are kept
 PACKAGES = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow")
 PROMPTS = [
@@ -204,7 +207,10 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
     ]  # fmt: skip
     at = ("--device", device)
     second = [
-        # compiling takes longest, and nothing else needs these
+        # Compiling takes longest, and nothing else needs these. What the networks of `sampling` are compiled to stays
+        # in inductor's cache for it
+        *(Part(f"sample: {mode}, batch {batch}", _sampling(device, (batch,), (mode,)))
+          for mode in MODES[device][1:] for batch in BATCHES[device]),
         trained("compile", compile=True),
         trained("bf16 all at once", mixed_precision="bf16", compile=True, gradient_checkpointing=True,
                 train_text_encoder=False, gradient_accumulation_steps=2),
@@ -237,15 +243,21 @@ def speed(work: Path, device: str) -> Part:
     return Part("train_speed", command, figures=figures)
 
 
+def _sampling(device: str, batches: Sequence[int], modes: Sequence[str]) -> list[str]:
+    """The command that times these."""
+    shape = (
+        "--size tiny --resolution 16 --steps 4 --turns 1 --dtype float32"
+        if device == "cpu"
+        else "--size small --resolution 64 --steps 20"
+    )
+    words = ["mezzotint_training.benchmarks.on_device", "sampling", "--device", device, *shape.split()]
+    return [*words, "--batches", *map(str, batches), "--modes", *modes]
+
+
 def sampling(work: Path, device: str) -> Part:
     figures = work / "sampling.jsonl"
-    shape = (
-        "--size tiny --resolution 16 --batches 1 4 --steps 4 --turns 1 --dtype float32 --modes eager compiled"
-        if device == "cpu"
-        else "--size small --resolution 64 --batches 1 64 --steps 20"
-    )
-    command = ["mezzotint_training.benchmarks.on_device", "sampling", *shape.split()]
-    return Part("sampling", [*command, "--device", device, "--output", str(figures)], figures=figures)
+    command = _sampling(device, BATCHES[device], MODES[device])
+    return Part("sampling", [*command, "--output", str(figures)], figures=figures)
 
 
 def pictures(data: Path, work: Path, device: str, seconds: float) -> Part:
