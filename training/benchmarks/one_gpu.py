@@ -190,8 +190,10 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
 
     made, gpu = work / "float32", device != "cpu"
     ways = ["bfloat16", "compiled", *(["float16", "model_offload", "sequential_offload"] if gpu else [])]
-    installed = {"schedule_free": "schedulefree", "prodigy": "prodigyopt", "adamw_8bit": "bitsandbytes"}
-    optimizers = ["muon", *(name for name, package in installed.items() if importlib.util.find_spec(package))]
+    optimizers: dict[str, tuple[str, dict[str, Any]]] = {
+        "schedule_free": ("schedulefree", {"use_ema": False}), "prodigy": ("prodigyopt", {"learning_rate": 1.0}),
+        "adamw_8bit": ("bitsandbytes", {}), "muon": ("torch", {}),
+    }  # fmt: skip
     first = [
         trained("float32"),
         trained("bf16", mixed_precision="bf16"),
@@ -201,7 +203,8 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         trained("frozen text encoder", train_text_encoder=False),
         trained("streaming", streaming=True),
         trained("workers", dataloader_num_workers=2),
-        *(trained(name, optimizer=name) for name in optimizers),
+        *(trained(name, optimizer=name, **changes)
+          for name, (package, changes) in optimizers.items() if importlib.util.find_spec(package)),
         trained("posthoc_ema", posthoc_ema_steps=20),
         trained("augmented", augment_probability=0.2, random_flip=True),
     ]  # fmt: skip
