@@ -3,7 +3,7 @@
 diffusers' own, and the pictures that it draws after the rest of the time.
 
     python training/benchmarks/one_gpu.py --data path/to/emoji-64 --minutes 15 --out one_gpu/
-    python training/benchmarks/one_gpu.py --data path/to/emoji-64 --minutes 2 --out one_gpu/ --device cpu
+    python training/benchmarks/one_gpu.py --data path/to/emoji-64 --minutes 10 --out one_gpu/ --device cpu
 
 Each part is a process of its own with a limit of time, so that one that fails or hangs costs no other; what came of it
 is in --out/one_gpu.json before the next begins. The parts, in this order, with their shares of the time:
