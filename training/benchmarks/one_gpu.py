@@ -9,8 +9,8 @@ Each part is a process of its own with a limit of time, so that one that fails o
 is in --out/one_gpu.json before the next begins. The parts, in this order, with their shares of the time:
 
 - checks (a quarter): tiny runs of every program and way to run, several at once; whether each ends as it should
-- train_speed (two fifths): images/s, memory and model FLOP utilisation by `train_speed.py`, the largest first
-- sampling (an eighth): pictures a second by `on_device.py sampling`, eager, compiled and captured
+- train_speed (a third): images/s, memory and model FLOP utilisation by `train_speed.py`, the largest first
+- sampling (a sixth): pictures a second by `on_device.py sampling`, eager, compiled and captured
 - pictures (the rest): `train.py` on --data, whose drawings become --out/pictures.png
 
 It ends with 0 whatever came of the parts; with 2, before anything is run, for bad input.
@@ -42,7 +42,7 @@ import torch
 from mezzotint_training.errors import BAD_INPUT, CANNOT_GO_ON, UserError, exit_code
 from mezzotint_training.saved import find_device
 
-SHARES = {"checks": 0.25, "train_speed": 0.38, "sampling": 0.13}  # of the time, at most; what is left is `pictures`'
+SHARES = {"checks": 0.25, "train_speed": 0.35, "sampling": 0.16}  # of the time, at most; what is left is `pictures`'
 CHECK_SECONDS = 90  # for one check, at most
 ENDING_SECONDS = 35  # that `pictures` needs beside its training: to start, to save, to draw
 # Of `sampling`, by device
@@ -232,7 +232,7 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
     # what takes all of the device's memory runs alone
     side = ("--height", "16384", "--width", "16384", "--output", work / "large.png")
     large = program("sample", "too large", made, "rocket", *side, *at, exits=CANNOT_GO_ON)
-    return [first, second, *([[large]] if gpu else [])]
+    return [first, *([[large]] if gpu else []), second]
 
 
 def speed(work: Path, device: str) -> Part:
@@ -251,7 +251,7 @@ def _sampling(device: str, batches: Sequence[int], modes: Sequence[str]) -> list
     shape = (
         "--size tiny --resolution 16 --steps 4 --turns 1 --dtype float32"
         if device == "cpu"
-        else "--size small --resolution 64 --steps 20"
+        else "--size small --resolution 64 --steps 20 --turns 3"
     )
     words = ["mezzotint_training.benchmarks.on_device", "sampling", "--device", device, *shape.split()]
     return [*words, "--batches", *map(str, batches), "--modes", *modes]
@@ -323,6 +323,8 @@ def one_gpu(args: argparse.Namespace) -> None:
 
     def environment(share: int) -> dict[str, str]:
         threads = {"OMP_NUM_THREADS": str(max(1, cores // share))}
+        if share > 1:  # or each that compiles would start a process for every core
+            threads["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(4, cores))
         where = {} if on_gpu else {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         return os.environ | threads | where | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
 
