@@ -3,16 +3,18 @@
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mezzotint import hub
-from mezzotint_training.errors import UserError
+from mezzotint.markdown import code, plain
+from mezzotint_training.config import read_recipe
+from mezzotint_training.errors import UserError, loading
 
 EVALUATION = "evaluation.json"
+GRID = re.compile(r"samples/step-\d+\.png")
 # What is measured on each kind of features, as it is shown
 ROWS = {
     "kernel_distance": "kernel distance (KID) x 1000",
@@ -26,11 +28,11 @@ ROWS = {
 def table(results: dict[str, Any]) -> str:
     """What `evaluate` measured, as Markdown."""
     settings, count, data = results["settings"], results["pictures"], results["data"]
+    source = data["dataset_name"] or os.path.basename(os.path.abspath(data["train_data_dir"]))
     lines = [
-        f"{count['drawn']} pictures in {settings['num_inference_steps']} steps, guidance "
-        f"{settings['guidance_scale']:g}, seed {settings['seed']}, against {count['held_out']} held-out ones of "
-        f"`{data['dataset_name'] or Path(data['train_data_dir']).resolve().name}`; the floor is of {count['floor']} of "
-        f"{count['train']} training pictures. 95 % intervals.",
+        f"{count['drawn']:d} pictures in {settings['num_inference_steps']:d} steps, guidance "
+        f"{settings['guidance_scale']:g}, seed {settings['seed']:d}, against {count['held_out']:d} held-out ones of "
+        f"{code(source)}; the floor is of {count['floor']:d} of {count['train']:d} training pictures. 95 % intervals.",
         "",
         "| | drawn | real |",
         "|---|---|---|",
@@ -47,14 +49,14 @@ def table(results: dict[str, Any]) -> str:
         for metric, figure in figures.items():
             within = metric in ("precision", "recall")
             factor = 1000.0 if metric == "kernel_distance" else 1.0
-            line(f"{ROWS[metric]}, {name} features", figure, ".1%" if within else ".3g", factor)
+            line(f"{ROWS[metric]}, {plain(name)} features", figure, ".1%" if within else ".3g", factor)
     for kind, found in results["prompt_accuracy"].items():
-        how = kind if kind == "classifier" else f"{kind}, own caption of {found['choices']}"
+        how = plain(kind) if kind == "classifier" else f"{plain(kind)}, own caption of {found['choices']:d}"
         line(f"prompt accuracy ({how})", found, ".1%")
         if "unseen" in found:
             line("the same, captions that were not trained on", found["unseen"], ".1%")
     found = results["copy_rate"]
-    line(f"copy rate ({found['features']}, ratio below {found['threshold']:.2f})", found, ".1%")
+    line(f"copy rate ({plain(found['features'])}, ratio below {found['threshold']:.2f})", found, ".1%")
     for quarter, found in enumerate(results["held_out_loss"], 1):
         line(f"held-out loss, quarter {quarter} of the noise levels", found, ".4f")
     return "\n".join(lines)
@@ -97,10 +99,15 @@ def check_trained_on(folder: Path, pictures: int) -> None:
 
 
 def rewrite(folder: Path) -> None:
-    """Write the card of a finished run anew, after something in its folder was."""
+    """Write the card of a finished run anew, after something in its folder was.
+
+    Raises:
+        UserError: for settings or figures there that are not what a run wrote.
+    """
     settings, metrics = _run(folder)
-    grids = sorted(path.relative_to(folder).as_posix() for path in folder.glob("samples/step-*.png"))
-    write(folder, settings, metrics, grids[-1] if grids else None)
+    grids = sorted(name for path in folder.glob("samples/*") if GRID.fullmatch(name := f"samples/{path.name}"))
+    with loading(f"what the card of {folder} is made of"):
+        write(folder, settings, metrics, grids[-1] if grids else None)
 
 
 def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
@@ -114,5 +121,8 @@ def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid:
 
 def _run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its settings and figures."""
-    settings = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return settings, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    with loading(f"metrics.json of {folder}"):
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if not isinstance(metrics.get("pictures"), int):
+            raise ValueError("pictures must be a number")
+    return read_recipe(folder), metrics

@@ -280,6 +280,25 @@ def recipes() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file; a UserError says what is wrong with it."""
+    settings = _mapping(path)
+    for key in settings:
+        if key not in HINTS:
+            raise UserError(f"unknown setting {key!r} in {path}{nearest(str(key), list(HINTS))}")
+    return settings
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """The settings of the run in a folder, by its `recipe.yaml`, with the places on this machine that are known. Those
+    of another version, which has other settings, are read too. Empty where there is no recipe.
+
+    Raises:
+        UserError: for a file that is broken.
+    """
+    paths = [Path(folder) / name for name in ("recipe.yaml", "places.yaml")]
+    return {name: value for path in paths if path.is_file() for name, value in _mapping(path).items()}
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -288,9 +307,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
-    for key in settings:
-        if key not in HINTS:
-            raise UserError(f"unknown setting {key!r} in {path}{nearest(str(key), list(HINTS))}")
     return settings
 
 

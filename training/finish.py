@@ -3,6 +3,7 @@
 figures, as they are published."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mezzotint import MezzotintPipeline, hub
 from mezzotint_training import card
 from mezzotint_training.adapters import save_adapters
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError
+from mezzotint_training.errors import CannotGoOn, one_line
 
 
 def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str:
@@ -70,7 +71,7 @@ def finish(
         the figures that are in `metrics.json`.
 
     Raises:
-        UserError: for an upload that failed; the finished pipeline is there.
+        CannotGoOn: for an upload that failed; the finished pipeline is there.
     """
     figures = output_dir / "metrics.json"
     again = metrics.pop("updates") == 0 and figures.is_file()
@@ -86,6 +87,9 @@ def finish(
         pipe.save_pretrained(output_dir)
     else:
         save_adapters(output_dir, pipe.unet, pipe.text_encoder)
+    # Of a row that was left out its number is published, not the path of its picture
+    if found := (metrics.get("plan") or {}).get("data"):
+        found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
     figures.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     if config.adapter is None:
         loaded = MezzotintPipeline.from_pretrained(output_dir)
@@ -102,13 +106,13 @@ def finish(
         f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, loss {metrics['loss']:.4f})"
     )
     if config.push_to_hub:
+        name = config.hub_model_id or output_dir.name
         try:
-            name = config.hub_model_id or output_dir.name
-            accelerator.print(f"published: {hub.push(output_dir, name, private=config.hub_private_repo)}")
+            address = hub.push(output_dir, name, private=config.hub_private_repo, say=accelerator.print)
         except (OSError, ValueError, HTTPError) as error:
-            message = " ".join(str(error).split())
-            raise UserError(
-                f"the pipeline is finished in {output_dir}, but its upload failed ({message}); "
-                f"`mezzotint publish {output_dir} --hub_model_id ...` uploads it"
+            raise CannotGoOn(
+                f"the pipeline is finished in {output_dir}, but its upload failed ({one_line(error)}); "
+                f"`mezzotint publish {shlex.quote(str(output_dir))} --hub_model_id ...` uploads it"
             ) from None
+        accelerator.print(f"published: {address}")
     return metrics

@@ -6,8 +6,11 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+
+from mezzotint import hub
 from mezzotint_training import checkpoint
-from mezzotint_training.config import TrainConfig, read_yaml
+from mezzotint_training.config import TrainConfig, read_recipe
 from mezzotint_training.errors import UserError
 
 # Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to learn
@@ -39,7 +42,7 @@ def previous_run(config: TrainConfig, output_dir: Path, processes: int):
         raise UserError(f"output_dir must be a folder: {output_dir} is a file")
     recipe, source = output_dir / "recipe.yaml", config.resume_from_checkpoint
     if recipe.is_file():
-        same_run(config, read_yaml(recipe), output_dir, "choose another output_dir, or remove that one")
+        same_run(config, read_recipe(output_dir), output_dir, "choose another output_dir, or remove that one")
     elif source != "latest" and output_dir.exists() and any(output_dir.iterdir()):
         raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
     named = Path(source) if source not in (None, "latest") else None
@@ -69,14 +72,27 @@ def update_size(config: TrainConfig, processes: int) -> int:
 
 
 def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:
+    now_public = hub.public(asdict(config))  # of a folder that came from elsewhere, no more is known of the places
     for name, now in asdict(config).items():
-        if name not in free and name in before and before[name] != now:
+        if name not in free and name in before and before[name] not in (now, now_public[name]):
             raise UserError(f"{place} holds another run ({name} was {before[name]!r}, now {now!r}): {advice}")
 
 
-def recipe_yaml(config: TrainConfig) -> str:
-    """Every setting in force, with the versions of what ran them."""
+def write_recipe(config: TrainConfig, output_dir: Path) -> None:
+    """Write down every setting in force, in two files: `recipe.yaml`, with the versions of what ran them, is published
+    and names no place on this machine but by its last part; `places.yaml` has those places and stays here. `.gitignore`
+    names what stays here, for git and for uploads by hand (`hf upload`)."""
     names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
     versions = {name: importlib.metadata.version(name) for name in names}
     header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    return f"{header}\n{config.to_yaml()}"
+    settings = asdict(config)
+    _write(output_dir / "recipe.yaml", header, hub.public(settings))
+    _write(output_dir / "places.yaml", "# Where things are on this machine; not published", hub.places(settings))
+    ignored = output_dir / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("".join(f"/{pattern}\n" for pattern in hub.OF_THE_RUN), encoding="utf-8")
+
+
+def _write(path: Path, header: str, settings: dict) -> None:
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    path.write_text(f"{header}\n{text}", encoding="utf-8")

@@ -2,48 +2,101 @@
 """Upload a trained pipeline to the Hub, load it back from there and compare a picture.
 
 mezzotint publish runs/digits --hub_model_id user/digits
+
+Nothing goes up before the Hub would take it and what goes up has drawn a picture here. The folder is only read.
 """
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from huggingface_hub.errors import HTTPError
+import transformers
 
-from mezzotint import MezzotintPipeline, hub
-from mezzotint_training.config import read_yaml
-from mezzotint_training.errors import UserError
+from mezzotint import hub
+from mezzotint_training.config import read_recipe
+from mezzotint_training.errors import CannotGoOn, UserError, exit_code, loading, one_line
+from mezzotint_training.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mezzotint publish", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="mezzotint publish", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("folder", help="a finished run's output_dir")
     parser.add_argument("--hub_model_id", required=True, help="user/name")
-    parser.add_argument("--hub_private_repo", action="store_true")
+    parser.add_argument("--hub_private_repo", action="store_true", help="the repository must be private")
+    parser.add_argument(
+        "--replace_card", action="store_true", help="replace a card there that was written or edited by hand"
+    )
     parser.add_argument("--prompt", default="", help="of the picture to compare")
     args = parser.parse_args(argv)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    return exit_code(lambda: publish(args))
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Draw from what is to go up, upload it, and draw from what is there.
+
+    Raises:
+        UserError: for what cannot be published, before anything is uploaded.
+        CannotGoOn: for an upload that cannot be loaded back, or draws another picture.
+    """
+    folder, recipe = Path(args.folder), {}
     try:
-        address = hub.push(args.folder, args.hub_model_id, private=args.hub_private_repo)
-        base = None
-        if (Path(args.folder) / hub.ADAPTERS).is_file():  # of a pipeline that is elsewhere
-            base = read_yaml(Path(args.folder) / "recipe.yaml")["pretrained_model_name_or_path"]
-        here, there = (draw(source, base, args.prompt) for source in (args.folder, args.hub_model_id))
-    except (OSError, ValueError, HTTPError, UserError) as error:
-        print(f"mezzotint: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        kind, files, _ = hub.content(folder)
+        card = files[hub.CARD].read_text(encoding="utf-8") if hub.CARD in files else None
+    except ValueError as error:
+        raise UserError(one_line(error)) from None
+    if kind == hub.ADAPTERS:
+        recipe = read_recipe(folder)
+        if not recipe.get("pretrained_model_name_or_path"):
+            raise UserError(f"{folder} must say what its adapters are of: pretrained_model_name_or_path in recipe.yaml")
+    if refusals := hub.refusals(args.hub_model_id, card):
+        raise UserError("; ".join(refusals))
+
+    # What goes up, and nothing else of the folder
+    with tempfile.TemporaryDirectory() as alone:
+        for name, file in files.items():
+            link = Path(alone, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
+        try:
+            here = draw(alone, None, recipe, args.prompt)
+        except UserError as error:
+            raise UserError(str(error).replace(alone, str(folder))) from None
+    if not np.isfinite(here).all():
+        raise UserError(f"{folder} must draw a picture: got pixels that are no numbers")
+
+    try:
+        address = hub.push(folder, args.hub_model_id, private=args.hub_private_repo, replace_card=args.replace_card)
+    except ValueError as error:
+        raise UserError(one_line(error)) from None
+    name, _, commit = address.removesuffix("/").rpartition("/commit/")
+    try:
+        there = draw("/".join(name.split("/")[-2:]), commit, recipe, args.prompt)
+    except UserError as error:
+        raise CannotGoOn(f"published: {address}, but it cannot be loaded back: {error}") from None
     if not np.array_equal(here, there):
-        print(f"mezzotint: the pipeline loaded back from {args.hub_model_id} draws another picture", file=sys.stderr)
-        return 1
+        raise CannotGoOn(f"the pipeline loaded back from {args.hub_model_id} draws another picture")
     print(f"published: {address} (loaded back, draws the same picture)")
-    return 0
 
 
-def draw(source: str, base: str | None, prompt: str) -> np.ndarray:
-    pipe = MezzotintPipeline.from_pretrained(base or source)
-    if base is not None:
-        pipe.load_lora_weights(source)
+def draw(source: str, revision: str | None, recipe: dict, prompt: str) -> np.ndarray:
+    """A picture of the pipeline in `source`, or of the adapters there to the pipeline that `recipe` names."""
+    base = recipe.get("pretrained_model_name_or_path")
+    if base is None:
+        pipe = load_pipeline(source, revision=revision)
+    else:
+        pipe = load_pipeline(base, "pretrained_model_name_or_path", revision=recipe.get("revision"))
+        with loading(f"adapters {source}"):
+            pipe.load_lora_weights(source, revision=revision)
+    pipe.set_progress_bar_config(disable=True)
     text = {"prompt": prompt} if pipe.text_encoder is not None else {}
     picture = pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
     return np.asarray(picture.images)

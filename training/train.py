@@ -46,7 +46,7 @@ from mezzotint_training.config import TrainConfig, parse_args
 from mezzotint_training.data import collate
 from mezzotint_training.errors import CannotGoOn, Interrupted, UserError, exit_code
 from mezzotint_training.finish import draw_samples, finish
-from mezzotint_training.folder import previous_run, recipe_yaml, update_size
+from mezzotint_training.folder import previous_run, update_size, write_recipe
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss, draw_timesteps
@@ -246,7 +246,7 @@ def train(config: TrainConfig) -> Path:
     if rank == 0:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
+            write_recipe(config, output_dir)
         except OSError as error:
             raise UserError(f"output_dir must be a folder to write to: {error}") from None
         drop_snapshots_after(output_dir, now.step)

@@ -5,26 +5,57 @@ The self-contained checkpoint itself is written by `MezzotintPipeline.save_pretr
 for cards; importing this module does not.
 """
 
+import contextlib
 import difflib
+import hashlib
 import importlib.resources
 import json
+import os
 import re
+import tempfile
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+import transformers
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.constants import is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from mezzotint.pipelines.pipeline_mezzotint import LOADING
+from mezzotint import markdown
+from mezzotint.pipelines.pipeline_mezzotint import VERSIONED
 
-# What belongs to the run and not to the published pipeline
-NOT_PUBLISHED = ["checkpoint-*", ".checkpoint-*", "cache/*", "ema/*", "logs/*", "metrics.jsonl"]
-# What a folder of low-rank adapters holds in place of a pipeline
-ADAPTERS = "pytorch_lora_weights.safetensors"
-# What goes from the repository unless it comes anew: earlier code, weights in another number of files, their figures
-REPLACED = ["*_v????????.py", "*/*.safetensors", "*/*.safetensors.index.json", "evaluation.json"]
+# The two kinds of folders that are published: a pipeline's, and one of low-rank adapters
+INDEX, ADAPTERS = "model_index.json", "pytorch_lora_weights.safetensors"
+CARD, RECIPE = "README.md", "recipe.yaml"
+# What else is published beside them
+BESIDE = (
+    r"README\.md|recipe\.yaml|(metrics|evaluation)\.json|(LICEN[CS]E|NOTICE)(-\w+)?(\.md|\.txt)?|samples/[^/]+\.png"
+)
+# What is published of a component's folder, with its vocabulary and its own code: settings, weights, their index
+COMPONENT = (
+    r"((scheduler|guider|generation|tokenizer|processor|preprocessor)_)?config\.json"
+    r"|(diffusion_pytorch_model|model)([.-][\w-]+)*\.safetensors(\.index(\.\w+)?\.json)?"
+    r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
+)
+# What a run keeps in its folder for itself, as patterns
+OF_THE_RUN = (
+    "checkpoint-*", ".checkpoint-*", "cache", "ema", "logs", "metrics.jsonl", "places.yaml", ".gitignore"
+)  # fmt: skip
+# Settings that are places on the machine; the last three only where they are no name on the Hub
+PLACES = (
+    "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",
+    "pretrained_model_name_or_path", "text_encoder_name_or_path", "dataset_name",
+)  # fmt: skip
+# The calls in a card's code that name the repository, each with the Python literal that names it
+LOADING = {
+    INDEX: re.compile(r'(from_pretrained\()"(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))'),
+    ADAPTERS: re.compile(r'(load_lora_weights\()"(?:[^"\\]|\\.)*"'),
+}
+SIGNATURE = re.compile(r"<!-- mezzotint (\w+), so long as nobody has edited this card -->\s*$")
 # The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
 LICENSES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
@@ -71,27 +102,40 @@ def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> l
     if not settings.get("validation_prompts"):
         found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
     later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
+    refused = refusals(name, f"---\n{_card_data(settings, None)}\n---\n", api)
+    return found + [Problem(f"{text}{later}", True) for text in refused]
+
+
+def refusals(name: str, card: str | None = None, api: HfApi | None = None) -> list[str]:
+    """Why an upload would fail, a line for each reason: for want of the network, of a token, of the right to write or
+    of a valid card. Nothing on the Hub is changed.
+
+    Args:
+        name: of the repository, with or without its owner.
+        card: the text of its `README.md`.
+        api: the client; by default the one that `push` uses.
+    """
     try:
         validate_repo_id(name)
     except ValueError as error:
-        found.append(Problem(f"hub_model_id must be a name that the Hub takes: {_one_line(error)}", True))
-        return found
+        return [f"hub_model_id must be a name that the Hub takes: {_one_line(error)}"]
     if is_offline_mode():
-        found.append(Problem(f"push_to_hub needs the network: got HF_HUB_OFFLINE{later}", True))
-        return found
+        return ["the upload needs the network: got HF_HUB_OFFLINE"]
+    found = []
     try:
-        refusal = _no_right(name, (api or HfApi()).whoami())
-        if refusal is not None:
-            found.append(Problem(refusal, True))
-        ModelCard(f"---\n{_card_data(settings, None)}\n---\n").validate()
+        refused = _no_right(name, (api or HfApi()).whoami())
+        if refused is not None:
+            found.append(refused)
+        if card is not None:
+            ModelCard(card).validate()
     except LocalTokenNotFoundError:
-        found.append(Problem("push_to_hub needs a token: got none; `hf auth login` or HF_TOKEN brings one", True))
+        found.append("the upload needs a token: got none; `hf auth login` or HF_TOKEN brings one")
     except ValueError as error:
-        found.append(Problem(f"the Hub does not take the card: {_one_line(error)}", True))
+        found.append(f"the Hub does not take the card: {_one_line(error)}")
     except (OSError, HTTPError) as error:
-        refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
-        what = "needs a token that the Hub accepts" if refused else "needs the Hub"
-        found.append(Problem(f"push_to_hub {what}: {_one_line(error)}{'' if refused else later}", True))
+        not_accepted = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
+        what = "a token that the Hub accepts" if not_accepted else "the Hub"
+        found.append(f"the upload needs {what}: {_one_line(error)}")
     return found
 
 
@@ -106,17 +150,36 @@ def _no_right(name: str, account: dict[str, Any]) -> str | None:
         return f"hub_model_id must be where the token may write: {account['name']} may only read in {namespace}"
     token = account.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        return "push_to_hub needs a token that may write: got one that may only read"
+        return "the upload needs a token that may write: got one that may only read"
     if token.get("role") == "fineGrained":
         places = {namespace, f"{namespace}/{name.split('/')[-1]}"}
         scopes = token.get("fineGrained", {}).get("scoped", [])
         if not any(s["entity"].get("name") in places and "repo.write" in s["permissions"] for s in scopes):
-            return f"push_to_hub needs a token that may write to {namespace}: got a fine-grained one without repo.write"
+            return f"the upload needs a token that may write to {namespace}: got a fine-grained one without repo.write"
     return None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+# ------------------------------------------------------------------------------------------------------ what is told
+
+
+def places(settings: dict[str, Any]) -> dict[str, str]:
+    """Those of a run's settings that are places on this machine."""
+    return {
+        name: value
+        for name in PLACES
+        if isinstance(value := settings.get(name), str) and value not in ("", "latest", "digits")
+        if name.endswith("_dir") or name == "resume_from_checkpoint" or _is_path(value)
+    }
+
+
+def public(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as they are published: of each place on this machine `./` and its last part."""
+    return settings | {name: f"./{os.path.basename(os.path.abspath(x))}" for name, x in places(settings).items()}
+
+
+def _is_path(name: str) -> bool:
+    """Whether something that may be a path or a name on the Hub is a path."""
+    return name.startswith((".", "~")) or os.path.isabs(name) or os.path.exists(name)
 
 
 def write_card(
@@ -136,7 +199,7 @@ def write_card(
         evaluation: what `mezzotint evaluate` measured (the contents of `evaluation.json`), with `table`, all of it in
             Markdown, and `command`, the line that made it; `None` where nothing was.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), public(settings)
     scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
     if scheduler.is_file():
         schedules = json.loads(scheduler.read_text(encoding="utf-8")).get("fitted_schedules") or []
@@ -146,70 +209,283 @@ def write_card(
     card = ModelCard.from_template(
         _card_data(settings, grid),
         template_str=template.read_text(encoding="utf-8"),
-        location=folder.as_posix(),
+        name=os.path.basename(os.path.abspath(folder)),
         settings=settings,
         metrics=metrics,
         grid=grid,
         evaluation=evaluation,
         schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
-        source=settings.get("dataset_name") or Path(settings["train_data_dir"]).resolve().name,
+        source=(settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./"),
         prompt=prompts[0] if prompts else "",
         base=base,
-        base_name=Path(base).resolve().name if base and Path(base).exists() else base,
+        base_name=base and base.removeprefix("./"),
+        **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
     )
-    path = folder / "README.md"
-    path.write_text(str(card).rstrip() + "\n", encoding="utf-8")
+    path = folder / CARD
+    path.write_text(_signed(str(card)), encoding="utf-8")
     return path
 
 
 def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:
     """The card's front matter."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    on_hub = settings.get("dataset_name") not in (None, "digits")
+    dataset = settings.get("dataset_name")
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         license=settings.get("license"),
-        datasets=[settings["dataset_name"]] if on_hub else None,
-        base_model=base if base and not Path(base).exists() else None,
+        datasets=[dataset] if dataset and dataset != "digits" and not _is_path(dataset) else None,
+        base_model=base if base and not _is_path(base) else None,
         tags=["mezzotint", "diffusion", "text-to-image", *(["lora"] if settings.get("adapter") else [])],
         widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
     )
 
 
-def push(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """Upload the folder of a finished pipeline, or of its adapters, in one commit, with the card's loading line naming
-    `repo_id`. Code and weights of an earlier upload go from the repository, where diffusers might load them in place of
-    these, and so do the figures of those weights.
+def _signed(text: str) -> str:
+    """A card that ends in a digest of itself, by which one that somebody has edited is told from it."""
+    text = text.rstrip() + "\n"
+    return f"{text}\n<!-- mezzotint {_digest(text)}, so long as nobody has edited this card -->\n"
+
+
+def unedited(text: str) -> bool:
+    """Whether a card is as `write_card` wrote it, whatever repository its code names."""
+    signature = SIGNATURE.search(text)
+    return signature is not None and signature[1] == _digest(text[: signature.start()].rstrip() + "\n")
+
+
+def _digest(text: str) -> str:
+    for loading in LOADING.values():
+        text = loading.sub(r"\1", text)
+    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()[:16]
+
+
+# -------------------------------------------------------------------------------------------------- what is published
+
+
+class Content(NamedTuple):
+    """What of a folder is published.
+
+    Attributes:
+        kind: `INDEX` for a pipeline, `ADAPTERS` for low-rank adapters.
+        files: by their paths in the repository.
+        left_out: names of the folder that are on no list, less what a run keeps there for itself.
+    """
+
+    kind: str
+    files: dict[str, Path]
+    left_out: list[str]
+
+
+def content(folder: str | Path) -> Content:
+    """What of a folder is published: what its `model_index.json` names, as far as it is of a known kind, or its
+    adapters, and the card, licence, recipe, figures and samples beside them. Links are not followed.
+
+    Raises:
+        ValueError: for a folder that has neither a pipeline nor adapters, or has a link or another thing that is no
+            plain file or folder where there must be one.
+    """
+    folder = Path(folder)
+    listed, kind, names = BESIDE, ADAPTERS, {"samples"}
+    if (folder / INDEX).is_file():
+        kind = INDEX
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            listed, names = f"{BESIDE}|{_of_pipeline(index)}", {"samples", *_components(index)}
+        except (ValueError, AttributeError, RecursionError):
+            raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is none") from None
+    elif (folder / ADAPTERS).is_file():
+        listed = f"{BESIDE}|{re.escape(ADAPTERS)}"
+    else:
+        raise ValueError(f"{folder} must hold a finished pipeline: it has no {INDEX}")
+    files, left_out = {}, []
+    waiting = sorted(folder.iterdir(), reverse=True)
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(folder).as_posix()
+        of_the_list = re.fullmatch(listed, name) is not None
+        plain_file, plain_folder = (not path.is_symlink() and x for x in (path.is_file(), path.is_dir()))
+        if (of_the_list and not plain_file) or (name in names and not plain_folder):
+            raise ValueError(
+                f"{path} must be a plain {'file' if of_the_list else 'folder'}, and no link, to be published"
+            )
+        if of_the_list:
+            files[name] = path
+        elif name in names:
+            waiting += sorted(path.iterdir(), reverse=True)
+        elif not any(fnmatchcase(name, pattern) for pattern in OF_THE_RUN):
+            left_out.append(name + "/" * plain_folder)
+    return Content(kind, files, left_out)
+
+
+def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The components that an index names: of each the library or module, and the class."""
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in index.items()
+        if re.fullmatch(r"[A-Za-z]\w*", name) and isinstance(entry, list) and len(entry) == 2
+        if all(isinstance(x, str) for x in entry)
+    }
+
+
+def _of_pipeline(index: dict[str, Any]) -> str:
+    """A pattern of the paths of a pipeline's own files: its index, and its components with their code."""
+    own = index.get("_class_name")
+    modules = {"": own[0] if isinstance(own, list) and own else None}
+    patterns = [re.escape(INDEX)]
+    for name, (library, kind) in _components(index).items():
+        modules[f"{name}/"] = library
+        words = getattr(getattr(transformers, kind, None), "vocab_files_names", {}) if library == "transformers" else {}
+        own_names = [re.escape(x) for x in words.values() if isinstance(x, str)]
+        patterns.append(f"{name}/({'|'.join([COMPONENT, *own_names])})")
+    patterns += [f"{place}{x}\\.py" for place, x in modules.items() if isinstance(x, str) and VERSIONED.fullmatch(x)]
+    return "|".join(patterns)
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    replace_card: bool = False,
+    say: Callable[[str], object] = print,
+) -> str:
+    """Upload what of a folder is published (see `content`) in one commit, with the card's loading line naming
+    `repo_id`. The folder is not written to.
+
+    Of the repository's other files those go that an earlier pipeline had there by its `model_index.json`: code and
+    weights that diffusers might load in place of these, and the figures of those weights. A card there that
+    `write_card` did not write, or that was edited since, stays.
+
+    Args:
+        folder: of a finished pipeline, or of its adapters.
+        repo_id: `user/name`, or the name alone.
+        private: the repository must be private; a new one is made so.
+        token: of the Hub, by default that of this machine.
+        replace_card: upload the folder's card whatever card is there.
+        say: is called with a line on what is left out, and on a card that stays.
 
     Returns:
         the commit's address.
 
     Raises:
-        ValueError: for a folder that has neither `model_index.json` nor adapters.
+        ValueError: as `content` does; for a repository that holds something else, or is public where it must be
+            private.
+        ConnectionError: for an upload that was cut off; the repository is as it was, or holds all of it.
         huggingface_hub.errors.HfHubHTTPError: for what the Hub refuses.
     """
-    folder = Path(folder)
-    loading, call = LOADING, "from_pretrained"
-    if not (folder / "model_index.json").is_file():
-        if not (folder / ADAPTERS).is_file():
-            raise ValueError(f"{folder} must hold a finished pipeline: it has no model_index.json")
-        loading, call = re.compile(r'load_lora_weights\("[^"]*"'), "load_lora_weights"
+    kind, files, left_out = content(folder)
+    if left_out:
+        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        say(f"left out of the upload, as no part of what is published: {', '.join(left_out[:10])}{more}")
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    card = folder / "README.md"
-    before = card.read_bytes() if card.is_file() else b""
-    if before:
-        card.write_text(loading.sub(f'{call}("{repo_id}"', before.decode("utf-8")), encoding="utf-8")
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    uploads: dict[str, bytes | Path] = dict(files)
+    if CARD in files:
+        card = files[CARD].read_bytes().decode("utf-8")
+        uploads[CARD] = LOADING[kind].sub(lambda call: call[1] + markdown.literal(repo_id), card).encode()
+    if RECIPE in files:
+        uploads[RECIPE] = _public_recipe(files[RECIPE])
+    additions = _additions(uploads)  # reads the files, before anything is done on the Hub
+
+    first = None  # the commit of a repository that is made here
     try:
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            ignore_patterns=NOT_PUBLISHED,
-            delete_patterns=REPLACED,
-            commit_message="Upload MezzotintPipeline",
-        ).commit_url
-    except Exception:
-        if before:
-            card.write_bytes(before)
+        try:
+            head = api.model_info(repo_id)
+        except RepositoryNotFoundError:
+            repo_id = api.create_repo(repo_id, private=private or None).repo_id
+            head = api.model_info(repo_id)
+            first = head.sha
+        if private and not head.private:
+            raise ValueError(f"{repo_id} must be private, as asked for: it is there, and public")
+        while True:
+            here = {x.rfilename for x in head.siblings or ()}
+            if CARD in uploads and CARD in here and not replace_card:
+                there = _read(api, repo_id, CARD, head.sha)
+                if there != uploads[CARD] and not unedited(there.decode("utf-8", errors="replace")):
+                    say(
+                        f"the card of {repo_id} was written or edited by hand, and stays; "
+                        "`mezzotint publish --replace_card` replaces it"
+                    )
+                    del uploads[CARD]
+                    additions = _additions(uploads)
+            operations = [*additions, *map(CommitOperationDelete, sorted(_stale(api, head, kind) - files.keys()))]
+            try:
+                return api.create_commit(
+                    repo_id, operations, commit_message="Upload MezzotintPipeline", parent_commit=head.sha
+                ).commit_url
+            except (OSError, HTTPError, RuntimeError):  # RuntimeError: around any of an LFS upload
+                before, head = head.sha, api.model_info(repo_id)
+                # A commit that was made although its answer was lost leaves nothing to do; after one of somebody else
+                # the upload is a new one
+                if head.sha == before:
+                    raise
+                additions = _additions(uploads)
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            if first is not None and api.model_info(repo_id).sha == first:  # no empty repository is left behind
+                api.delete_repo(repo_id)
+        if isinstance(error, (HTTPError, RuntimeError)) and not isinstance(error, HfHubHTTPError):
+            raise ConnectionError(f"the upload to {repo_id} failed: {_root(error)}") from None
         raise
+
+
+def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(name, source) for name, source in uploads.items()]
+
+
+def _public_recipe(path: Path) -> bytes:
+    """A recipe as `public` has it, byte for byte where it is so already."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML: {_one_line(error)}") from None
+    if not isinstance(settings, dict) or settings == public(settings):
+        return text.encode()
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    return "\n".join([*comments, yaml.safe_dump(public(settings), sort_keys=False, allow_unicode=True)]).encode()
+
+
+def _read(api: HfApi, repo_id: str, name: str, revision: str | None) -> bytes:
+    """A small file of a repository."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)).read_bytes()
+
+
+def _stale(api: HfApi, head: Any, kind: str) -> set[str]:
+    """The files that an earlier upload left in a repository, whose newest commit is `head`, and that belong to its
+    weights.
+
+    Raises:
+        ValueError: for a repository that holds something else than `kind`, or a pipeline of another class.
+    """
+    here: Iterable[str] = {x.rfilename for x in head.siblings or ()}
+    there = next((x for x in (INDEX, ADAPTERS) if x in here), kind)
+    words = {INDEX: "a pipeline", ADAPTERS: "adapters"}
+    if there != kind:
+        raise ValueError(f"{head.id} holds {words[there]}: {words[kind]} must go into a repository of their own")
+    listed = re.escape("evaluation.json")
+    if INDEX in here:
+        try:
+            index = json.loads(_read(api, head.id, INDEX, head.sha))
+            own = index.get("_class_name")
+        except (ValueError, AttributeError, RecursionError):
+            index, own = {}, None
+        if not (isinstance(own, list) and own and VERSIONED.fullmatch(str(own[0]))):
+            raise ValueError(f"{head.id} holds a pipeline of another class ({own}): this one must go elsewhere")
+        listed = f"{listed}|{_of_pipeline(index)}"
+    elif ADAPTERS not in here:
+        return set()
+    return {name for name in here if re.fullmatch(listed, name)}
+
+
+def _root(error: BaseException) -> str:
+    """The cause at the bottom of a chain, which says more than those that wrap it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _one_line(error) or type(error).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

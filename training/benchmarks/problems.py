@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, pictures_of
+from mezzotint_training.config import read_recipe
 from mezzotint_training.fit_scheduler import PipelineNetwork
 from mezzotint_training.stock_solvers import Network
 
@@ -56,9 +56,7 @@ def closed_form(name: str, args: argparse.Namespace) -> Problem:
 def trained(name: str, args: argparse.Namespace) -> Problem:
     """The problem of a pipeline in a folder or on the Hub. Real pictures are those of its recipe, where at hand."""
     pipe = MezzotintPipeline.from_pretrained(name).to(args.device)
-    recipe: dict[str, Any] = {}
-    if (Path(name) / "recipe.yaml").is_file():
-        recipe = yaml.safe_load((Path(name) / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_recipe(name)
     prompts = recipe.get("validation_prompts") or [""]
     if args.prompts is not None:
         prompts = Path(args.prompts).read_text(encoding="utf-8").splitlines()

@@ -46,7 +46,7 @@ logger = logging.get_logger(__name__)
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
-LOADING = re.compile(r'from_pretrained\("[^"]*"(?=, trust_remote_code=True\))')  # the card's line
+LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples")
 
