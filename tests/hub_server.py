@@ -10,9 +10,9 @@ dataset repositories, commit files to them (regular and LFS) and download them a
 
 Everything is kept in memory. As on the Hub, a repository begins with a commit of ``.gitattributes``, every commit
 is an immutable snapshot, an LFS upload is refused unless its bytes have the announced SHA-256, and so is a commit
-whose ``README.md`` has a front matter that is not YAML. What it is not: it has no Xet, pull requests, tags, gating,
-``.gitignore`` rules or paging, does not check what the front matter says, and knows one account, the owner of the
-one token, who may write in one namespace.
+whose ``README.md`` has a front matter that is not YAML. Connections break where `HubServer.fault` says so. What it is
+not: it has no Xet, pull requests, tags, gating, ``.gitignore`` rules or paging, does not check what the front matter
+says, and knows one account, the owner of the one token, who may write in one namespace.
 
 The client chooses Xet over LFS by itself, whatever a server answers: Xet is off in `HubServer.environment` and, for
 clients in this process, while the server is entered. The client's functions without an explicit endpoint (those
@@ -26,6 +26,7 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,7 +143,9 @@ class HubServer:
 
     `requests` lists what was asked, as (method, path) with the path decoded and without its query; `unknown` lists
     those among them that no endpoint serves. `user` owns the token and the namespace of that name. `access` and `orgs`
-    are what it says of the token's rights and of the user's organisations; it does not act on them.
+    are what it says of the token's rights and of the user's organisations; it does not act on them. `fault` is called
+    with the method and the path of each request: of "cut" the connection ends before anything is done, of "lose" when
+    all is done but the answer, and what it does itself happens before.
     """
 
     def __init__(self, token: str = "hf_test", user: str = "user"):
@@ -151,6 +154,7 @@ class HubServer:
         self.unknown: list[tuple[str, str]] = []
         self.access = {"displayName": "test", "role": "write"}
         self.orgs: list[dict] = []
+        self.fault: Callable[[str, str], str | None] = lambda method, path: None
         self._repos: dict[tuple[str, str], Repo] = {}
         self._tickets: dict[str, tuple[Repo, str]] = {}
         self._lock = threading.Lock()
@@ -178,6 +182,10 @@ class HubServer:
     def files(self, name: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
         """What a repository holds at a revision."""
         return {path: file.data for path, file in self._repos[repo_type, name].at(revision).files.items()}
+
+    def commits(self, name: str) -> int:
+        """How many a repository has, the first of which holds ``.gitattributes``; 0 where there is none."""
+        return len(self._repos["model", name].commits) if ("model", name) in self._repos else 0
 
     def answer(self, call: "Handler") -> Reply:
         """Serve one request."""
@@ -239,6 +247,14 @@ class HubServer:
         status = 409 if (kind, name) in self._repos else 200
         repo = self._repos.setdefault((kind, name), Repo(kind, name, private))
         return Reply(status, {"url": self.url + repo.path, "name": name})
+
+    @endpoint("DELETE", "/api/repos/delete", write=True)
+    def _delete(self, call):
+        name = f"{call.json.get('organization') or self.user}/{call.json['name']}"
+        self._check_namespace(name)
+        if self._repos.pop((call.json.get("type") or "model", name), None) is None:
+            raise error(404, "Repository not found", "RepoNotFound")
+        return {}
 
     @endpoint("GET", "{api}(?:/revision/{revision})?")
     def _info(self, call, repo, revision="main"):
@@ -375,7 +391,11 @@ class Handler(BaseHTTPRequestHandler):
             reply = error(413, "Only bodies of a known and moderate size are accepted")
         else:
             self.body = self.rfile.read(size)
-            reply = self.server.hub.answer(self)
+            fault = self.server.hub.fault(self.command, unquote(target.path))
+            reply = self.server.hub.answer(self) if fault != "cut" else None
+            if fault is not None:
+                self.close_connection = True
+                return
         self.send_response(reply.status)
         for name, value in ({"Content-Length": str(len(reply.body))} | reply.headers).items():
             self.send_header(name, value)

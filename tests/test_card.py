@@ -36,7 +36,7 @@ pictures. 95 % intervals.
 
 
 def limits(text: str) -> str:
-    return " ".join(text.partition("\n## Limits\n")[2].split())
+    return " ".join(text.partition("\n## Limits\n")[2].partition("\n<!-- mezzotint ")[0].split())
 
 
 def test_a_run_drops_the_evaluation_of_other_weights_and_keeps_that_of_its_own(tmp_path):

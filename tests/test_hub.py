@@ -1,11 +1,19 @@
-"""What would prevent a publication is known before the run, as the real client and a Hub say it."""
+"""What would prevent a publication is known before the run, and an upload holds what is on a list and nothing else, as
+the real client and a Hub say it."""
 
 import dataclasses
+import json
+import os
 import re
+import socket
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hub_server import HubServer
 from huggingface_hub import HfApi, constants
+from tiny_run import tree
 
 from mezzotint import hub
 from mezzotint_training.config import TrainConfig
@@ -17,6 +25,8 @@ def server(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     with HubServer(token="hf_test") as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         yield server
@@ -123,11 +133,343 @@ def test_every_problem_is_told_at_once(server):
     assert [problem.fatal for problem in found] == [False, True, True]
 
 
-def test_figures_are_published_and_go_with_the_weights_that_they_were_of(server, tmp_path):
-    for name in ("model_index.json", "metrics.json", "evaluation.json"):
-        (tmp_path / name).write_text("{}")
-    hub.push(tmp_path, "boots", token="hf_test")
-    assert "evaluation.json" in server.files("user/boots")
-    (tmp_path / "evaluation.json").unlink()
-    hub.push(tmp_path, "boots", token="hf_test")
-    assert server.files("user/boots").keys() - {".gitattributes"} == {"model_index.json", "metrics.json"}
+# --------------------------------------------------------------------------------------------------- what is uploaded
+
+PIPELINE = {
+    "_class_name": ["pipeline_mezzotint_v00000001", "MezzotintPipeline"],
+    "_diffusers_version": "0.42.1",
+    "unet": ["unet_mezzotint_v00000002", "MezzotintUNetModel"],
+    "scheduler": ["scheduling_mezzotint_v00000003", "MezzotintScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "guider": [None, None],
+}
+PUBLISHED = {
+    "model_index.json", "pipeline_mezzotint_v00000001.py", "README.md", "LICENSE", "LICENSE-MIT", "NOTICE.txt",
+    "recipe.yaml", "metrics.json", "evaluation.json", "samples/step-000004.png", "samples/more.png",
+    "unet/config.json", "unet/unet_mezzotint_v00000002.py", "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+    "scheduler/scheduler_config.json", "scheduler/scheduling_mezzotint_v00000003.py",
+    "text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/model.safetensors.index.json",
+    "tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json",
+    "tokenizer/special_tokens_map.json",
+}  # fmt: skip
+OF_A_RUN = {
+    "checkpoint-3/state.json", ".checkpoint-4/weights.safetensors", ".mezzotint/lock", "cache/0.arrow",
+    "ema/step-000001.safetensors", "logs/events.out", "metrics.jsonl", ".gitignore",
+}  # fmt: skip
+STRAYS = {
+    ".env", "id_rsa", "credentials.json", "LICENSE_KEY.pem", "wandb/run-1/output.log", ".ipynb_checkpoints/a.ipynb",
+    ".git/config", ".cache/huggingface/token", "sub/checkpoint-3/weights.safetensors", "sub/unet/config.json",
+    "tmp1a2b3c4d/scheduler_config.json", "other_v00000009.py", "notes.md", "README.md.orig", "model.safetensors",
+    "unet/.env", "unet/id_rsa", "unet/diffusion_pytorch_model.bin", "unet/other_v00000009.py", "unet/unet.py",
+    "unet/sub/config.json", "scheduler/model.pkl", "tokenizer/passwords.txt", "text_encoder/credentials.json",
+    "samples/.ssh", "samples/notes.txt", "samples/deep/step-000004.png", "guider/config.json", "unet.safetensors",
+}  # fmt: skip
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Files of these names, each with its own content."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"the content of {name}")
+    if "model_index.json" in names:
+        (folder / "model_index.json").write_text(json.dumps(PIPELINE))
+    return folder
+
+
+def push(folder: Path, name: str = "boots", **options) -> list[str]:
+    """Upload as the token's owner, and return what was said."""
+    said: list[str] = []
+    address = hub.push(folder, name, token="hf_test", say=said.append, **options)
+    assert re.fullmatch(r"http://[\d.:]+/user/boots/commit/\w{40}", address)
+    return said
+
+
+def uploaded(server: HubServer) -> set[str]:
+    return server.files("user/boots").keys() - {".gitattributes"}
+
+
+def test_an_upload_holds_what_is_on_the_list_and_says_what_is_not(server, tmp_path):
+    folder = fill(tmp_path / "run", *PUBLISHED, *OF_A_RUN, *STRAYS)
+    before = tree(folder)
+    [said] = push(folder)
+    assert uploaded(server) == PUBLISHED
+    for name in PUBLISHED - {"recipe.yaml"}:
+        assert server.files("user/boots")[name] == (folder / name).read_bytes()
+    assert said.startswith("left out of the upload, as no part of what is published: .cache/, .env, .git/, ")
+    left_out = hub.content(folder).left_out
+    roots = {name.split("/")[0] + "/" * ("/" in name) for name in STRAYS} - {"unet/", "samples/"}
+    roots -= {"scheduler/", "tokenizer/", "text_encoder/"}
+    assert {name for name in left_out if "/" not in name[:-1]} == roots
+    assert {"unet/.env", "unet/sub/", "samples/.ssh", "tokenizer/passwords.txt"} < set(left_out)
+    assert tree(folder) == before
+
+
+def test_adapters_go_with_what_stands_beside_them_and_nothing_else(server, tmp_path):
+    beside = {name for name in PUBLISHED if re.match("README|LICENSE|NOTICE|recipe|metrics|evaluation|samples", name)}
+    push(fill(tmp_path, hub.ADAPTERS, *beside, *OF_A_RUN, *STRAYS, "unet/config.json"))
+    assert uploaded(server) == beside | {hub.ADAPTERS}
+
+
+KINDS = {
+    "link": lambda path, secret: path.symlink_to(secret),
+    "dangling": lambda path, secret: path.symlink_to(secret.parent / "nowhere"),
+    "loop": lambda path, secret: path.symlink_to(path),
+    "folder": lambda path, secret: path.symlink_to(secret.parent),
+    "fifo": lambda path, secret: os.mkfifo(path),
+    "socket": lambda path, secret: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["LICENSE", "samples/x.png", "unet/config.json", "unet", "samples", "stray", "unet/x"])
+def test_a_link_or_a_special_file_never_gives_away_what_is_behind_it(server, tmp_path, monkeypatch, name, kind):
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    (tmp_path / "home").mkdir()
+    secret = tmp_path / "home" / "id_rsa"
+    secret.write_text("secret")
+    folder = fill(tmp_path / "run", "model_index.json", "unet/model.safetensors", "samples/y.png")
+    if (folder / name).is_dir():
+        (folder / name).rename(tmp_path / "moved")
+    KINDS[kind](folder / name, secret)
+    if name in ("stray", "unet/x"):
+        [said] = push(folder)
+        assert said.endswith(f": {name}")
+        assert uploaded(server) == {"model_index.json", "unet/model.safetensors", "samples/y.png"}
+    else:
+        with pytest.raises(ValueError, match=rf"run/{name} must be a plain (file|folder), and no link"):
+            push(folder)
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("index", ["", "null", "[]", "{", '"unet"', "[" * 100_000, b"\xff"])
+def test_an_index_that_is_none_is_refused_before_the_hub_is_asked(server, tmp_path, index):
+    (tmp_path / "model_index.json").write_bytes(index if isinstance(index, bytes) else index.encode())
+    with pytest.raises(ValueError, match="must hold a finished pipeline"):
+        push(tmp_path)
+    assert server.requests == []
+
+
+def test_an_index_leads_to_no_file_outside_of_its_components_folders(tmp_path):
+    folder = fill(tmp_path / "run", "model_index.json", "unet/config.json", "..hidden/config.json")
+    fill(tmp_path, "config.json", "secret/config.json", "secret/id_rsa.py")
+    strange = dict.fromkeys(["..", "../secret", "..hidden", "unet", "_class_name"], ["../secret/id_rsa", "X"])
+    (folder / "model_index.json").write_text(json.dumps(strange))
+    assert set(hub.content(folder).files) == {"model_index.json", "unet/config.json"}
+
+
+@pytest.mark.parametrize("name", sorted({*hub.PLACES}))
+def test_a_recipe_names_no_place_of_the_machine(server, tmp_path, name):
+    place = tmp_path / "home" / "jane doe" / "pictures"
+    place.mkdir(parents=True)
+    assert hub.public({name: str(place)}) == {name: "./pictures"}
+    assert hub.public({name: None}) == {name: None}
+    # nor does that of a run which was begun before
+    settings = {"license": None, name: str(place), "validation_prompts": ["é", "x" * 200]}
+    folder = fill(tmp_path / "run", "model_index.json")
+    (folder / "recipe.yaml").write_text("# python 3\n" + yaml.safe_dump(settings))
+    before = tree(folder)
+    push(folder)
+    recipe = server.files("user/boots")["recipe.yaml"].decode()
+    assert yaml.safe_load(recipe) == settings | {name: "./pictures"}
+    assert recipe.startswith("# python 3\n") and "jane" not in recipe and tree(folder) == before
+
+
+def test_names_on_the_hub_are_no_places(monkeypatch, tmp_path):
+    names = {
+        "pretrained_model_name_or_path": "user/name", "text_encoder_name_or_path": "google/byt5-small",
+        "dataset_name": "digits", "resume_from_checkpoint": "latest", "cache_dir": None, "hub_model_id": "/no/place",
+    }  # fmt: skip
+    assert hub.public(names) == names
+    fill(tmp_path, "user/name/model_index.json", "digits/0.png")
+    monkeypatch.chdir(tmp_path)
+    assert hub.public(names) == names | {"pretrained_model_name_or_path": "./name"}
+
+
+# ---------------------------------------------------------------------------------------- what is there, and what stays
+
+
+def give(server: HubServer, folder: Path) -> None:
+    """What somebody uploaded by hand."""
+    api = HfApi(endpoint=server.url, token=server.token)
+    api.create_repo("user/boots", exist_ok=True)
+    api.upload_folder(repo_id="user/boots", folder_path=folder)
+
+
+def test_an_upload_replaces_what_an_earlier_one_put_there_and_nothing_else(server, tmp_path):
+    by_hand = {
+        "lora/adapter.safetensors", "notes_v12345678.py", "unet/mine.safetensors", "unet/notes_v12345678.py",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "assets/plot.png", "LICENSE-MINE",
+        "samples/0.png",
+    }  # fmt: skip
+    push(fill(tmp_path / "first", *PUBLISHED))
+    give(server, fill(tmp_path / "by_hand", *by_hand))
+    second = fill(tmp_path / "second", "model_index.json", "unet/diffusion_pytorch_model.safetensors", "LICENSE")
+    (second / "model_index.json").write_text(json.dumps({**PIPELINE, "unet": ["unet_mezzotint_v0000000a", "U"]}))
+    push(second)
+    stays = {x for x in PUBLISHED if "/" not in x or x.startswith("samples/")} - {"evaluation.json"}
+    stays -= {"pipeline_mezzotint_v00000001.py"}
+    assert uploaded(server) == by_hand | stays | {"unet/diffusion_pytorch_model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "there, index, words",
+    [
+        (
+            "model_index.json",
+            '{"_class_name": "StableDiffusionPipeline"}',
+            r"another class \(StableDiffusionPipeline\)",
+        ),
+        ("model_index.json", "[]", "another class"),
+        (hub.ADAPTERS, "", "holds adapters: a pipeline must go into a repository of"),
+    ],
+)
+def test_another_kind_of_repository_is_left_alone(server, tmp_path, there, index, words):
+    fill(tmp_path / "there", there, "README.md")
+    (tmp_path / "there" / there).write_text(index)
+    give(server, tmp_path / "there")
+    before = server.files("user/boots")
+    with pytest.raises(ValueError, match=words):
+        push(fill(tmp_path / "run", "model_index.json", "README.md"))
+    assert server.files("user/boots") == before
+
+
+def test_adapters_leave_a_pipeline_alone(server, tmp_path):
+    push(fill(tmp_path / "pipeline", *PUBLISHED))
+    before = server.files("user/boots")
+    with pytest.raises(ValueError, match="holds a pipeline: adapters must go into a repository of their own"):
+        push(fill(tmp_path / "adapters", hub.ADAPTERS))
+    assert server.files("user/boots") == before
+
+
+def test_a_card_that_somebody_wrote_or_edited_stays_until_it_may_go(server, tmp_path):
+    folder = fill(tmp_path / "run", "model_index.json")
+    metrics = {"pictures": 1, "parameters": {}, "steps": 1, "processes": 1, "seconds": 1, "images_per_second": 1}
+    metrics |= {"threads": 1, "loss": 1.0, "device": "cpu", "processor": "", "mixed_precision": "no"}
+
+    def card() -> str:
+        return server.files("user/boots")["README.md"].decode()
+
+    def write(**changes) -> str:
+        return hub.write_card(folder, settings(**changes), metrics, None).read_text()
+
+    written = write()
+    assert hub.unedited(written) and 'from_pretrained("./run", trust' in written
+    assert push(folder) == []
+    assert card() == written.replace('"./run"', '"user/boots"') and hub.unedited(card())
+    # ours gives way to a new one of ours
+    assert push(folder) == [] and server.commits("user/boots") == 2
+    write(dataset_license="CC0")
+    assert push(folder) == [] and "(CC0)" in card()
+    # an edited one stays, of either side, and so does one by hand
+    give(server, fill(tmp_path / "notes", "other.txt"))
+    for text in (card().replace("Limits", "My limits"), "# By hand\n"):
+        (tmp_path / "notes" / "README.md").write_text(text)
+        give(server, tmp_path / "notes")
+        assert not hub.unedited(text)
+        [said] = push(folder)
+        assert card() == text and "user/boots was written or edited by hand, and stays" in said
+        assert push(folder, replace_card=True) == [] and "(CC0)" in card()
+    # one that was edited here goes up, where there is none of the user's
+    (folder / "README.md").write_text(write() + "\nMine.\n")
+    assert push(folder) == [] and card().endswith("\nMine.\n")
+
+
+def test_a_repository_is_as_private_as_was_asked_for(server, tmp_path):
+    folder = fill(tmp_path, "model_index.json")
+    push(folder, private=True)
+    api = HfApi(endpoint=server.url, token=server.token)
+    assert api.model_info("user/boots").private
+    push(folder, private=False)  # no word on one that is there
+    assert api.model_info("user/boots").private
+    api.delete_repo("user/boots")
+    push(folder, private=False)
+    with pytest.raises(ValueError, match="user/boots must be private, as asked for: it is there, and public"):
+        push(folder, private=True)
+
+
+# ------------------------------------------------------------------------------------------------------ cut connections
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The client waits between its tries, but not in a test."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+REQUESTS = {
+    "info": ("GET", "/api/models/user/boots$"), "create": ("POST", "/api/repos/create"), "card": ("POST", ".*yaml"),
+    "preupload": ("POST", ".*/preupload/main"), "batch": ("POST", ".*/objects/batch"), "put": ("PUT", "/lfs/.*"),
+    "commit": ("POST", ".*/commit/main"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", REQUESTS)
+@pytest.mark.parametrize("fault", ["cut", "lose"])
+def test_a_connection_that_stays_cut_ends_in_one_line_and_leaves_nothing_behind(
+    server, tmp_path, at_once, which, fault
+):
+    method, path = REQUESTS[which]
+    server.fault = lambda m, p: fault if m == method and re.match(path, p) else None
+    folder = fill(tmp_path, *PUBLISHED)
+    before = tree(folder)
+    if (which, fault) == ("commit", "lose"):  # it was made: the next try finds that there is nothing left to do
+        push(folder)
+        assert server.commits("user/boots") == 2 and uploaded(server) == PUBLISHED
+    else:
+        with pytest.raises(ConnectionError, match=r"^the upload to (user/)?boots failed: .*disconnected.*$"):
+            push(folder)
+        # of a repository that could not even be looked at, nothing is known
+        assert server.commits("user/boots") == (1 if which == "info" and fault == "x" else 0) or fault == "lose"
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("which", REQUESTS)
+def test_an_old_upload_is_whole_after_a_new_one_was_cut_off(server, tmp_path, at_once, which):
+    push(fill(tmp_path / "old", *PUBLISHED))
+    old = server.files("user/boots")
+    method, path = REQUESTS[which]
+    server.fault = lambda m, p: "cut" if m == method and re.match(path, p) else None
+    new = fill(tmp_path / "new", *PUBLISHED)
+    for name in PUBLISHED - {"model_index.json", "README.md"}:
+        (new / name).write_text(f"{name}, changed")
+    if which == "create":
+        push(new)
+    else:
+        with pytest.raises(ConnectionError, match="the upload to (user/)?boots failed: "):
+            push(new)
+        assert server.files("user/boots") == old
+
+
+@pytest.mark.parametrize("which", ["preupload", "batch", "put"])
+def test_a_connection_that_is_cut_once_is_tried_again(server, tmp_path, at_once, which):
+    method, path = REQUESTS[which]
+    left = ["cut"]
+    server.fault = lambda m, p: left.pop() if left and m == method and re.match(path, p) else None
+    push(fill(tmp_path, *PUBLISHED))
+    assert uploaded(server) == PUBLISHED and not left
+
+
+def test_an_upload_over_one_that_somebody_makes_meanwhile_holds_both(server, tmp_path):
+    push(fill(tmp_path / "run", *PUBLISHED))
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    asked = []
+
+    def meanwhile(method, path):
+        if path.endswith("/commit/main") and not asked:
+            asked.append(path)
+            give(server, fill(tmp_path / "by_hand", "notes.txt"))
+
+    server.fault = meanwhile
+    push(tmp_path / "run")
+    assert uploaded(server) == PUBLISHED | {"notes.txt"} and server.files("user/boots")["metrics.json"] == b"{}"
+
+
+def test_what_the_hub_refuses_leaves_no_empty_repository(server, tmp_path):
+    folder = fill(tmp_path, "model_index.json")
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(ValueError, match="YAML"):
+        push(folder)
+    assert server.commits("user/boots") == 0

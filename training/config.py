@@ -280,7 +280,7 @@ def recipes() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file; a UserError says what is wrong with it."""
-    settings = _mapping(path)
+    settings = _read_mapping(path)
     for key in settings:
         if key not in HINTS:
             raise UserError(f"unknown setting {key!r} in {path}{nearest(str(key), list(HINTS))}")
@@ -288,17 +288,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """The settings of the run in a folder, by its `recipe.yaml`, with the places on this machine that are known. Those
-    of another version, which has other settings, are read too. Empty where there is no recipe.
+    """What `recipe.yaml` says in the folder of a finished run, of this version or another: settings that are unknown
+    here are among them, and no value is checked. Empty for a folder without one.
 
     Raises:
-        UserError: for a file that is broken.
+        UserError: for a file that cannot be read.
     """
-    paths = [Path(folder) / name for name in ("recipe.yaml", "places.yaml")]
-    return {name: value for path in paths if path.is_file() for name, value in _mapping(path).items()}
+    path = Path(folder) / "recipe.yaml"
+    return _read_mapping(path) if path.is_file() else {}
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:

@@ -72,27 +72,25 @@ def update_size(config: TrainConfig, processes: int) -> int:
 
 
 def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:
-    now_public = hub.public(asdict(config))  # of a folder that came from elsewhere, no more is known of the places
+    now_public = hub.public(asdict(config))  # as `recipe.yaml` has it; a checkpoint has the places themselves
     for name, now in asdict(config).items():
         if name not in free and name in before and before[name] not in (now, now_public[name]):
             raise UserError(f"{place} holds another run ({name} was {before[name]!r}, now {now!r}): {advice}")
 
 
 def write_recipe(config: TrainConfig, output_dir: Path) -> None:
-    """Write down every setting in force, in two files: `recipe.yaml`, with the versions of what ran them, is published
-    and names no place on this machine but by its last part; `places.yaml` has those places and stays here. `.gitignore`
-    names what stays here, for git and for uploads by hand (`hf upload`)."""
-    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    settings = asdict(config)
-    _write(output_dir / "recipe.yaml", header, hub.public(settings))
-    _write(output_dir / "places.yaml", "# Where things are on this machine; not published", hub.places(settings))
+    """Write `recipe.yaml`, every setting in force with the versions of what ran them, and `.gitignore`, by which git
+    and an upload by hand (`hf upload`) leave out what a run keeps for itself. As the folder is published, the recipe
+    says no more of where things are on this machine than the last part of each path."""
+    (output_dir / "recipe.yaml").write_text(recipe_yaml(config), encoding="utf-8")
     ignored = output_dir / ".gitignore"
     if not ignored.exists():
         ignored.write_text("".join(f"/{pattern}\n" for pattern in hub.OF_THE_RUN), encoding="utf-8")
 
 
-def _write(path: Path, header: str, settings: dict) -> None:
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    path.write_text(f"{header}\n{text}", encoding="utf-8")
+def recipe_yaml(config: TrainConfig) -> str:
+    """Every setting in force, as it is published, with the versions of what ran them."""
+    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    return f"{header}\n{yaml.safe_dump(hub.public(asdict(config)), sort_keys=False, allow_unicode=True)}"

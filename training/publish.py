@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--replace_card", action="store_true", help="replace a card there that was written or edited by hand"
     )
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="the pipeline that adapters are of (default: the recipe's)"
+    )
     parser.add_argument("--prompt", default="", help="of the picture to compare")
     args = parser.parse_args(argv)
     diffusers.utils.logging.disable_progress_bar()
@@ -47,16 +50,20 @@ def publish(args: argparse.Namespace) -> None:
         UserError: for what cannot be published, before anything is uploaded.
         CannotGoOn: for an upload that cannot be loaded back, or draws another picture.
     """
-    folder, recipe = Path(args.folder), {}
+    folder = Path(args.folder)
     try:
         kind, files, _ = hub.content(folder)
         card = files[hub.CARD].read_text(encoding="utf-8") if hub.CARD in files else None
     except ValueError as error:
         raise UserError(one_line(error)) from None
-    if kind == hub.ADAPTERS:
+    base, revision = args.pretrained_model_name_or_path, None
+    if kind == hub.ADAPTERS and base is None:
         recipe = read_recipe(folder)
-        if not recipe.get("pretrained_model_name_or_path"):
-            raise UserError(f"{folder} must say what its adapters are of: pretrained_model_name_or_path in recipe.yaml")
+        base, revision = (recipe.get(name) for name in ("pretrained_model_name_or_path", "revision"))
+        if not isinstance(base, str) or base.startswith("./") and not Path(base).is_dir():
+            raise UserError(f"--pretrained_model_name_or_path must say what the adapters are of: {folder} says {base}")
+    if kind != hub.ADAPTERS and base is not None:
+        raise UserError(f"pretrained_model_name_or_path is for adapters: {folder} holds a whole pipeline")
     if refusals := hub.refusals(args.hub_model_id, card):
         raise UserError("; ".join(refusals))
 
@@ -67,7 +74,7 @@ def publish(args: argparse.Namespace) -> None:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.resolve())
         try:
-            here = draw(alone, None, recipe, args.prompt)
+            here = draw(alone, None, base, revision, args.prompt)
         except UserError as error:
             raise UserError(str(error).replace(alone, str(folder))) from None
     if not np.isfinite(here).all():
@@ -79,7 +86,7 @@ def publish(args: argparse.Namespace) -> None:
         raise UserError(one_line(error)) from None
     name, _, commit = address.removesuffix("/").rpartition("/commit/")
     try:
-        there = draw("/".join(name.split("/")[-2:]), commit, recipe, args.prompt)
+        there = draw("/".join(name.split("/")[-2:]), commit, base, revision, args.prompt)
     except UserError as error:
         raise CannotGoOn(f"published: {address}, but it cannot be loaded back: {error}") from None
     if not np.array_equal(here, there):
@@ -87,15 +94,15 @@ def publish(args: argparse.Namespace) -> None:
     print(f"published: {address} (loaded back, draws the same picture)")
 
 
-def draw(source: str, revision: str | None, recipe: dict, prompt: str) -> np.ndarray:
-    """A picture of the pipeline in `source`, or of the adapters there to the pipeline that `recipe` names."""
-    base = recipe.get("pretrained_model_name_or_path")
+def draw(source: str, commit: str | None, base: str | None, revision: str | None, prompt: str) -> np.ndarray:
+    """A picture of the pipeline in `source`, a folder or a repository at a commit, or of the adapters there to the
+    pipeline `base` at a revision."""
     if base is None:
-        pipe = load_pipeline(source, revision=revision)
+        pipe = load_pipeline(source, revision=commit)
     else:
-        pipe = load_pipeline(base, "pretrained_model_name_or_path", revision=recipe.get("revision"))
+        pipe = load_pipeline(base, "pretrained_model_name_or_path", revision=revision)
         with loading(f"adapters {source}"):
-            pipe.load_lora_weights(source, revision=revision)
+            pipe.load_lora_weights(source, revision=commit)
     pipe.set_progress_bar_config(disable=True)
     text = {"prompt": prompt} if pipe.text_encoder is not None else {}
     picture = pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")

@@ -42,9 +42,7 @@ COMPONENT = (
     r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
 )
 # What a run keeps in its folder for itself, as patterns
-OF_THE_RUN = (
-    "checkpoint-*", ".checkpoint-*", "cache", "ema", "logs", "metrics.jsonl", "places.yaml", ".gitignore"
-)  # fmt: skip
+OF_THE_RUN = ("checkpoint-*", ".checkpoint-*", ".mezzotint", "cache", "ema", "logs", "metrics.jsonl", ".gitignore")
 # Settings that are places on the machine; the last three only where they are no name on the Hub
 PLACES = (
     "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",
@@ -162,19 +160,15 @@ def _no_right(name: str, account: dict[str, Any]) -> str | None:
 # ------------------------------------------------------------------------------------------------------ what is told
 
 
-def places(settings: dict[str, Any]) -> dict[str, str]:
-    """Those of a run's settings that are places on this machine."""
-    return {
+def public(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as they are published: in place of each path on this machine `./` and its last part."""
+    found = {
         name: value
         for name in PLACES
         if isinstance(value := settings.get(name), str) and value not in ("", "latest", "digits")
         if name.endswith("_dir") or name == "resume_from_checkpoint" or _is_path(value)
     }
-
-
-def public(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings as they are published: of each place on this machine `./` and its last part."""
-    return settings | {name: f"./{os.path.basename(os.path.abspath(x))}" for name, x in places(settings).items()}
+    return settings | {name: f"./{os.path.basename(os.path.abspath(value))}" for name, value in found.items()}
 
 
 def _is_path(name: str) -> bool:
@@ -378,24 +372,24 @@ def push(
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         say(f"left out of the upload, as no part of what is published: {', '.join(left_out[:10])}{more}")
     api = HfApi(token=token)
-    if "/" not in repo_id:
-        repo_id = f"{api.whoami()['name']}/{repo_id}"
     uploads: dict[str, bytes | Path] = dict(files)
-    if CARD in files:
-        card = files[CARD].read_bytes().decode("utf-8")
-        uploads[CARD] = LOADING[kind].sub(lambda call: call[1] + markdown.literal(repo_id), card).encode()
     if RECIPE in files:
         uploads[RECIPE] = _public_recipe(files[RECIPE])
-    additions = _additions(uploads)  # reads the files, before anything is done on the Hub
-
-    first = None  # the commit of a repository that is made here
+    new, head = False, None
     try:
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        if CARD in files:
+            card = files[CARD].read_bytes().decode("utf-8")
+            uploads[CARD] = LOADING[kind].sub(lambda call: call[1] + markdown.literal(repo_id), card).encode()
+        additions = _additions(uploads)  # reads the files, before anything is changed on the Hub
         try:
             head = api.model_info(repo_id)
         except RepositoryNotFoundError:
+            new = True
+            # Private or not by the organisation's own default, where nothing was asked for
             repo_id = api.create_repo(repo_id, private=private or None).repo_id
             head = api.model_info(repo_id)
-            first = head.sha
         if private and not head.private:
             raise ValueError(f"{repo_id} must be private, as asked for: it is there, and public")
         while True:
@@ -414,20 +408,20 @@ def push(
                 return api.create_commit(
                     repo_id, operations, commit_message="Upload MezzotintPipeline", parent_commit=head.sha
                 ).commit_url
-            except (OSError, HTTPError, RuntimeError):  # RuntimeError: around any of an LFS upload
+            except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError: around any of an LFS upload
                 before, head = head.sha, api.model_info(repo_id)
-                # A commit that was made although its answer was lost leaves nothing to do; after one of somebody else
-                # the upload is a new one
+                # After a commit of somebody else's the upload is a new one; where it was our own, the answer to which
+                # was lost, nothing is left to do
                 if head.sha == before:
-                    raise
+                    raise _failed(repo_id, error) if isinstance(error, RuntimeError) else error
                 additions = _additions(uploads)
     except BaseException as error:
-        with contextlib.suppress(Exception):
-            if first is not None and api.model_info(repo_id).sha == first:  # no empty repository is left behind
+        refused = isinstance(error, HfHubHTTPError)
+        with contextlib.suppress(Exception):  # no empty repository is left behind, unless it is somebody else's
+            ours = new and not (refused and head is None)
+            if ours and {x.rfilename for x in api.model_info(repo_id).siblings or ()} <= {".gitattributes"}:
                 api.delete_repo(repo_id)
-        if isinstance(error, (HTTPError, RuntimeError)) and not isinstance(error, HfHubHTTPError):
-            raise ConnectionError(f"the upload to {repo_id} failed: {_root(error)}") from None
-        raise
+        raise _failed(repo_id, error) if isinstance(error, HTTPError) and not refused else error
 
 
 def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
@@ -480,11 +474,10 @@ def _stale(api: HfApi, head: Any, kind: str) -> set[str]:
     return {name for name in here if re.fullmatch(listed, name)}
 
 
-def _root(error: BaseException) -> str:
-    """The cause at the bottom of a chain, which says more than those that wrap it."""
-    while error.__cause__ is not None:
+def _failed(repo_id: str, error: BaseException) -> ConnectionError:
+    while error.__cause__ is not None:  # which says more than what wraps it
         error = error.__cause__
-    return _one_line(error) or type(error).__name__
+    return ConnectionError(f"the upload to {repo_id} failed: {_one_line(error) or type(error).__name__}")
 
 
 def _one_line(error: BaseException) -> str:
