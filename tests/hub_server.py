@@ -145,7 +145,7 @@ class HubServer:
     those among them that no endpoint serves. `user` owns the token and the namespace of that name. `access` and `orgs`
     are what it says of the token's rights and of the user's organisations; it does not act on them. `fault` is called
     with the method and the path of each request: of "cut" the connection ends before anything is done, of "lose" when
-    all is done but the answer, and what it does itself happens before.
+    all is done but the answer. `after_fault` is called then, before the connection ends.
     """
 
     def __init__(self, token: str = "hf_test", user: str = "user"):
@@ -155,6 +155,7 @@ class HubServer:
         self.access = {"displayName": "test", "role": "write"}
         self.orgs: list[dict] = []
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.after_fault: Callable[[], object] = lambda: None
         self._repos: dict[tuple[str, str], Repo] = {}
         self._tickets: dict[str, tuple[Repo, str]] = {}
         self._lock = threading.Lock()
@@ -391,9 +392,11 @@ class Handler(BaseHTTPRequestHandler):
             reply = error(413, "Only bodies of a known and moderate size are accepted")
         else:
             self.body = self.rfile.read(size)
-            fault = self.server.hub.fault(self.command, unquote(target.path))
-            reply = self.server.hub.answer(self) if fault != "cut" else None
+            hub = self.server.hub
+            fault = hub.fault(self.command, unquote(target.path))
+            reply = hub.answer(self) if fault != "cut" else None
             if fault is not None:
+                hub.after_fault()
                 self.close_connection = True
                 return
         self.send_response(reply.status)

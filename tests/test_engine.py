@@ -234,12 +234,6 @@ def test_an_average_of_any_length_is_made_after_the_run(tmp_path, capsys):
     assert distance(made, load_file(next((folder / "unet").glob("*.safetensors")))) > 1e-4
 
 
-def test_caches_and_snapshots_are_not_published():
-    from mezzotint.hub import NOT_PUBLISHED
-
-    assert {"cache/*", "ema/*", "checkpoint-*", "logs/*", "metrics.jsonl"} <= set(NOT_PUBLISHED)
-
-
 def test_a_run_goes_on_with_its_updates_dealt_out_anew_and_with_no_others(tmp_path):
     still = LONG | {"unet": UNET | {"dropout": 0.0}, "adam_epsilon": 1e-3, "checkpointing_steps": 3}
     whole = trained(tmp_path / "whole", **still)

@@ -421,6 +421,7 @@ def test_the_folder_is_a_repository(finished):
             "recipe.yaml",
             "metrics.json",
             "metrics.jsonl",
+            ".gitignore",
             "samples",
             "logs",
             "checkpoint-3",
@@ -463,7 +464,7 @@ def test_its_card_says_what_was_measured(finished):
         "40 captioned pictures of `digits` (UCI",
         "4 of 8 pictures",
         '"a handwritten three", "7", ""',
-        f'from_pretrained("{finished.as_posix()}", trust_remote_code=True)',
+        'from_pretrained("./my-digits", trust_remote_code=True)',
         'pipe("a handwritten three", num_inference_steps=3, guidance_scale=1.5)',
     ):
         assert words in card.text, words

@@ -413,7 +413,9 @@ def push(
                 # After a commit of somebody else's the upload is a new one; where it was our own, the answer to which
                 # was lost, nothing is left to do
                 if head.sha == before:
-                    raise _failed(repo_id, error) if isinstance(error, RuntimeError) else error
+                    if isinstance(error, RuntimeError):
+                        raise _failed(repo_id, error) from None
+                    raise
                 additions = _additions(uploads)
     except BaseException as error:
         refused = isinstance(error, HfHubHTTPError)
@@ -421,7 +423,9 @@ def push(
             ours = new and not (refused and head is None)
             if ours and {x.rfilename for x in api.model_info(repo_id).siblings or ()} <= {".gitattributes"}:
                 api.delete_repo(repo_id)
-        raise _failed(repo_id, error) if isinstance(error, HTTPError) and not refused else error
+        if isinstance(error, HTTPError) and not refused:
+            raise _failed(repo_id, error) from None
+        raise
 
 
 def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
