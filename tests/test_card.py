@@ -1,12 +1,17 @@
-"""An evaluation stays with the weights and the steps that it was of, in the folder and in the card."""
+"""An evaluation stays with the weights and the steps that it was of, in the folder and in the card. What a card says is
+text: nothing that it quotes is markup or code."""
 
+import ast
 import json
 
 import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from tiny_run import run, trained
 
-from mezzotint import MezzotintPipeline
+from mezzotint import MezzotintPipeline, hub, markdown
 from mezzotint_training import card, fit_scheduler
+from mezzotint_training.errors import UserError
 
 FIGURE = {"value": 0.25, "interval": [0.125, 0.5]}
 BOTH = FIGURE | {"real": {"value": 0.75, "interval": [0.625, 0.875]}}
@@ -87,3 +92,136 @@ def test_paths_that_are_there_are_told_by_their_last_part_and_names_stay(tmp_pat
     monkeypatch.chdir(tmp_path / "deep")
     plain = {str(tmp_path / "deep" / "set"): [str(tmp_path / "deep"), "set", ".", 0.5, None, "user/set", ""]}
     assert card.without_paths(plain) == {"set": ["deep", "set", "deep", 0.5, None, "user/set", ""]}
+
+
+# ------------------------------------------------------------------------------------------------------ text as itself
+
+METRICS = {
+    "pictures": 40, "steps": 4, "seconds": 1.0, "images_per_second": 2.0, "loss": 0.5, "device": "cpu",
+    "processor": "x86", "processes": 1, "threads": 1, "mixed_precision": "no", "parameters": {"unet": 5},
+}  # fmt: skip
+SETTINGS = {
+    "train_data_dir": "sprites", "train_batch_size": 2, "gradient_accumulation_steps": 1, "num_inference_steps": 4,
+    "guidance_scale": 2.0, "rank": 4,
+}  # fmt: skip
+HOSTILE = [
+    'a "red" boot', "it's", "back\\slash\\", "\\", '"', "\\\"", "' + 1 #", 'x"); import os; os.system("id") #',
+    "two\nlines", "a\r\n---\r\nlicense: other\r\n---\r\n", "`code`", "```", "\n```\n# out", "~~~",
+    "<script>alert(1)</script>", "<!-- ", "-->", "&lt;", "[a](javascript:b)", "![a](http://b)", "| a | b |",
+    "# no heading", "*a* _b_ ~c~", "{{ settings }}", "{% raw %}", "$x^2$", "", " ", "\t", "\x00\x1b[31m",
+    "\u202eevil\u202c", "\u2028", "\x85", "\ud800", "émoji 👨\u200d👩\u200d👧 😀", "a" * 5000,
+]  # fmt: skip
+
+
+def code_of(text: str) -> ast.Module:
+    """The Python of a card, as a reader copies it."""
+    [block] = [t for t in MarkdownIt("gfm-like", {"linkify": False}).parse(ModelCard(text).text) if t.info == "python"]
+    return ast.parse(block.content)
+
+
+def calls(tree: ast.Module) -> dict[str, ast.Call]:
+    """The calls in it by their names, each of which is made once and has no call in it."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = {node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id: node for node in found}
+    assert len(found) == len(named)
+    return named
+
+
+def outline(text: str) -> list[tuple]:
+    """What a card is made of, without its text."""
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(ModelCard(text).text)
+    return [(t.type, [x.type for x in t.children or () if x.type != "text"]) for t in tokens]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_a_prompt_holds_is_a_string_in_the_code_and_text_beside_it(tmp_path, text):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    prompts = {"validation_prompts": [text, "plain"], "dataset_license": text or "CC0", "license": "mit"}
+    written = hub.write_card(folder, SETTINGS | prompts, METRICS, "samples/step-000004.png").read_text("utf-8")
+    found = calls(code_of(written))
+    assert set(found) == {"from_pretrained", "pipe", "save"}
+    assert ast.literal_eval(found["pipe"].args[0]) == text
+    usual = prompts | {"validation_prompts": ["usual", "plain"], "dataset_license": "usual"}
+    plain = hub.write_card(folder, SETTINGS | usual, METRICS, "samples/step-000004.png").read_text("utf-8")
+    assert outline(written) == outline(plain)
+    if text.isprintable() and text.strip():
+        [token] = [t for t in MarkdownIt().parse(ModelCard(written).text) if "same starting noise" in t.content]
+        shown = "".join(x.content for x in token.children)
+        assert f'the columns are "{" ".join(text.split())}", "plain"' in shown
+    assert ModelCard(written).data.license == "mit" and hub.unedited(written)
+    if text not in ("\ud800", "\x85"):  # which no YAML holds, and which it reads as a space
+        assert ModelCard(written).data.widget[0]["text"] == text
+
+
+@pytest.mark.parametrize("text", [x for x in HOSTILE if x.strip() and len(x) < 99 and not set("/\x00\ud800") & set(x)])
+@pytest.mark.parametrize("kind", ["pipeline", "adapters"])
+def test_whatever_a_folder_is_called_stands_as_itself_and_gives_way_to_the_repository(tmp_path, text, kind):
+    folder = tmp_path / "jane" / text
+    folder.mkdir(parents=True)
+    base = {"pretrained_model_name_or_path": str(tmp_path / "jane" / f"base {text}"), "revision": text}
+    settings = SETTINGS | {"train_data_dir": str(folder)} | base | ({"adapter": "lora"} if kind == "adapters" else {})
+    written = hub.write_card(folder, settings, METRICS, None).read_text("utf-8")
+    assert "jane" not in written
+    loading = {"pipeline": "from_pretrained", "adapters": "load_lora_weights"}[kind]
+    found = calls(code_of(written))
+    assert ast.literal_eval(found[loading].args[0]) == f"./{text}"
+    if kind == "adapters":
+        assert ast.literal_eval(found["from_pretrained"].args[0]) == f"./base {text}"
+        assert ast.literal_eval(found["from_pretrained"].keywords[1].value) == text
+    pattern = hub.LOADING[hub.ADAPTERS if kind == "adapters" else hub.INDEX]
+    published, count = pattern.subn(r'\1"user/name"', written)
+    assert count == 1 and hub.unedited(published)
+    assert ast.literal_eval(calls(code_of(published))[loading].args[0]) == "user/name"
+    usual = tmp_path / "jane" / "usual"
+    usual.mkdir()
+    settings |= {"train_data_dir": "usual", "pretrained_model_name_or_path": "./usual", "revision": "main"}
+    assert outline(written) == outline(hub.write_card(usual, settings, METRICS, None).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_block_of_code_ends_where_it_should(text):
+    shown = text.replace("\r\n", "\n").replace("\x00", "\ufffd")
+    tokens = MarkdownIt().parse(markdown.fenced(text, "bash") + "\n\nafter\n")
+    assert [t.type for t in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
+    assert tokens[0].content == shown + "\n" and tokens[0].info == "bash"
+    [_, inline, _] = MarkdownIt().parse(f"a {markdown.code(text)} b")
+    assert [t.type for t in inline.children] == ["text", "code_inline", "text"]
+    assert inline.children[1].content.strip() == " ".join(text.split()).replace("\x00", "\ufffd")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("recipe.yaml", "seed: [1"), ("recipe.yaml", "- 1"), ("recipe.yaml", b"\xff"), ("recipe.yaml", "seed: 1"),
+        ("recipe.yaml", "train_batch_size: many"),
+        ("metrics.json", ""), ("metrics.json", "[]"), ("metrics.json", "null"),
+        ("metrics.json", '{"pictures": "many"}'), ("metrics.json", '{"pictures": 1}'), ("metrics.json", "[" * 100_000),
+        ("evaluation.json", "{"), ("evaluation.json", "[]"), ("evaluation.json", "{}"),
+        ("evaluation.json", '{"settings": 1, "pictures": {}, "data": null}'),
+    ],
+)  # fmt: skip
+def test_a_card_of_broken_files_is_refused_in_one_line_and_the_old_one_stays(tmp_path, name, content):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(SETTINGS))
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    card.rewrite(tmp_path)
+    before = (tmp_path / "README.md").read_bytes()
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as raised:
+        card.rewrite(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+    assert (tmp_path / "README.md").read_bytes() == before
+
+
+def test_a_recipe_cannot_put_code_into_the_card_in_place_of_a_number(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    settings = SETTINGS | {"num_inference_steps": "4); import os", "guidance_scale": "2); exit("}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    card.rewrite(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "import os" not in text and "exit" not in text
+
+
+def test_a_last_window_without_a_finite_loss_has_a_card(tmp_path):
+    text = hub.write_card(tmp_path, SETTINGS, METRICS | {"loss": None}, None).read_text()
+    assert "| last training loss | none that is finite |" in text
