@@ -430,7 +430,8 @@ def test_the_folder_is_a_repository(finished):
     }
     for name in ("unet", "scheduler"):
         assert len(list((finished / name).glob("*_v????????.py"))) == 1
-    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file() and "logs" not in path.parts}
+    own = [path for path in finished.rglob("*") if path.is_file() and not {"logs", ".gitignore"} & set(path.parts)]
+    suffixes = {path.suffix for path in own}
     assert suffixes == {".json", ".jsonl", ".md", ".png", ".py", ".safetensors", ".yaml"}  # nothing pickled
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["loss"] == logged(finished)[4] and (metrics["steps"], metrics["pictures"]) == (4, 40)
