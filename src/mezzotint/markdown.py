@@ -8,7 +8,8 @@ def plain(text: str) -> str:
     """Any text in one line of Markdown, where it stands for itself: nothing in it is markup or HTML, or reorders what
     is around it."""
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", " ".join(str(text).split()))
-    return re.sub(r"([\\`*_\[\]<>&|~$#])", r"\\\1", text)
+    # An underscore between letters or digits is none of markup
+    return re.sub(r"([\\`*\[\]<>&|~$#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
 
 
 def code(text: str) -> str:
