@@ -108,8 +108,8 @@ HOSTILE = [
     'a "red" boot', "it's", "back\\slash\\", "\\", '"', "\\\"", "' + 1 #", 'x"); import os; os.system("id") #',
     "two\nlines", "a\r\n---\r\nlicense: other\r\n---\r\n", "`code`", "```", "\n```\n# out", "~~~",
     "<script>alert(1)</script>", "<!-- ", "-->", "&lt;", "[a](javascript:b)", "![a](http://b)", "| a | b |",
-    "# no heading", "*a* _b_ __c__ ~d~ e_f _", "a_b__c", "{{ settings }}", "{% raw %}", "$x^2$", "", " ", "\t", "\x00\x1b[31m",
-    "\u202eevil\u202c", "\u2028", "\x85", "\ud800", "émoji 👨\u200d👩\u200d👧 😀", "a" * 5000,
+    "# no heading", "*a* _b_ __c__ ~d~ e_f _", "a_b__c", "{{ settings }}", "{% raw %}", "$x^2$", "", " ", "\t",
+    "\x00\x1b[31m", "\u202eevil\u202c", "\u2028", "\x85", "\ud800", "émoji 👨\u200d👩\u200d👧 😀", "a" * 5000,
 ]  # fmt: skip
 
 

@@ -33,10 +33,11 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+import yaml
 
 from mezzotint import MezzotintScheduler
 from mezzotint_training import card
-from mezzotint_training.config import TrainConfig, read_recipe
+from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages
 from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.features import (
@@ -244,7 +245,10 @@ def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, lis
     Raises:
         UserError: for data that isn't named or there, as `rows.load_splits` and `rows.held_out` do.
     """
-    recipe = read_recipe(args.checkpoint)
+    recipe: dict[str, Any] = {}
+    path = Path(args.checkpoint) / "recipe.yaml"
+    if path.is_file():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
     if "dataset_name" in given or "train_data_dir" in given:  # another set than the recipe's
         recipe = {}

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import card
-from mezzotint_training.config import read_recipe
 from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.fitting import Fitted, fit, solve
 from mezzotint_training.saved import load_pipeline
@@ -105,7 +105,9 @@ def fit_scheduler(args: argparse.Namespace) -> None:
     elif not _has(str(folder)):
         raise UserError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
 
-    recipe = read_recipe(folder)
+    recipe: dict[str, Any] = {}
+    if (folder / "recipe.yaml").is_file():
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     reads_text = pipe.unet.config.cross_attention_dim is not None
     prompts = (args.prompts or recipe.get("validation_prompts") or [""]) if reads_text else [""]
     scales = (args.guidance_scale or [recipe.get("guidance_scale", 2.0)]) if reads_text else [1.0]
