@@ -1,34 +1,41 @@
-"""A campaign of attacks: damaged files, values that nobody would write, bad arguments, strangers' checkpoints. Each ends
-with the result of the undisturbed program, or with one line that says no and nothing changed on disk.
+"""A campaign of attacks on all programs and on the Python API: damaged files, values that nobody would write, arguments
+that make no sense, strangers' checkpoints. Each ends with the result of the program undisturbed, or with a line that
+says no.
 
     pytest -n 0 tests/test_attacks.py --attacks 2000 --attacks-seed 1
-    pytest -n 0 tests/test_attacks.py --attacks-seed 1 --attacks-only 17  # one of them again, with all that it prints
+    pytest -n 0 tests/test_attacks.py --attacks-seed 1 --attacks-only 17  # that one again, with all that it prints
 
-The classes:
+What an attack comes to is one of six:
 
-- right: exit code 0 and the result of the undisturbed program, bit for bit
-- clear: exit code 2, 3 or 75 and one line, and nothing on disk changed where it is 2
-- value, setting: exit code 0 and another sound result, of a value or of a setting that is now another one. Pipelines
-  carry no checksums: a bit that flips in a weight is such a value.
-- ugly: a traceback, several lines, another exit code, a crash, a hang
-- silent: another result without a reason, something that was changed on disk, executed, given away or connected to
+- right: exit code 0 and the result of the program undisturbed, bit for bit
+- clear: exit code 2, 3 or 75 with one line, and with 2 nothing changed on disk
+- value, setting: exit code 0 and another sound result, since something that is read, or was asked for, is now another
+  legal one. A bit that flips in a weight is such a value: pipelines carry no checksums.
+- ugly: a traceback, warnings, several lines or a very long one, another exit code, a hang
+- silent: another result without a reason, or something changed on disk, run, given away or connected to
 """
 
 import ast
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import attacks_by_strangers  # noqa: F401 (which enter their kinds)
+import attacks_by_words  # noqa: F401
+import attacks_on_data  # noqa: F401
 import numpy as np
 import pytest
 import yaml
@@ -36,121 +43,117 @@ from attacks import KINDS, Attack, Ground
 from hub_server import HubServer
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from victims import SECRET, VICTIMS, build_scene
 
-TIMEOUT = 45  # seconds after which a victim hangs, of which each takes one or two
+TIMEOUT = 45  # seconds; a victim takes one or two
+LONGEST = 1000  # characters of a line
+MOST = 300  # new files and folders: a pipeline has twenty
 CLASSES = ("right", "clear", "value", "setting", "ugly", "silent")
-# A result is what is drawn and measured, and pipelines, without what only goes along with them
-RESULT = re.compile(r"^made\.|^(\w+/)?model_index\.json$|^(\w+/)?(unet|text_encoder|tokenizer|scheduler|classifier)/[\w.-]+(\.json|\.safetensors)$"
-                    r"|^(\w+/)?pytorch_lora_weights\.safetensors$")
-# Of a result, what differs from run to run
-PASSING_KEYS = {"seconds", "provenance", "command", "versions", "checkpoint", "data", "settings"}
-WARNING = re.compile(r"\.py:\d+: \w*Warning|Traceback \(most recent call last\)|^\s+File \"", re.MULTILINE)
+# What counts as a result, and in it what is of the run and not of the program's input
+RESULT = re.compile(
+    r"made\.\w+|(\w+/)?(model_index\.json|pytorch_lora_weights\.safetensors)|(\w+/)?text_encoder/\w+\.safetensors"
+    r"|(\w+/)?(unet|scheduler|classifier)/(config\.json|scheduler_config\.json|\w+\.safetensors)"
+)
+PASSING = {"seconds", "provenance", "command", "versions", "checkpoint", "data", "settings"}
+BAR = re.compile(r"\d%\|")
+WARNING = re.compile(r"\.py:\d+: \w*Warning|Traceback \(most recent call last\)|^  File \"", re.MULTILINE)
 
 
 @dataclass
 class Outcome:
-    """What became of a victim."""
+    """What became of a victim. Of `changed`, what is new begins with "+"; `faults` are of what it made."""
 
-    code: int | None  # `None` for one that hangs
+    code: int | None  # none is a hang
     out: str
     err: str
-    called: list[str]
+    calls: list[str]
     mark: bool
-    changed: list[str]  # on disk, but for what the victim makes: with + what is new, with - what is gone
-    result: dict[str, str] = field(default_factory=dict)
-    unsound: list[str] = field(default_factory=list)
+    changed: list[str]
+    result: dict[str, str]
+    faults: list[str]
 
 
 class Field:
     """The scene, the Hub, and the process that runs victims."""
 
     def __init__(self, folder: Path, hub: HubServer):
-        self.folder, self.hub, self.scene = folder, hub, folder / "scene"
-        build_scene(self.scene)
+        self.folder, self.hub, self.undisturbed = folder, hub, {}
+        build_scene(folder / "scene")
+        for name in ("bin", "tmp", "home"):
+            (folder / name).mkdir()
         environment = hub.environment(folder / "home") | {
-            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "HF_DATASETS_CACHE": str(folder / "home" / "datasets"),
             "HOME": str(folder / "home"),
             "TMPDIR": str(folder / "tmp"),
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
         }
-        for name in ("bin", "tmp", "home"):
-            (folder / name).mkdir()
         self.process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("victims.py"), folder / "bin"],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open("/tmp/e_scratch/worker.err","w"), text=True,
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        assert json.loads(self.process.stdout.readline()) == "ready"
-        self.undisturbed: dict[str, Outcome] = {}
+        assert self.process.stdin and self.process.stdout
+        self.tasks, self.answers = self.process.stdin, self.process.stdout
+        assert json.loads(self.answers.readline()) == "ready"
 
-    def run(self, victim: str, argv: list[str] | None, ground: Ground) -> Outcome:
-        beside, folder = ground.folder.parent, ground.folder
-        name = beside.name
-        argv = [word.replace("user/{}", f"user/{name}") for word in (argv or VICTIMS[victim].argv)]
-        before, started = contents(folder), len(self.hub.requests)
-        task = {"program": VICTIMS[victim].program, "argv": argv, "folder": str(folder), "timeout": TIMEOUT}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        code = json.loads(self.process.stdout.readline())["code"]
+    def close(self) -> None:
+        self.tasks.close()
+        self.process.wait()
+
+    def ground(self, name: str) -> Ground:
+        (folder := self.folder / name / "folder").mkdir(parents=True)
+        return Ground(self.folder / "scene", folder)
+
+    def reference(self, name: str) -> Outcome:
+        """What becomes of a victim undisturbed."""
+        if name not in self.undisturbed:
+            ground = self.ground(f"undisturbed-{len(self.undisturbed)}")
+            ground.lay(name)
+            self.undisturbed[name] = outcome = self.run(ground, None)
+            assert outcome.code == 0 and not outcome.faults, f"{name} fails undisturbed: {outcome}"
+        return self.undisturbed[name]
+
+    def run(self, ground: Ground, argv: list[str] | None) -> Outcome:
+        victim, folder, beside = VICTIMS[ground.victim], ground.folder, ground.folder.parent
+        argv = [word.replace("user/{}", f"user/{beside.name}") for word in argv or victim.argv]
+        before = contents(folder)
+        cards = [path for path in folder.rglob("README.md") if path.is_file()]
+        known_faults = {fault for path in cards for fault in faults_of_card(path.read_bytes())}
+        task = {"program": victim.program, "argv": argv, "folder": str(folder), "timeout": TIMEOUT}
+        print(json.dumps(task), file=self.tasks, flush=True)
+        code = json.loads(self.answers.readline())["code"]
         after = contents(folder)
-        makes = VICTIMS[victim].makes
-        mine = (*VICTIMS[victim].changes, *((makes,) if code == 0 else ()))
-        changed = [f"{'+' if path not in before else '-' if path not in after else ''}{path}"
-                   for path in sorted(before.keys() | after.keys())
-                   if before.get(path) != after.get(path) and not any(path == x or path.startswith(f"{x}/") for x in mine)]  # fmt: skip
+        # what says no before it has begun may not even change what it is to change
+        mine = () if code in (2, None) else (*victim.changes, victim.makes)
+        differ = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        changed = [
+            path if path in before else f"+{path}"
+            for path in differ
+            if not any(path == name or path.startswith(f"{name}/") for name in mine)
+        ]
         calls = beside / "calls"
         outcome = Outcome(
             code, (beside / "out").read_bytes().decode(errors="replace"), on_screen((beside / "err").read_bytes()),
             sorted(set(calls.read_text().splitlines())) if calls.exists() else [], (beside / "mark").exists(), changed,
+            result={}, faults=[],
         )  # fmt: skip
-        if code in (2, None) and VICTIMS[victim].changes:  # which may then not even change those
-            outcome.changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
         if code == 0:
-            self._read(outcome, victim, folder, f"user/{name}", before)
+            made = [name for name in after if name in differ or (victim.changes and RESULT.fullmatch(name))]
+            paths = {name: folder / name for name in made}
+            files = {
+                name: path.read_bytes() for name, path in paths.items() if path.is_file() and not path.is_symlink()
+            }
+            if victim.program == "publish":
+                files = self.hub.files(f"user/{beside.name}")
+            outcome.result = {name: digest_of(name, data) for name, data in files.items() if RESULT.fullmatch(name)}
+            outcome.faults = [fault for name, data in files.items() for fault in faults_of(name, data, known_faults)]
+            if len(differ) > MOST:
+                outcome.faults.append(f"{len(differ):,} files and folders are new")
         return outcome
 
-    def _read(self, outcome: Outcome, victim: str, folder: Path, repository: str, before: dict[str, str]) -> None:
-        """The result and what is unsound in it."""
-        found: dict[str, bytes] = {}
-        makes = folder / VICTIMS[victim].makes
-        new = {path for path, digest in contents(folder).items() if before.get(path) != digest}
-        for path in [makes] if makes.is_file() else sorted(makes.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and not path.is_symlink() and (name in new or victim == "go on"):
-                found[name] = path.read_bytes()
-        if VICTIMS[victim].program == "publish":
-            try:
-                found = self.hub.files(repository)
-            except KeyError:
-                outcome.unsound.append("nothing on the Hub")
-        for name, data in found.items():
-            if SECRET in data:
-                outcome.unsound.append(f"{name} gives a secret away")
-            if name.endswith("README.md"):
-                outcome.unsound += [f"{name}: {fault}" for fault in faults_of_card(data.decode())]
-                continue
-            if not RESULT.search(name):
-                continue
-            if name.endswith(".json"):
-                with contextlib.suppress(ValueError):
-                    data = json.dumps(steady(json.loads(data))).encode()
-            outcome.unsound += [f"{name} {fault}" for fault in faults_of(name, folder, data)]
-            outcome.result[name] = hashlib.sha256(data).hexdigest()
 
-    def reference(self, victim: str) -> Outcome:
-        """What becomes of it undisturbed."""
-        if victim not in self.undisturbed:
-            ground = self.ground(f"undisturbed-{len(self.undisturbed)}")
-            self.undisturbed[victim] = outcome = self.run(ground.lay(victim), None, ground)
-            assert outcome.code == 0 and not outcome.unsound, (victim, outcome)
-        return self.undisturbed[victim]
-
-    def ground(self, name: str) -> Ground:
-        folder = self.folder / name / "folder"
-        folder.mkdir(parents=True)
-        return Ground(self.scene, folder)
+# -------------------------------------------------------------------------------------------------- what is left of it
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -159,152 +162,147 @@ def contents(folder: Path) -> dict[str, str]:
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = Path(place, name)
-            words = "folder" if path.is_dir() else "special"
             if path.is_symlink():
                 words = f"link to {os.readlink(path)}"
-            elif path.is_file():
-                words = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                words = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path.is_dir())
             found[path.relative_to(folder).as_posix()] = words
     return found
 
 
 def on_screen(output: bytes) -> str:
-    """What stands on a screen: what a carriage return overwrites is gone."""
+    """The lines that stand on a screen: what a carriage return overwrites is gone, and so are bars."""
     lines = [line.split("\r")[-1].rstrip() for line in output.decode(errors="replace").split("\n")]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(line for line in lines if line and not BAR.search(line))
 
 
-def steady(tree):
+def digest_of(name: str, data: bytes) -> str:
+    if name.endswith(".json"):
+        with contextlib.suppress(ValueError, RecursionError):
+            data = json.dumps(_steady(json.loads(data)), sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _steady(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: steady(value) for key, value in sorted(tree.items()) if key not in PASSING_KEYS}
-    return [steady(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: _steady(value) for key, value in tree.items() if key not in PASSING}
+    return [_steady(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def faults_of(name: str, folder: Path, data: bytes) -> list[str]:
-    """Why a picture or weights cannot be what was meant."""
-    path = folder / name
-    if name.endswith(".png") and path.is_file():
-        return ["is of one colour"] if len(np.unique(np.asarray(Image.open(path)))) == 1 else []
-    if name.endswith(".npy"):
-        array = np.load(path)
-        return ["is of one colour"] if not np.isfinite(array).all() or np.ptp(array) == 0 else []
-    if name.endswith(".safetensors") and path.is_file():
+def faults_of(name: str, data: bytes, known: set[str]) -> list[str]:
+    """What cannot be meant in a file that was made: a secret, a picture of one colour, what is no number, a card that
+    says what it should not, unless it is among the `known` faults of cards."""
+    found = ["gives a secret away"] if SECRET in data else []
+    if name in ("made.png", "made.npy"):
+        array = np.load(io.BytesIO(data)) if name == "made.npy" else np.asarray(Image.open(io.BytesIO(data)))
+        if not np.isfinite(array).all() or array.size == 0 or np.ptp(array) == 0:
+            found.append("is of one colour or none")
+    elif name == "made.json" and re.search(rb"\b(NaN|Infinity)\b", data):
+        found.append("holds what is no number")
+    elif name.endswith(".safetensors") and RESULT.fullmatch(name):
         try:
-            broken = [key for key, x in load_file(path).items() if x.is_floating_point() and not x.isfinite().all()]
+            odd = [key for key, x in load(data).items() if x.is_floating_point() and not x.isfinite().all()]
+            found += [f"is not finite in {key}" for key in odd[:1]]
         except SafetensorError as error:
-            return [f"is damaged: {error}"]
-        return [f"is not finite: {broken[0]}"] if broken else []
-    if name.endswith(".json") and re.search(rb"\b(NaN|Infinity)\b", data):
-        return ["holds numbers that are none"]
-    return []
+            found.append(f"is damaged: {error}")
+    elif name.endswith("README.md"):
+        found += [fault for fault in faults_of_card(data) if fault not in known]
+    return [f"{name} {fault}" for fault in found]
 
 
-def faults_of_card(text: str) -> list[str]:
+def faults_of_card(card: bytes) -> list[str]:
     """Where a model card is not what its template means: code that is no code, or that of somebody else."""
-    found = []
+    text, found = card.decode(errors="replace"), []
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         if front is None or not isinstance(yaml.safe_load(front[1]), dict):
-            found.append("no front matter")
+            found.append("has no front matter")
     except yaml.YAMLError:
-        found.append("a front matter that is no YAML")
+        found.append("has a front matter that is no YAML")
     for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         try:
-            tree = ast.parse(block)
+            nodes = list(ast.walk(ast.parse(block)))
         except SyntaxError as error:
-            found.append(f"code that is none: {error.msg}")
+            found.append(f"has code that is none: {error.msg}")
             continue
-        for node in ast.walk(tree):
-            modules = [x.name for x in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [f"code that imports {x}" for x in modules if x.split(".")[0] not in ("torch", "diffusers", "mezzotint")]
+        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+        found += [f"imports {x}" for x in modules if x.split(".")[0] not in ("torch", "diffusers", "mezzotint")]
     if "<script" in re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE):
-        found.append("a script")
+        found.append("has a script")
     return found
 
 
 def judge(attack: Attack, outcome: Outcome, field: Field) -> tuple[str, str]:
-    """The class and why."""
-    unsound = [x for x in outcome.unsound if "secret" in x]
+    """What an attack comes to, and why."""
     if outcome.mark:
         return "silent", "runs what it should not"
-    if unsound:
-        return "silent", unsound[0]
-    publishes = VICTIMS[attack.victim].program == "publish"
-    if outcome.called and attack.local and not publishes:
-        return "silent", f"connects to {', '.join(outcome.called)}"
+    if secret := [fault for fault in outcome.faults if "secret" in fault]:
+        return "silent", secret[0]
+    if outcome.calls and attack.local and VICTIMS[attack.victim].program != "publish":
+        return "silent", f"connects to {', '.join(outcome.calls)}"
     if outcome.code is None:
         return "ugly", "hangs"
-    stray = lines_besides(outcome.err, field.reference(attack.victim).err)
+    lines = outcome.err.splitlines()
+    if outcome.code == 0 or len(lines) != 1:  # without those that it prints undisturbed, whatever their numbers
+        known = {re.sub(r"\d+", "#", line) for line in field.reference(attack.victim).err.splitlines()}
+        lines = [line for line in lines if re.sub(r"\d+", "#", line) not in known]
+    said = " | ".join(lines)[:300]
     if outcome.code == 0:
-        gone = [path for path in outcome.changed if not path.startswith("+")]
-        if gone:
-            return "silent", f"changes {', '.join(gone[:3])}"
-        if WARNING.search("\n".join(stray)):
-            return "ugly", f"ends well with warnings: {stray[0]}"
-        result, before = outcome.result, field.reference(attack.victim).result
-        if result == before and not outcome.unsound:
+        before = field.reference(attack.victim)
+        if lost := [path for path in outcome.changed if not path.startswith("+")]:
+            return "silent", f"changes {', '.join(lost[:3])}"
+        if WARNING.search(outcome.err):
+            return "ugly", f"ends well with warnings: {said}"
+        if outcome.faults:
+            return "silent", f"{outcome.faults[0]}; said: {said or 'nothing'}"
+        if outcome.result == before.result:
             return "right", ""
-        if outcome.unsound:
-            return "silent", outcome.unsound[0]
         if attack.legal:
             return attack.legal, ""
-        differ = sorted(name for name in result.keys() | before.keys() if result.get(name) != before.get(name))
-        return "silent", f"another result ({', '.join(differ[:3])}){', said: ' + stray[0] if stray else ''}"
-    if outcome.code not in (2, 3, 75):
-        return "ugly", f"exit code {outcome.code}: {stray[-1][:200] if stray else 'nothing said'}"
-    if WARNING.search(outcome.err):
-        return "ugly", f"traceback and exit code {outcome.code}: {stray[-1][:200]}"
-    if len(stray) != 1 or not stray[0].startswith("mezzotint: "):
-        return "ugly", f"{len(stray)} lines and exit code {outcome.code}: {' | '.join(stray)[:300]}"
-    if len(stray[0]) > 1000:
-        return "ugly", f"a line of {len(stray[0]):,} characters"
+        names = outcome.result.keys() | before.result.keys()
+        differ = sorted(name for name in names if outcome.result.get(name) != before.result.get(name))
+        return "silent", f"another result ({', '.join(differ[:3])}); said: {said or 'nothing'}"
+    if outcome.code not in (2, 3, 75) or WARNING.search(outcome.err):
+        return "ugly", f"exit code {outcome.code}: {lines[-1][:300] if lines else 'nothing is said'}"
+    if len(lines) != 1 or not lines[0].startswith("mezzotint: ") or len(lines[0]) > LONGEST:
+        return "ugly", f"{len(lines)} lines, exit code {outcome.code}: {said}"
     if outcome.code == 2 and outcome.changed:
-        return "silent", f"changes {', '.join(outcome.changed[:3])} before it says: {stray[0][:200]}"
-    return "clear", stray[0]
-
-
-def lines_besides(text: str, usual: str) -> list[str]:
-    """The lines that an undisturbed run does not print, whatever their numbers."""
-    known = {re.sub(r"\d+", "#", line) for line in usual.splitlines()}
-    return [line for line in text.splitlines() if re.sub(r"\d+", "#", line) not in known]
+        return "silent", f"changes {', '.join(outcome.changed[:3])} before it says: {said}"
+    return "clear", said
 
 
 @pytest.fixture(scope="module")
-def field_of_battle(tmp_path_factory):
-    with HubServer() as hub:
-        field = Field(tmp_path_factory.mktemp("attacks"), hub)
+def field(tmp_path_factory):
+    with HubServer() as hub, contextlib.closing(Field(tmp_path_factory.mktemp("attacks"), hub)) as field:
         yield field
-        field.process.stdin.close()
-        field.process.wait()
 
 
-def test_no_attack_is_ugly_or_silent(field_of_battle, pytestconfig, capsys):
-    field = field_of_battle
-    count, seed, only = (pytestconfig.getoption(f"--attacks{x}") for x in ("", "-seed", "-only"))
-    names, table, bad, began = list(KINDS), Counter(), [], time.monotonic()
-    for number in range(count) if only is None else [only]:
-        name = names[number % len(names)]
-        ground = field.ground(f"attack-{number}")
-        attack = KINDS[name](random.Random(f"{seed}:{number}"), ground)
-        outcome = field.run(attack.victim, attack.argv, ground)
-        verdict, why = judge(attack, outcome, field)
-        table[name, verdict] += 1
-        if verdict in ("ugly", "silent") or only is not None:
-            bad.append(f"{verdict} {number}, {name}, {attack.victim}: {attack.what}: {why}")
-        if only is not None:
-            words = attack.argv or VICTIMS[attack.victim].argv
-            bad += [f"in {ground.folder}: {VICTIMS[attack.victim].program} {words}", outcome.out, outcome.err]
-        else:
-            shutil.rmtree(ground.folder.parent)
-    seconds = time.monotonic() - began
+def test_no_attack_is_ugly_or_silent(field, pytestconfig, capsys):
+    count, seed, only = (pytestconfig.getoption(f"--attacks{end}") for end in ("", "-seed", "-only"))
+    table, kinds, began = Counter(), list(KINDS), time.monotonic()
     with capsys.disabled():
-        print(f"\n{table.total()} attacks (seed {seed}) in {seconds:.0f} s")
-        print(f"{'':24}" + "".join(f"{verdict:>9}" for verdict in CLASSES))
-        for name in names:
-            print(f"{name:24}" + "".join(f"{table[name, verdict]:9}" for verdict in CLASSES))
-        print(f"{'in all':24}" + "".join(f"{sum(table[n, v] for n in names):9}" for v in CLASSES))
-        print("\n".join(bad))
-        if bad and only is None:
-            print("One of them again, with what it prints: --attacks-seed", seed, "--attacks-only NUMBER")
-    assert not any(table[name, verdict] for name in names for verdict in ("ugly", "silent"))
+        for number in range(count) if only is None else [only]:
+            kind = kinds[number % len(kinds)]
+            ground = field.ground(f"attack-{seed}-{number}")
+            attack = KINDS[kind](random.Random(f"{seed}:{number}"), ground)
+            outcome = field.run(ground, attack.argv)
+            verdict, why = judge(attack, outcome, field)
+            table[kind, verdict] += 1
+            if only is not None or verdict in ("ugly", "silent"):
+                print(f"\n{verdict} {number}, {kind}, {attack.victim}: {attack.what}: {why}", end="", flush=True)
+            if only is None:
+                shutil.rmtree(ground.folder.parent)
+            else:
+                program, argv = VICTIMS[attack.victim].program, attack.argv or VICTIMS[attack.victim].argv
+                print(f"\nin {ground.folder}: {program} {shlex.join(argv)}\n{outcome.out}\n{outcome.err}")
+        print(f"\n{table.total()} attacks of seed {seed} in {time.monotonic() - began:.0f} s")
+        for name, numbers in [
+            ("", CLASSES),
+            *((kind, [table[kind, verdict] for verdict in CLASSES]) for kind in kinds),
+            ("in all", [sum(table[kind, verdict] for kind in kinds) for verdict in CLASSES]),
+        ]:
+            print(f"{name:24}" + "".join(f"{number:>9}" for number in numbers))
+        if any(verdict in ("ugly", "silent") for _, verdict in table):
+            print(f"--attacks-seed {seed} --attacks-only NUMBER makes one again")
+    assert not [verdict for _, verdict in table if verdict in ("ugly", "silent")]

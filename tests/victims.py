@@ -31,6 +31,7 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training import rows
+from mezzotint_training.errors import one_line, out_of_memory
 
 SECRET = b"what stands in somebody's other folder"
 MEMORY, FILE_SIZE = 4 << 30, 256 << 20  # that a victim may take, in bytes
@@ -38,13 +39,16 @@ PYTHON_MARK = "import os\nopen(os.environ['ATTACK_MARK'], 'w').close()\n"
 SHELL_MARK = 'touch "$ATTACK_MARK"'
 
 
+PIPELINE = ("run/model_index.json", "run/[stu]*/*.json", "run/[tu]*/*.safetensors")
+
+
 @dataclass(frozen=True)
 class Victim:
     """A program and arguments that work in a copy of the scene.
 
-    `reads` are the parts of the scene that it needs, `makes` is where its result is, and `changes` are those that it
-    may change in doing so. The program "api" evaluates its argument, with `pipe` the pipeline in `run`; "{}" stands for
-    the name of the attack.
+    `reads` are the parts of the scene that it needs, `makes` is where its result is, and `changes` are those parts that
+    it may change in doing so; `heart` are the files that matter most to it, as patterns. The program "api" evaluates
+    its argument, with `pipe` the pipeline in `run`; "{}" stands for the name of the attack.
     """
 
     program: str
@@ -52,12 +56,14 @@ class Victim:
     reads: tuple[str, ...]
     makes: str
     changes: tuple[str, ...] = ()
+    heart: tuple[str, ...] = PIPELINE
 
 
 RUN = {
     "max_train_steps": 3,
     "checkpointing_steps": 1,
     "posthoc_ema_steps": 1,
+    "lr_scheduler": "constant",  # by which a longer run goes on as one that was always to be longer
     "validation_prompts": ["a seven"],
     "num_validation_images": 1,
     "num_inference_steps": 1,
@@ -80,11 +86,16 @@ VICTIMS = {
         ("run", "--count=40", "--num_inference_steps=1", "--features=random", "--output=made.json"),
         ("run",),
         "made.json",
+        heart=(*PIPELINE, "run/recipe.yaml"),
     ),
-    "fit-scheduler": Victim("fit-scheduler", FIT, ("run",), "run/scheduler", ("run",)),
-    "ema": Victim("ema", ("run", "--length=0.1", "--output=made"), ("run",), "made"),
+    "fit-scheduler": Victim(
+        "fit-scheduler", FIT, ("run",), "run/scheduler", ("run",), (*PIPELINE, "run/recipe.yaml", "run/metrics.json")
+    ),
+    "ema": Victim("ema", ("run", "--length=0.1", "--output=made"), ("run",), "made", heart=(*PIPELINE, "run/ema/*")),
     "publish": Victim("publish", ("run", "--hub_model_id=user/{}"), ("run",), "run"),
-    "publish adapters": Victim("publish", ("adapter", "--hub_model_id=user/{}"), ("run", "adapter"), "adapter"),
+    "publish adapters": Victim(
+        "publish", ("adapter", "--hub_model_id=user/{}"), ("run", "adapter"), "adapter", heart=("adapter/*",)
+    ),
     "train-classifier": Victim("train-classifier", CLASSIFY, ("run",), "made"),
     "train": Victim("train", tuple(flags(**SHORT)), (), "made"),
     "train by a file": Victim("train", ("--config=settings.yaml", "--output_dir=made"), ("settings.yaml",), "made"),
@@ -97,7 +108,14 @@ VICTIMS = {
     "train with an encoder": Victim(
         "train", tuple(flags(**SHORT, text_encoder=..., text_encoder_name_or_path="encoder")), ("encoder",), "made"
     ),
-    "go on": Victim("train", tuple(flags(**RUN | {"max_train_steps": 4}, output_dir="run")), ("run",), "run", ("run",)),
+    "go on": Victim(
+        "train",
+        tuple(flags(**RUN | {"max_train_steps": 4}, output_dir="run")),
+        ("run",),
+        "run",
+        ("run",),
+        ("run/checkpoint-*/*", "run/checkpoint-*/state.json", "run/recipe.yaml", "run/metrics*", "run/ema/*"),
+    ),
     "save": Victim("api", ("pipe.save_pretrained('made')",), ("run",), "made"),
     "call": Victim("api", ("pipe('a seven', num_inference_steps=1)",), ("run",), "made.npy"),
 }
@@ -126,7 +144,7 @@ def build_scene(folder: Path) -> None:
     (folder / "secrets" / "token").write_bytes(SECRET)
 
 
-# --------------------------------------------------------------------------------------------------------- the process
+# ---------------------------------------------------------------------------------------------------------- the process
 
 
 def serve(bin_folder: str) -> None:
@@ -206,6 +224,11 @@ def evaluate(expression: str) -> int:
     except (ValueError, OSError) as error:
         print(f"mezzotint: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(f"mezzotint: {one_line(error)}", file=sys.stderr)
+        return 3
     if hasattr(result, "images"):
         np.save("made.npy", np.stack([np.asarray(x) for x in result.images]))
     return 0
