@@ -227,8 +227,8 @@ YAML = {
     "a text": "hello\n",
     "a long text": "license: " + "x" * 1_000_000 + "\n",
 }
-# What a settings file may say, if twice; the others must be refused where all of a file is read
-YAML_LEGAL = ("nothing", "a merge", "a long text", "a key that is a number", "a key that is null")
+# What may be said; the others must be refused, or be where nobody looks
+YAML_LEGAL = ("nothing", "a merge", "a long text", "base 60")
 
 
 @kind("YAML")
@@ -265,7 +265,7 @@ def change_weights(rng: random.Random, ground: Ground) -> Attack:
     x = tensors[name]
     how = rng.choice(
         ["renamed", "missing", "added", "with an axis more", "doubled", "transposed", "float16", "float64", "int64",
-         "bool", "NaN at one place", "infinite at one place", "NaN", "swapped with another", "one of none",
+         "bool", "NaN at one place", "infinite at one place", "NaN", "swapped with another", "all gone",
          "all zero",
          "of a long header", "of an endless header"]
     )  # fmt: skip
@@ -292,7 +292,7 @@ def change_weights(rng: random.Random, ground: Ground) -> Attack:
     elif how == "swapped with another":
         other = rng.choice([k for k, v in sorted(tensors.items()) if v.shape == x.shape and v.dtype == x.dtype])
         tensors[name], tensors[other], legal = tensors[other], x, "value"
-    elif how == "one of none":
+    elif how == "all gone":
         tensors = {}
     elif how == "all zero":
         tensors, legal = {k: torch.zeros_like(v) for k, v in tensors.items()}, "value"

@@ -79,7 +79,6 @@ class Field:
 
     def __init__(self, folder: Path, hub: HubServer):
         self.folder, self.hub, self.undisturbed = folder, hub, {}
-        build_scene(folder / "scene")
         for name in ("bin", "tmp", "home"):
             (folder / name).mkdir()
         environment = hub.environment(folder / "home") | {
@@ -95,6 +94,7 @@ class Field:
         )  # fmt: skip
         assert self.process.stdin and self.process.stdout
         self.tasks, self.answers = self.process.stdin, self.process.stdout
+        build_scene(folder / "scene")  # while that one imports everything
         assert json.loads(self.answers.readline()) == "ready"
 
     def close(self) -> None:
