@@ -49,6 +49,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "is a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), ""),
     "is a folder": (lambda path: (path.unlink(), path.mkdir()), ""),
 }  # fmt: skip
+NO_BYTES = ("is a link out of the set", "is a pipe", "is a folder")
 CAPTIONS: list[Any] = [
     None, 3, 1.5, True, [], [None], ["a", 3], {}, {"a": 1}, "", " ", "\u0000", "\ud800", "x" * 200_000, math.nan,
     [["a"]],
@@ -58,75 +59,61 @@ CAPTIONS: list[Any] = [
 @kind("pictures and captions")
 def change_data(rng: random.Random, ground: Ground) -> Attack:
     victim = ground.lay(rng.choice(victims("data", "table", besides=("fine-tune", "train adapters"))))
-    skips = "skipping" in victim
-    if victim == "train on a table":
-        path = ground.folder / "table" / "train.parquet"
-        table = pq.read_table(path)
-        images, texts = table.column("image").to_pylist(), table.column("text").to_pylist()
-        row = rng.randrange(len(texts))
-        if rng.random() < 0.6:
-            name = rng.choice([x for x in FAULTS if "link" not in x and "pipe" not in x and "folder" not in x])
-            (scratch := ground.folder / "scratch").write_bytes(b"")
-            FAULTS[name][0](scratch)
-            images[row] = {
-                "bytes": scratch.read_bytes(),
-                "path": rng.choice(["x.png", None, "../secrets/token", "/etc/passwd"]),
-            }
-            scratch.unlink()
-            what, legal = f"picture {row} {name}", FAULTS[name][1]
-        else:
-            change = rng.choice(
-                ["no bytes, a path", "null", "null caption", "no captions", "other columns", "numbers", "no rows"]
-            )
-            what, legal = f"row {row}: {change}", ""
-            if change == "no bytes, a path":
-                images[row] = {
-                    "bytes": None,
-                    "path": rng.choice(["../secrets/token", "http://localhost:1/x", "/dev/zero"]),
-                }
-            elif change == "null":
-                images[row] = None
-            elif change == "null caption":
-                texts[row] = None
-            elif change == "no rows":
-                images, texts = [], []
-            elif change == "numbers":
-                texts = list(range(len(texts)))
-        columns = {"image": pa.array(images, table.schema.field("image").type), "text": pa.array(texts)}
-        if "no captions" in what:
-            del columns["text"]
-        elif "other columns" in what:
-            columns = {f"{k} ": v for k, v in columns.items()}
-        made = pa.table(columns)
-        pq.write_table(made.replace_schema_metadata(table.schema.metadata) if rng.random() < 0.5 else made, path)
-        return Attack(victim, what, legal=legal)
-    data = ground.folder / "data"
-    number = rng.randrange(12)
+    attack = (change_a_table if victim == "train on a table" else change_a_folder)(rng, ground)
+    if victim == "train, skipping":
+        attack.legal = "value"  # of fewer pictures
+    return attack
+
+
+PLACES = ["../secrets/token", "http://localhost:1/x", "/dev/zero", "/etc/passwd", "missing.png", "", "data"]
+
+
+def change_a_folder(rng: random.Random, ground: Ground) -> Attack:
+    data, number, legal = ground.folder / "data", rng.randrange(12), ""
     if rng.random() < 0.6:
         name = rng.choice(sorted(FAULTS))
-        FAULTS[name][0](data / f"{number}.png")
-        return Attack(victim, f"data/{number}.png {name}", legal="value" if skips else FAULTS[name][1])
-    lines = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
-    legal, caption, how = (
-        "",
-        rng.choice(CAPTIONS),
-        rng.choice(["caption", "caption", "all captions", "name", "twice", "line"]),
-    )
-    if how == "caption":
-        lines[number]["text"], legal = caption, "value" if isinstance(caption, str) and caption.strip() else ""
-    elif how == "all captions":
-        lines = [line | {"text": caption} for line in lines]
-        legal = "value" if isinstance(caption, str) and caption.strip() else ""
-    elif how == "name":
-        caption = rng.choice(
-            ["../secrets/token", "missing.png", "", None, 3, "/etc/passwd", "http://localhost:1/x", "metadata.jsonl"]
-        )
-        lines[number]["file_name"] = caption
-    elif how == "twice":
-        lines.append(lines[number])
-    text = "\n".join(map(json.dumps, lines)) + "\n"
-    if how == "line":
-        caption = rng.choice(["{", "null", "[]", "3", "{}", "\x00", "[" * 5000])
-        text += caption + "\n"
-    (data / "metadata.jsonl").write_text(text)
-    return Attack(victim, f"data/metadata.jsonl {how} {number}: {shown(caption)}", legal="value" if skips else legal)
+        make, legal = FAULTS[name]
+        make(data / f"{number}.png")
+        return Attack(ground.victim, f"data/{number}.png {name}", legal=legal)
+    path = data / "metadata.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    how = rng.choice(["a caption", "a caption", "all captions", "a name", "a line"])
+    value = rng.choice({"a name": [*PLACES, None, 3], "a line": [None, [], 3, {}, "x"]}.get(how, CAPTIONS))
+    if how == "a line":
+        lines.append(value)
+    for line in {"a line": [], "all captions": lines}.get(how, [lines[number]]):
+        line["file_name" if how == "a name" else "text"] = value
+    if "caption" in how and isinstance(value, str) and value.strip():
+        legal = "value"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return Attack(ground.victim, f"data/metadata.jsonl: {how} {number} is {shown(value)}", legal=legal)
+
+
+def change_a_table(rng: random.Random, ground: Ground) -> Attack:
+    path, legal = ground.folder / "table" / "train.parquet", ""
+    table = pq.read_table(path)
+    images, texts = table.column("image").to_pylist(), table.column("text").to_pylist()
+    names, row = ["image", "text"], rng.randrange(len(texts))
+    if rng.random() < 0.5:
+        what = rng.choice([name for name, (make, _) in sorted(FAULTS.items()) if name not in NO_BYTES])
+        make, legal = FAULTS[what]
+        make(scratch := ground.folder.parent / "scratch.png")
+        images[row] = {"bytes": scratch.read_bytes(), "path": rng.choice([*PLACES, None])}
+    else:
+        what = rng.choice(["at a place", "null", "without a caption", "one of no rows", "numbered", "unnamed"])
+        if what == "at a place":
+            images[row] = {"bytes": None, "path": rng.choice(PLACES)}
+            what = f"at {images[row]['path']!r}"
+        elif what == "null":
+            images[row] = None
+        elif what == "without a caption":
+            texts[row] = None
+        elif what == "one of no rows":
+            images, texts = [], []
+        elif what == "numbered":
+            texts = list(range(len(texts)))
+        else:
+            names = rng.choice([["image", "caption"], ["image", "image"], ["", ""], ["text", "image"]])
+    made = pa.table([pa.array(images, table.schema.field("image").type), pa.array(texts)], names=names)
+    pq.write_table(made.replace_schema_metadata(table.schema.metadata) if rng.random() < 0.5 else made, path)
+    return Attack(ground.victim, f"table/train.parquet: picture {row} {what}", legal=legal)

@@ -264,7 +264,8 @@ def judge(attack: Attack, outcome: Outcome, field: Field) -> tuple[str, str]:
         differ = sorted(name for name in names if outcome.result.get(name) != before.result.get(name))
         return "silent", f"another result ({', '.join(differ[:3])}); said: {said or 'nothing'}"
     if outcome.code not in (2, 3, 75) or WARNING.search(outcome.err):
-        return "ugly", f"exit code {outcome.code}: {lines[-1][:300] if lines else 'nothing is said'}"
+        traced = " with a traceback" if WARNING.search(outcome.err) else ""
+        return "ugly", f"exit code {outcome.code}{traced}: {lines[-1][:300] if lines else 'nothing is said'}"
     if len(lines) != 1 or not lines[0].startswith("mezzotint: ") or len(lines[0]) > LONGEST:
         return "ugly", f"{len(lines)} lines, exit code {outcome.code}: {said}"
     if outcome.code == 2 and outcome.changed:
