@@ -58,6 +58,6 @@ def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=6, help="of the fault campaign")
     parser.addoption("--faults-seed", type=int, default=0, help="of the moments to kill at")
-    parser.addoption("--attacks", type=int, default=40, help="of the campaign of attacks")
+    parser.addoption("--attacks", type=int, default=24, help="of the campaign of attacks")
     parser.addoption("--attacks-seed", type=int, default=0, help="that draws them")
     parser.addoption("--attacks-only", type=int, help="the number of the one to make, with all that it prints")
