@@ -46,7 +46,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from victims import SECRET, VICTIMS, build_scene
 
-TIMEOUT = 45  # seconds; a victim takes one or two
+TIMEOUT = 60  # seconds; a victim takes one or two, of a machine that is not busy
 LONGEST = 1000  # characters of a line
 MOST = 300  # new files and folders: a pipeline has twenty
 CLASSES = ("right", "clear", "value", "setting", "ugly", "silent")
@@ -242,7 +242,8 @@ def judge(attack: Attack, outcome: Outcome, field: Field) -> tuple[str, str]:
     if outcome.calls and attack.local and VICTIMS[attack.victim].program != "publish":
         return "silent", f"connects to {', '.join(outcome.calls)}"
     if outcome.code is None:
-        return "ugly", "hangs"
+        places = re.findall(r'^  File "(.*)", line (\d+) in (\w+)', outcome.err, re.MULTILINE)
+        return "ugly", "hangs in " + " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in places[:4])
     lines = outcome.err.splitlines()
     if outcome.code == 0 or len(lines) != 1:  # without those that it prints undisturbed, whatever their numbers
         known = {re.sub(r"\d+", "#", line) for line in field.reference(attack.victim).err.splitlines()}

@@ -9,6 +9,7 @@ the Hub of the test; what it connects to is noted. What an attack smuggles in le
 """
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -183,6 +184,7 @@ def attempt(program: str, argv: list[str], folder: str, timeout: float) -> None:
     (beside / "yes").write_text("y\n" * 1000)
     for number, name in enumerate(("yes", "out", "err")):
         os.dup2(os.open(beside / name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)
+    faulthandler.dump_traceback_later(0.9 * timeout)  # where it hangs
     os.chdir(folder)
     os.environ["ATTACK_MARK"] = str(beside / "mark")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
