@@ -131,7 +131,7 @@ def test_classes_go_by_number_or_name():
     assert classifier.get_label_ids(torch.tensor([2, 1])).tolist() == [2, 1]
     assert torch.equal(classifier.score(x, 300, ["two", "one"]), classifier.score(x, 300, torch.tensor([2, 1])))
     assert torch.equal(classifier.score(x, 300, "two"), classifier.score(x, 300, [2, 2]))
-    for wrong in (3, -1, "three"):
+    for wrong in (3, -1, "three", 1.5, None):
         with pytest.raises(ValueError, match=r"^a class must be a number from 0 to 2, or one of 'nought', 'one', 'tw"):
             classifier.get_label_ids([0, wrong])
     with pytest.raises(ValueError, match="^a class must be a number from 0 to 2: got 'two'$"):
@@ -158,11 +158,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     "config, words",
     [
-        ({"num_classes": 1, "id2label": None}, "num_classes must be at least 2: got 1"),
+        ({"num_classes": 1, "id2label": None}, "num_classes must be a whole number from 2 to 1048576: got 1"),
         ({"num_classes": 4}, "id2label must have a name of its own for 0 to 3: got"),
         ({"id2label": {0: "a", 1: "b", 2: "a"}}, "id2label must have a name of its own for 0 to 2: got"),
-        ({"spatial_dims": 4}, "spatial_dims must be 1, 2 or 3: got 4"),
+        ({"spatial_dims": 4}, "spatial_dims must be a whole number from 1 to 3: got 4"),
         ({"sample_std": (0.0,)}, "sample_std must be positive"),
+        ({"num_classes": "three"}, "num_classes must be a whole number from 2 to 1048576: got 'three'"),
+        ({"id2label": ["a", "b", "c"]}, "id2label must have a name of its own for 0 to 2: got"),
+        ({"id2label": {"a": 0, "b": 1, "c": 2}}, "id2label must have a name of its own for 0 to 2: got"),
+        ({"id2label": {0: "a", 1: "b", 2: 3}}, "id2label must have a name of its own for 0 to 2: got"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(config, words):

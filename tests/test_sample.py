@@ -52,7 +52,10 @@ def test_prompts_are_rows_and_their_pictures_columns(folder, tmp_path, capsys):
         (["{tmp}/none/at/all", "a"], "{tmp}/none/at/all"),
         (["{tmp}", "a"], "model_index.json"),
         (["{tmp}/tiny", "a", "--height", "0"], "height must be a positive whole number: got 0"),
-        (["{tmp}/tiny", "a", "--num_inference_steps", "0"], "num_inference_steps must be in [1, 1000]: got 0"),
+        (
+            ["{tmp}/tiny", "a", "--num_inference_steps", "0"],
+            "num_inference_steps must be a positive whole number: got 0",
+        ),
         (["{tmp}/tiny", "a", "--num_inference_steps", "1", "--output", "{tmp}/none/x.png"], "none/x.png"),
     ],
 )

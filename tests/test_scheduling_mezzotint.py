@@ -604,6 +604,26 @@ def test_unknown_name_is_refused_with_the_choices(name, choice):
     ("config", "message"),
     [
         ({"beta_end": 1.5}, r"^betas must be in \(0, 1\]: got values from 0.0001 to 1.5$"),
+        (
+            {"beta_start": -0.1, "beta_schedule": "scaled_linear"},
+            r"^betas must be in \(0, 1\]: got values from 0 to 0.02$",
+        ),
+        ({"beta_end": "0.02"}, "^beta_end must be a finite number: got '0.02'$"),
+        ({"beta_start": float("nan")}, "^beta_start must be a finite number: got nan$"),
+        ({"num_train_timesteps": -1}, "^num_train_timesteps must be a whole number from 1 to 1000000: got -1$"),
+        ({"num_train_timesteps": "1000"}, "^num_train_timesteps must be a whole number .*: got '1000'$"),
+        ({"num_train_timesteps": 1e3}, "^num_train_timesteps must be a whole number .*: got 1000.0$"),
+        ({"num_train_timesteps": 10**12}, "^num_train_timesteps must be a whole number .*: got 1000000000000$"),
+        ({"steps_offset": None}, "^steps_offset must be a whole number from 0 to 1000000: got None$"),
+        ({"clip_sample": "no"}, "^clip_sample must be true or false: got 'no'$"),
+        ({"clip_sample_range": [1.0]}, r"^clip_sample_range must be a finite number: got \[1.0\]$"),
+        ({"dynamic_thresholding_ratio": 1.5}, r"^dynamic_thresholding_ratio must be in \[0, 1\]: got 1.5$"),
+        ({"trained_betas": "betas"}, "^trained_betas must be a list of numbers: got 'betas'$"),
+        ({"trained_betas": []}, r"^trained_betas must be a list of numbers: got \[\]$"),
+        ({"trained_betas": [[0.1], [0.2]]}, r"^trained_betas must be a list of numbers: got \[\[0.1\], \[0.2\]\]$"),
+        ({"trained_betas": [0.1, float("nan")]}, r"^betas must be in \(0, 1\]: got values from nan to nan$"),
+        ({"fitted_schedules": "four"}, "^fitted_schedules must be a list of tables: got 'four'$"),
+        ({"fitted_schedules": ["four"]}, "^a fitted schedule must hold num_inference_steps, .*: got 'four'$"),
         ({"trained_betas": [0.0, 0.1]}, r"^betas must be in \(0, 1\]: got values from 0 to 0.1$"),
         ({"rescale_betas_zero_snr": True}, "zero terminal signal.*got 'epsilon', possible.*'v_prediction'"),
         ({"trained_betas": [0.1, 0.5, 1.0]}, "zero terminal signal.*got 'epsilon', possible.*'v_prediction'"),
@@ -629,7 +649,14 @@ POSITIVE = r"sigmas must be positive \(a closing 0 aside\): got "
         ({"num_inference_steps": 0}, r"num_inference_steps must be in \[1, 1000\]: got 0"),
         ({"num_inference_steps": 1001}, r"num_inference_steps must be in \[1, 1000\]: got 1001"),
         ({"num_inference_steps": 1000}, IN_RANGE + r"\[1001, 1000, "),  # leading, with an offset of 2
-        ({"timesteps": []}, IN_RANGE + r"\[\]"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number: got 2.5"),
+        ({"num_inference_steps": True}, "num_inference_steps must be a whole number: got True"),
+        ({"timesteps": []}, r"timesteps must be a list of numbers: got \[\]"),
+        ({"timesteps": "321"}, "timesteps must be a list of numbers: got '321'"),
+        ({"timesteps": [None]}, r"timesteps must be a list of numbers: got \[None\]"),
+        ({"timesteps": [float("nan")]}, IN_RANGE + r"\[nan\]"),
+        ({"sigmas": 3.0}, "sigmas must be a list of numbers: got 3.0"),
+        ({"sigmas": [5.0, float("nan")]}, POSITIVE + r"\[5.0, nan\]"),
         ({"timesteps": [10, 20]}, IN_RANGE + r"\[10.0, 20.0\]"),
         ({"timesteps": [20, 20]}, IN_RANGE + r"\[20.0, 20.0\]"),
         ({"timesteps": [999.5, 20]}, IN_RANGE + r"\[999.5, 20.0\]"),
@@ -650,4 +677,12 @@ def test_two_sources_of_noise_are_refused():
     x = torch.ones(1, 1, 2, 2)
     with pytest.raises(ValueError, match="a generator or variance_noise, not both") as error:
         MezzotintScheduler().step(x, 5, x, generator=seeded(0), variance_noise=x)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize("text", ['"user/scheduler"', "[]", "null", "3", "[" * 100_000])
+def test_a_config_file_that_is_no_object_is_refused_and_nothing_is_fetched(tmp_path, text):
+    (tmp_path / "scheduler_config.json").write_text(text)
+    with pytest.raises(ValueError, match="scheduler_config.json must hold a JSON object: got ") as error:
+        MezzotintScheduler.from_pretrained(tmp_path)
     assert_one_line(error)

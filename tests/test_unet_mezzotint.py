@@ -488,6 +488,25 @@ def test_checkpoint_of_another_shape_is_refused(make_unet, tmp_path):
         MezzotintUNetModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["empty", "halved", "garbage"])
+def test_damaged_weights_are_refused_in_one_line(make_unet, tmp_path, damage):
+    make_unet().save_pretrained(tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes({"empty": b"", "halved": data[: len(data) // 2], "garbage": b"\0" * 99}[damage])
+    with pytest.raises((ValueError, OSError), match="Unable to load weights|cannot be loaded: ") as error:
+        MezzotintUNetModel.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['"user/unet"', "[]", "null", "3", "[" * 100_000])
+def test_a_config_file_that_is_no_object_is_refused_and_nothing_is_fetched(make_unet, tmp_path, text):
+    make_unet().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json must hold a JSON object: got ") as error:
+        MezzotintUNetModel.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_nothing_is_pickled(make_unet, tmp_path):
     unet = make_unet()
     unet.save_pretrained(tmp_path, safe_serialization=False)
@@ -504,15 +523,48 @@ def test_nothing_is_pickled(make_unet, tmp_path):
 @pytest.mark.parametrize(
     "config, rule",
     [
-        ({"spatial_dims": 4}, "spatial_dims must be 1, 2 or 3: got 4"),
+        ({"spatial_dims": 4}, "spatial_dims must be a whole number from 1 to 3: got 4"),
         ({"sample_size": (8, 8, 8)}, "sample_size needs one entry, or one for each of 2 axes"),
-        ({"layers_per_block": 0}, "layers_per_block must be at least 1: got 0"),
+        ({"layers_per_block": 0}, "layers_per_block must be a whole number from 1 to 1024: got 0"),
         ({"transformer_layers_per_block": (1,)}, "one entry for each of block_out_channels: got 1 for 2"),
         ({"block_out_channels": (16, 30)}, r"multiples of norm_num_groups \(4\).*: got 30"),
         ({"attention_head_dim": 12}, r"of attention_head_dim \(12\): got 16"),
         ({"sample_mean": (0.0, 0.0)}, r"sample_mean needs 1 or in_channels \(3\) values: got 2"),
         ({"sample_std": ()}, r"sample_std needs 1 or in_channels \(3\) values: got 0"),
         ({"sample_std": (1.0, 0.0, 1.0)}, r"sample_std must be positive: got \(1.0, 0.0, 1.0\)"),
+        ({"sample_std": (1e-300,)}, r"sample_std must be positive: got \(1e-300,\)"),
+        ({"sample_std": (float("nan"),)}, r"sample_std must be a list of finite numbers: got \(nan,\)"),
+        ({"sample_mean": (float("inf"),)}, r"sample_mean must be a list of finite numbers: got \(inf,\)"),
+        ({"sample_mean": 0.0}, "sample_mean must be a list of finite numbers: got 0.0"),
+        ({"sample_mean": ("0",)}, r"sample_mean must be a list of finite numbers: got \('0',\)"),
+        (
+            {"block_out_channels": (16, 10**9)},
+            r"block_out_channels must be a list of .* 1 to 65536: got \(16, 1000000000\)",
+        ),
+        (
+            {"block_out_channels": (16, 32.0)},
+            r"block_out_channels must be a list of whole numbers .*: got \(16, 32.0\)",
+        ),
+        ({"block_out_channels": 16}, "block_out_channels must be a list of whole numbers .*: got 16"),
+        ({"block_out_channels": "16"}, "block_out_channels must be a list of whole numbers .*: got '16'"),
+        ({"block_out_channels": ()}, r"block_out_channels must be a list of whole numbers .*: got \(\)"),
+        ({"block_out_channels": None}, "block_out_channels must be a list of whole numbers .*: got None"),
+        ({"block_out_channels": (16, -16)}, r"block_out_channels must be a list of .*: got \(16, -16\)"),
+        ({"transformer_layers_per_block": (0, True)}, r"transformer_layers_per_block must be a .*: got \(0, True\)"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be a whole number from 1 to 65536: got 0"),
+        ({"norm_num_groups": (4,)}, r"norm_num_groups must be a whole number .*: got \(4,\)"),
+        ({"attention_head_dim": None}, "attention_head_dim must be a whole number .*: got None"),
+        ({"in_channels": -3}, "in_channels must be a whole number .*: got -3"),
+        ({"out_channels": 0}, "out_channels must be a whole number .*: got 0"),
+        ({"cross_attention_dim": 16.5}, "cross_attention_dim must be a whole number .*: got 16.5"),
+        ({"time_embed_dim": "wide"}, "time_embed_dim must be a whole number .*: got 'wide'"),
+        ({"augment_dim": {}}, "augment_dim must be a whole number .*: got {}"),
+        ({"sample_size": (8, 0)}, r"sample_size must be a whole number .*: got \(8, 0\)"),
+        ({"layers_per_block": 10**6}, "layers_per_block must be a whole number .*: got 1000000"),
+        ({"spatial_dims": "2"}, "spatial_dims must be a whole number .*: got '2'"),
+        ({"norm_eps": float("nan")}, "norm_eps must be a positive number: got nan"),
+        ({"norm_eps": "1e-5"}, "norm_eps must be a positive number: got '1e-5'"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\]: got 1.5"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, rule):

@@ -3,7 +3,6 @@
 
 import inspect
 
-import transformers
 from PIL import Image
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
@@ -61,18 +60,7 @@ def pretrained_components(config: TrainConfig) -> dict:
     """
     source, revision = config.pretrained_model_name_or_path, config.revision
     with loading(f"pretrained_model_name_or_path {source}"):
-        index = MezzotintPipeline.load_config(source, revision=revision)
-        library, name = index.get("text_encoder") or (None, None)
-        text_encoder = None
-        if library is not None:
-            text_encoder, report = getattr(transformers, name).from_pretrained(
-                source, subfolder="text_encoder", revision=revision, use_safetensors=True, output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )  # fmt: skip
-            for kind in ("missing", "unexpected", "mismatched"):
-                if keys := sorted(map(str, report[f"{kind}_keys"])):
-                    raise ValueError(f"its text encoder has {len(keys)} {kind} weights ({', '.join(keys[:3])})")
-        pipe = MezzotintPipeline.from_pretrained(source, revision=revision, text_encoder=text_encoder)
+        pipe = MezzotintPipeline.from_pretrained(source, revision=revision)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
     if config.adapter is None and pipe.scheduler.config.get("fitted_schedules"):  # to what the network was
@@ -105,6 +93,4 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
         scheduler = MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
     except ValueError as error:
         raise UserError(str(error)) from None
-    except (TypeError, ArithmeticError, RuntimeError) as error:  # from inside, about a value of the wrong kind
-        raise UserError(f"unet or scheduler got an argument that it cannot take: {error}") from None
     return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}

@@ -10,7 +10,9 @@ L text tokens, D text channels, E time-embedding channels, h heads, d channels o
 """
 
 import itertools
+import math
 import operator
+import reprlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,23 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+# The whole numbers in a config: what stands there (one, a list of them, nothing), the least and the most that each may
+# be. What is beyond is a slip that would fill any memory
+WHOLE_NUMBERS = {
+    "spatial_dims": ("one", 1, 3),
+    "sample_size": ("one, list or none", 1, 2**16),
+    "in_channels": ("one", 1, 2**16),
+    "out_channels": ("one", 1, 2**16),
+    "block_out_channels": ("list", 1, 2**16),
+    "layers_per_block": ("one", 1, 2**10),
+    "transformer_layers_per_block": ("list", 0, 2**10),
+    "attention_head_dim": ("one", 1, 2**16),
+    "cross_attention_dim": ("one or none", 1, 2**16),
+    "time_embed_dim": ("one or none", 1, 2**18),
+    "norm_num_groups": ("one", 1, 2**16),
+    "augment_dim": ("one or none", 1, 2**16),
+    "num_classes": ("one", 2, 2**20),
+}
 
 
 @dataclass
@@ -67,6 +86,10 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class MezzotintAttnProcessor:
@@ -273,12 +296,17 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         config = self.config
         sample_size, spatial_dims, norm_num_groups = config.sample_size, config.spatial_dims, config.norm_num_groups
         widths, depths = config.block_out_channels, config.transformer_layers_per_block
-        if spatial_dims not in CONV:
-            raise ValueError(f"spatial_dims must be 1, 2 or 3: got {spatial_dims!r}")
+        for name, (kinds, least, most) in WHOLE_NUMBERS.items():
+            if name not in config:
+                continue
+            value = config[name]
+            kind = "none" if value is None else "list" if isinstance(value, (list, tuple)) and value else "one"
+            numbers = {"none": (), "list": value, "one": (value,)}[kind]
+            if kind not in kinds or any(type(x) is not int or not least <= x <= most for x in numbers):
+                what = "a list of whole numbers" if kinds == "list" else "a whole number"
+                raise ValueError(f"{name} must be {what} from {least} to {most}: got {reprlib.repr(value)}")
         if isinstance(sample_size, (list, tuple)) and len(sample_size) != spatial_dims:
             raise ValueError(f"sample_size needs one entry, or one for each of {spatial_dims} axes: got {sample_size}")
-        if config.layers_per_block < 1:
-            raise ValueError(f"layers_per_block must be at least 1: got {config.layers_per_block}")
         if len(depths) != len(widths):
             raise ValueError(
                 "transformer_layers_per_block needs one entry for each of block_out_channels: got "
@@ -291,12 +319,17 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
                     f"attention, of attention_head_dim ({config.attention_head_dim}): got {channels}"
                 )
         for name in ("sample_mean", "sample_std"):
-            if len(config[name]) not in (1, config.in_channels):
-                raise ValueError(
-                    f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(config[name])}"
-                )
-        if min(config.sample_std) <= 0:
+            values = config[name]
+            if not isinstance(values, (list, tuple)) or not all(map(_is_finite, values)):
+                raise ValueError(f"{name} must be a list of finite numbers: got {reprlib.repr(values)}")
+            if len(values) not in (1, config.in_channels):
+                raise ValueError(f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(values)}")
+        if torch.tensor(config.sample_std).min() <= 0:  # as it will be read, in float32
             raise ValueError(f"sample_std must be positive: got {tuple(config.sample_std)}")
+        if not _is_finite(config.norm_eps) or config.norm_eps <= 0:
+            raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
+        if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
+            raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
 
         conv, first = CONV[spatial_dims], widths[0]
         embed_dim = config.time_embed_dim or 4 * first
@@ -352,12 +385,18 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         """As diffusers', but from safetensors only, and every weight must be there and have its place.
 
         Raises:
-            ValueError: for a checkpoint with missing or surplus weights.
+            ValueError: for a checkpoint that is damaged, or has missing or surplus weights, in one line.
         """
         with_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the libraries make of a damaged file
+            line = " ".join(str(error).split())
+            raise ValueError(f"{pretrained_model_name_or_path} cannot be loaded: {line}") from error
         model, info = loaded
         for kind in ("missing", "unexpected"):
             if keys := sorted(info[f"{kind}_keys"]):
@@ -385,6 +424,16 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
             **kwargs,
         )  # fmt: skip
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            config = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"{json_file} must hold a JSON object: got one that is nested too deeply") from None
+        if not isinstance(config, dict):  # diffusers would fetch the repository of which a text is the name
+            raise ValueError(f"{json_file} must hold a JSON object: got {reprlib.repr(config)}")
+        return config
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -634,14 +683,16 @@ class MezzotintClassifier(MezzotintEncoderMixin):
         sample_std: tuple[float, ...] = (1.0,),
     ):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2: got {num_classes}")
-        if id2label is not None:
-            id2label = {int(key): name for key, name in id2label.items()}  # JSON knows keys of text only
-            self.register_to_config(id2label=id2label)
-            if sorted(id2label) != list(range(num_classes)) or len(set(id2label.values())) != num_classes:
-                raise ValueError(f"id2label must have a name of its own for 0 to {num_classes - 1}: got {id2label}")
         self._add_encoder()
+        if id2label is not None:
+            names = id2label if isinstance(id2label, dict) else {}
+            names = {int(key): name for key, name in names.items() if str(key).isdecimal()}  # JSON's keys are texts
+            told_apart = {name for name in names.values() if isinstance(name, str)}
+            if sorted(names) != list(range(num_classes)) or len(told_apart) != num_classes:
+                raise ValueError(
+                    f"id2label must have a name of its own for 0 to {num_classes - 1}: got {reprlib.repr(id2label)}"
+                )
+            self.register_to_config(id2label=names)
         last = block_out_channels[-1]
         self.norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps)
         self.head = nn.Linear(last, num_classes)  # from zero it would learn several times more slowly
@@ -653,8 +704,13 @@ class MezzotintClassifier(MezzotintEncoderMixin):
             ValueError: for one that isn't there.
         """
         count, label2id = self.config.num_classes, {v: k for k, v in (self.config.id2label or {}).items()}
-        labels = [labels] if isinstance(labels, (int, str)) else list(labels)
-        numbers = [label2id.get(label, -1) if isinstance(label, str) else operator.index(label) for label in labels]
+        labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        numbers = []
+        for label in labels:
+            try:
+                numbers.append(label2id.get(label, -1) if isinstance(label, str) else operator.index(label))
+            except TypeError:  # neither a name nor a whole number
+                numbers.append(-1)
         for label, number in zip(labels, numbers, strict=True):
             if not 0 <= number < count:
                 names = f", or one of {', '.join(map(repr, label2id))}" if label2id else ""

@@ -11,14 +11,19 @@ installed package's classes and needs no trust in the checkpoint's code. As a fi
 """
 
 import copy
+import functools
 import hashlib
 import inspect
 import itertools
 import json
+import math
+import numbers
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -33,13 +38,16 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict, _load_lora_into_text_encoder
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import USE_PEFT_BACKEND, get_peft_kwargs, logging, require_peft_backend
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import ModelCard, create_repo, file_exists
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Beside the class of a component diffusers looks for those that it may be derived from
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast  # noqa: F401 # isort: skip
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +56,10 @@ SOURCE = Path(__file__).read_bytes()
 VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
 LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
-COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples")
+COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
+# Held while what the calls of several threads have in common is set for one of them: the scheduler's timesteps, the
+# tokenizer's padding
+ONE_AT_A_TIME = threading.Lock()
 
 
 class MezzotintLoraLoaderMixin(LoraBaseMixin):
@@ -686,10 +697,14 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
 
     @classmethod
     def _dict_from_json_file(cls, json_file):
-        index = super()._dict_from_json_file(json_file)
+        index = _read_json(json_file)
+        name = index.get("_class_name")
+        name = name[-1] if isinstance(name, list) and name else name
+        if name not in [base.__name__ for base in cls.__mro__ if issubclass(base, MezzotintPipeline)]:
+            raise ValueError(f"{json_file} must be the index of a {cls.__name__}: got _class_name {reprlib.repr(name)}")
         # Installed: the class to load is this one, not the checkpoint's file
-        if __name__.startswith("mezzotint.") and isinstance(index.get("_class_name"), list):
-            index["_class_name"] = index["_class_name"][1]
+        if __name__.startswith("mezzotint."):
+            index["_class_name"] = name
         return index
 
     @classmethod
@@ -705,6 +720,32 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                     if module in sys.modules:
                         index[name] = [module, entry[1]]
         return loaded
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # diffusers asks here what to load, whichever class `from_pretrained` was called of. What comes from a library
+        # is loaded by `_load`, found as an attribute of this module
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        for name, entry in init_dict.items():
+            if not isinstance(entry, (list, tuple)) or [type(x) for x in entry] not in ([str, str], [type(None)] * 2):
+                raise ValueError(f"{cls.config_name} must give {name} as [library, class]: got {reprlib.repr(entry)}")
+            library, class_name = entry
+            if library is None or not (library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library)):
+                continue  # none, or of the checkpoint's own file
+            found = getattr(sys.modules[__name__], f"{library}:{class_name}")
+            expected = [x for x in cls._get_signature_types()[name] if x is not type(None)]
+            if not issubclass(found, tuple(expected)) and not hasattr(found, "_backends"):
+                raise ValueError(
+                    f"{cls.config_name} must give {name} as a {expected[0].__name__}: got {library}.{class_name}"
+                )
+            init_dict[name] = (__name__, f"{library}:{class_name}")
+        return init_dict, unused, hidden
+
+    def register_to_config(self, **kwargs):
+        # diffusers' note of where the pipeline was loaded from: it must hold wherever the process goes next
+        if source := kwargs.get("_name_or_path"):
+            kwargs["_name_or_path"] = str(Path(source).absolute()) if Path(source).is_dir() else source
+        super().register_to_config(**kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
@@ -737,17 +778,15 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-        source = Path(str(getattr(self.config, "_name_or_path", None) or ""))
-        if (source / self.config_name).is_file() and source.resolve() != folder.resolve():
-            for companion in COMPANIONS:
-                if (source / companion).is_dir():
-                    shutil.copytree(source / companion, folder / companion, dirs_exist_ok=True)
-                elif (source / companion).is_file():
-                    shutil.copyfile(source / companion, folder / companion)
+        source = Path(getattr(self.config, "_name_or_path", None) or "")
+        if source.is_absolute() and (source / self.config_name).is_file() and source.resolve() != folder.resolve():
+            _copy_companions(source, folder)
         if push_to_hub:
             repo_id, token = kwargs.get("repo_id", folder.name), kwargs.get("token")
             repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
-            self._upload_folder(folder, repo_id, token, kwargs.get("commit_message"), kwargs.get("create_pr", False))
+            with tempfile.TemporaryDirectory() as alone:  # without what else there is in the folder
+                self.save_config(alone)
+                self._upload_folder(alone, repo_id, token, kwargs.get("commit_message"), kwargs.get("create_pr", False))
 
     def save_pretrained(
         self,
@@ -759,8 +798,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         use_flashpack: bool = False,
         **kwargs,
     ) -> None:
-        """As diffusers', with the code that the pipeline needs. With `push_to_hub` it is uploaded too, as the method of
-        that name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that.
+        """As diffusers', with the code that the pipeline needs, and as safetensors whatever `safe_serialization` says:
+        nothing is pickled. Of the folder that it was loaded from the card, the licence, the recipe, the figures and the
+        sample pictures go along, unless they are links. With `push_to_hub` it is uploaded too, as the method of that
+        name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that.
 
         Raises:
             ValueError: for a pipeline with adapters, which would be saved neither apart nor in the weights.
@@ -770,8 +811,11 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 "a pipeline is saved without adapters: fuse_lora() and then unload_lora_weights() put them into its "
                 f"weights, save_lora_weights() saves them alone: got {adapters}"
             )
-        options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        options = {"variant": variant, "max_shard_size": max_shard_size}
         super().save_pretrained(save_directory, **options, use_flashpack=use_flashpack)
+        mode = (Path(save_directory) / self.config_name).stat().st_mode
+        for path in Path(save_directory).glob("*/*.safetensors"):  # which are written for their owner's eyes only
+            path.chmod(mode)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **options, **kwargs)
 
@@ -792,7 +836,7 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         address."""
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
+            self.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
             card = Path(folder) / "README.md"
             if card.is_file():
                 text = card.read_text(encoding="utf-8")
@@ -821,6 +865,90 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("", trust_remote_code=True)
 ```
 """
+
+
+def __getattr__(name: str) -> type:
+    """A class by the name that `extract_init_dict` gives it, `library:class`: its `from_pretrained` is `_load`."""
+    library, colon, class_name = name.partition(":")
+    if not colon:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        cls = simple_get_class_obj(library, class_name)
+    except (AttributeError, ImportError):
+        cls = None
+    if not isinstance(cls, type):
+        raise ValueError(f"{library} must have the classes that the checkpoint names: got {reprlib.repr(class_name)}")
+    if hasattr(cls, "_backends"):  # in place of one that needs a package which is not there, as diffusers then says
+        return cls
+    return type(cls.__name__, (cls,), {"from_pretrained": functools.partial(_load, cls)})
+
+
+def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
+    """The component of class `cls` that is in `folder`, as `cls.from_pretrained(folder, **kwargs)` would load it, but
+    that every weight must be there and have its place, and that nothing is pickled, run or fetched from elsewhere.
+
+    Raises:
+        ValueError: in one line, for what is damaged, or lacks weights, or has others.
+        OSError: for files that are not there.
+    """
+    is_model = issubclass(cls, (ModelMixin, PreTrainedModel))
+    config = Path(folder) / (getattr(cls, "config_name", None) or "config.json")
+    kwargs["local_files_only"] = True
+    if issubclass(cls, (PreTrainedModel, PreTrainedTokenizerBase)):
+        kwargs["trust_remote_code"] = False
+    if is_model:
+        kwargs |= {"output_loading_info": True, "use_safetensors": kwargs.get("use_safetensors") is not False}
+    if issubclass(cls, PreTrainedModel):
+        kwargs["ignore_mismatched_sizes"] = True  # and reported below
+    try:
+        if config.is_file():
+            _read_json(config)
+        loaded = cls.from_pretrained(folder, **kwargs)
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # whatever the libraries make of a damaged file, panics of Rust's included
+        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    if not is_model:
+        return loaded
+    model, report = loaded
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = (key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
+        # many encoders are published without the pooler of their class, or with the one of another: it is not used
+        if keys := sorted(key for key in keys if "pooler" not in key.split(".")):
+            raise ValueError(
+                f"the weights in {folder} must be those of its config: {len(keys)} {kind} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            )
+    return model
+
+
+def _read_json(path: str | PathLike) -> dict[str, Any]:
+    """The JSON object in a file; what else may stand there diffusers would take for the name of a repository.
+
+    Raises:
+        ValueError: for what is no object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} must hold a JSON object: got one that is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} must hold a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object: got {reprlib.repr(found)}")
+    return found
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Copy what goes along with a pipeline: files alone, none of them reached by a link, which may lead anywhere."""
+    for pattern in COMPANIONS:
+        for path in sorted(source.glob(pattern)):
+            target = folder / path.relative_to(source)
+            if path.is_symlink() or (path.parent != source and path.parent.is_symlink()):
+                logger.warning(f"{path} is a link, or in a folder that is one, and is not saved along")
+            elif path.is_file():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
 
 
 def _align_weights(*models: torch.nn.Module | None) -> None:

@@ -16,6 +16,9 @@ Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (
 standard deviation of the noise on unscaled data), as in every diffusers scheduler.
 """
 
+import math
+import numbers
+import reprlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -138,6 +141,18 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         _check_choice("timestep_spacing", timestep_spacing, TimestepSpacing)
         if solver_order not in (1, 2, 3):
             raise ValueError(f"solver_order must be 1, 2 or 3: got {solver_order!r}")
+        for name, least in {"num_train_timesteps": 1, "steps_offset": 0}.items():
+            value = self.config[name]
+            if not _is_number(value, numbers.Integral) or not least <= value <= 10**6:
+                raise ValueError(f"{name} must be a whole number from {least} to 1000000: got {reprlib.repr(value)}")
+        for name in ("beta_start", "beta_end", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"):
+            if not _is_number(self.config[name]):
+                raise ValueError(f"{name} must be a finite number: got {reprlib.repr(self.config[name])}")
+        if not 0 <= dynamic_thresholding_ratio <= 1:
+            raise ValueError(f"dynamic_thresholding_ratio must be in [0, 1]: got {dynamic_thresholding_ratio}")
+        for name in ("clip_sample", "thresholding", "set_alpha_to_one", "rescale_betas_zero_snr"):
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"{name} must be true or false: got {reprlib.repr(self.config[name])}")
 
         # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
         # own default there (`prediction_type="epsilon"`, for one). Only what is None may be passed over like that, and
@@ -145,12 +160,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(_use_default_values=[*_passed_over(self.config), "fitted_schedules"])
 
         if trained_betas is not None:
-            betas = torch.as_tensor(trained_betas, dtype=torch.float32)
+            betas = torch.tensor(_floats("trained_betas", trained_betas), dtype=torch.float32)
             self.register_to_config(num_train_timesteps=len(betas))
         elif beta_schedule == "linear":
             betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
         elif beta_schedule == "scaled_linear":
-            betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
+            ends = (max(beta, 0) ** 0.5 for beta in (beta_start, beta_end))
+            betas = torch.linspace(*ends, num_train_timesteps, dtype=torch.float32) ** 2
         elif beta_schedule == "squaredcos_cap_v2":
             betas = betas_for_alpha_bar(num_train_timesteps)
         else:  # sigmoid
@@ -176,6 +192,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         a = self.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny)
         self.log_sigmas = (0.5 * torch.log((1 - a) / a)).float()
 
+        if fitted_schedules is not None and not isinstance(fitted_schedules, (list, tuple)):
+            raise ValueError(f"fitted_schedules must be a list of tables: got {reprlib.repr(fitted_schedules)}")
         for table in fitted_schedules or ():
             _check_table(table, len(self))
         kinds = [(table["num_inference_steps"], table["guidance_scale"]) for table in fitted_schedules or ()]
@@ -194,6 +212,16 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         return [cls, *super()._get_compatibles()]
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            config = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"{json_file} must hold a JSON object: got one that is nested too deeply") from None
+        if not isinstance(config, dict):  # diffusers would fetch the repository of which a text is the name
+            raise ValueError(f"{json_file} must hold a JSON object: got {reprlib.repr(config)}")
+        return config
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -328,6 +356,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """
         if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
+        if num_inference_steps is not None and not _is_number(num_inference_steps, numbers.Integral):
+            raise ValueError(f"num_inference_steps must be a whole number: got {reprlib.repr(num_inference_steps)}")
         # the same number again, of the same config: everything is there
         run = (num_inference_steps, str(device), guidance_scale, self.config)
         if num_inference_steps is not None and self._run is not None and run == self._run[:-1]:
@@ -341,13 +371,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.fitted_schedule = None
         multistep = self.config.solver_order > 1 and self.config.variance_type is None
         if sigmas is not None:
-            sigmas = [float(s) for s in sigmas]
-            sigmas = sigmas[:-1] if sigmas and sigmas[-1] == 0 else sigmas
-            if not sigmas or min(sigmas) <= 0:
+            sigmas = _floats("sigmas", sigmas)
+            sigmas = sigmas[:-1] if sigmas[-1] == 0 else sigmas
+            if not sigmas or not all(sigma > 0 for sigma in sigmas):
                 raise ValueError(f"sigmas must be positive (a closing 0 aside): got {sigmas}")
             grid = self.sigmas_to_timesteps(torch.tensor(sigmas)).numpy()
         elif timesteps is not None:
-            grid = np.asarray([float(t) for t in timesteps])
+            grid = np.asarray(_floats("timesteps", timesteps))
         elif not 1 <= n <= len(self):
             raise ValueError(f"num_inference_steps must be in [1, {len(self)}]: got {n}")
         elif self.config.variance_type is None and (tables := self.fitted(n)):
@@ -367,7 +397,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             grid = (np.arange(n) * (len(self) // n))[::-1] + self.config.steps_offset
         else:
             grid = np.round(np.arange(len(self), 0, -len(self) / n)[:n]) - 1  # rounding may make it n + 1
-        if grid.size == 0 or grid.max() > last or grid.min() < 0 or np.any(np.diff(grid) >= 0):
+        if not (grid.max() <= last and grid.min() >= 0 and np.all(np.diff(grid) < 0)):
             raise ValueError(f"timesteps must descend within [0, {last}]: got {grid.tolist()}")
 
         self.num_inference_steps = len(grid)
@@ -599,6 +629,21 @@ def _check_choice(name: str, value: str, choices) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}: got {value!r}")
 
 
+def _is_number(value: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _floats(name: str, values: Any) -> list[float]:
+    """The numbers of an argument. Raises `ValueError` in one line where there are none, or something else."""
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        found = []
+    if not found or isinstance(values, str):
+        raise ValueError(f"{name} must be a list of numbers: got {reprlib.repr(values)}")
+    return found
+
+
 def _passed_over(config) -> list[str]:
     """Which arguments another class may take its own default for: those that were left at None here."""
     return [name for name in ("trained_betas", "variance_type") if name in config.get("_use_default_values", [])]
@@ -607,16 +652,20 @@ def _passed_over(config) -> list[str]:
 def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
     """Raises `ValueError` in one line for what is no table of `fitted_schedules`."""
     needed = ("num_inference_steps", "guidance_scale", "taus", "sigmas", "coefficients")
-    if missing := [name for name in needed if name not in table]:
-        raise ValueError(f"a fitted schedule must hold {', '.join(needed)}: got none of {', '.join(missing)}")
+    if not isinstance(table, dict) or (missing := [name for name in needed if name not in table]):
+        got = f"none of {', '.join(missing)}" if isinstance(table, dict) else reprlib.repr(table)
+        raise ValueError(f"a fitted schedule must hold {', '.join(needed)}: got {got}")
     n, taus, sigmas, rows = (table[name] for name in ("num_inference_steps", "taus", "sigmas", "coefficients"))
-    where = f"the fitted schedule of {n} steps"
+    where = f"the fitted schedule of {reprlib.repr(n)} steps"
+    rows = rows if isinstance(rows, (list, tuple)) else None
+    if not all(isinstance(x, (list, tuple)) for x in (taus, sigmas, rows, *(rows or ()))):
+        raise ValueError(f"{where} must hold lists of numbers: got {reprlib.repr(table)}")
     lengths = {"taus": len(taus), "sigmas": len(sigmas), "coefficients": len(rows)}
-    if set(lengths.values()) != {n}:
-        raise ValueError(f"{where} must hold {n} of each: got {lengths}")
+    if not _is_number(n, numbers.Integral) or set(lengths.values()) != {n}:
+        raise ValueError(f"{where} must hold {reprlib.repr(n)} of each: got {lengths}")
     if not all(2 <= len(row) <= i + 2 for i, row in enumerate(rows)):
         raise ValueError(f"row i of {where} must hold 2 to i + 2 coefficients: got {[len(row) for row in rows]}")
-    if not np.isfinite([table["guidance_scale"], *taus, *sigmas, *(c for row in rows for c in row)]).all():
+    if not all(map(_is_number, [table["guidance_scale"], *taus, *sigmas, *(c for row in rows for c in row)])):
         raise ValueError(f"{where} must hold finite numbers: got {table}")
     if not all(a > b for levels in (taus, sigmas) for a, b in pairwise(levels)):
         raise ValueError(f"taus and sigmas of {where} must descend: got {list(taus)} and {list(sigmas)}")
