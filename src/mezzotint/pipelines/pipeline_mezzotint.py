@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.
 # Held while what the calls of several threads have in common is set for one of them: the scheduler's timesteps, the
 # tokenizer's padding
 ONE_AT_A_TIME = threading.Lock()
+# Held by a call for as long as its network keeps features from step to step (diffusers' `enable_cache`)
+WITH_CACHE = threading.RLock()
 
 
 class MezzotintLoraLoaderMixin(LoraBaseMixin):
@@ -298,11 +301,14 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         text = [text] if isinstance(text, str) else text
         config = self.text_encoder.config
         limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
-        tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
-        for words in self.tokenizer(text, truncation=False).input_ids:
+        with ONE_AT_A_TIME:
+            tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
+            whole = self.tokenizer(text, truncation=False).input_ids
+        for words in whole:
             if len(words) > limit:
                 cut = self.tokenizer.decode(words[limit - 1 :], skip_special_tokens=True)
-                logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {cut!r}")
+                shown = repr(cut) if len(cut) <= 200 else f"{cut[:100]!r} and so on, {len(cut)} characters"
+                logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {shown}")
         mask = tokens.attention_mask.to(device)
         output = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)
         return output.last_hidden_state, mask.bool()  # (P, L, D), (P, L)
@@ -322,32 +328,70 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         prompt,
         height,
         width,
+        num_inference_steps,
+        timesteps,
+        sigmas,
+        guidance_scale,
+        guidance_rescale,
+        guidance_interval,
+        guider,
+        class_labels,
+        classifier_scale,
         negative_prompt,
+        num_images_per_prompt,
+        eta,
+        generator,
+        latents,
         prompt_embeds,
         negative_prompt_embeds,
         prompt_attention_mask,
         negative_prompt_attention_mask,
         output_type,
+        callback_on_step_end,
         callback_on_step_end_tensor_inputs,
-        guidance_interval,
-        class_labels,
     ):
         """Raises `ValueError` in one line for a call that cannot be carried out."""
+        # Each argument alone
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
-        for name, value in (("height", height), ("width", width)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number: got {value!r}")
-        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}: "
-                f"got {sorted(unknown)}"
-            )
-        if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1]:
-            raise ValueError(
-                f"guidance_interval must be two noise levels, 0 <= low < high: got {tuple(guidance_interval)}"
-            )
+        counts = {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
+        if timesteps is None and sigmas is None:
+            counts["num_inference_steps"] = num_inference_steps
+        for name, value in counts.items():
+            if not _is_number(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number: got {_shown(value)}")
+        for name, value, least, most in (
+            ("guidance_scale", guidance_scale, -math.inf, math.inf),
+            ("guidance_rescale", guidance_rescale, 0, 1),
+            ("classifier_scale", classifier_scale, -math.inf, math.inf),
+            ("eta", eta, 0, math.inf),
+        ):
+            if not _is_number(value) or not least <= value <= most:
+                within = "" if least == -math.inf else f" of at least {least}" if most == math.inf else " in [0, 1]"
+                raise ValueError(f"{name} must be a finite number{within}: got {_shown(value)}")
+        if guidance_interval is not None:
+            levels = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
+            numeric = all(isinstance(x, numbers.Real) for x in levels)
+            if len(levels) != 2 or not numeric or not 0 <= levels[0] < levels[1]:
+                got = _shown(guidance_interval)
+                raise ValueError(f"guidance_interval must be two noise levels, 0 <= low < high: got {got}")
+        if guider is not None and not isinstance(guider, BaseGuidance):
+            raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
+        generators = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
+            raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents must be a tensor: got {_shown(latents)}")
+        if latents is not None and not latents.isfinite().all():
+            raise ValueError("latents must be finite numbers: got others")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end must be a function: got {_shown(callback_on_step_end)}")
+        names = callback_on_step_end_tensor_inputs or []
+        if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
+            possible, got = self._callback_tensor_inputs, _shown(unknown)
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+        # What the components can do
         if class_labels is not None and self.classifier is None:
             raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
         if class_labels is not None and not hasattr(self.scheduler, "guide"):
@@ -363,6 +407,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             return
         if self.text_encoder is None and (prompt is not None or negative_prompt is not None):
             raise ValueError("this pipeline has no text encoder: pass prompt_embeds and negative_prompt_embeds instead")
+
+        # The text
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError(
                 f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
@@ -370,22 +416,28 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             items = value if isinstance(value, list) else [value]
             if value is not None and (not items or not all(isinstance(x, str) for x in items)):
-                raise ValueError(f"{name} must be a text or a list of texts: got {value!r}")
+                raise ValueError(f"{name} must be a text or a list of texts: got {_shown(value)}")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
-        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
-        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
-                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
         for name, embeds, mask in (
             ("prompt", prompt_embeds, prompt_attention_mask),
             ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
         ):
-            if mask is not None and (embeds is None or mask.shape != embeds.shape[:2]):
+            shape, channels = tuple(getattr(embeds, "shape", ())), self.unet.config.cross_attention_dim
+            if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
+                got = f"shape {shape}" if shape else _shown(embeds)
+                raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
+            if mask is not None and (embeds is None or getattr(mask, "shape", None) != embeds.shape[:2]):
                 raise ValueError(
                     f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
-                    f"{tuple(mask.shape)}, embeds {None if embeds is None else tuple(embeds.shape)}"
+                    f"{tuple(getattr(mask, 'shape', ()))}, embeds {None if embeds is None else shape}"
                 )
+        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        if count == 0:
+            raise ValueError("prompt_embeds must have one entry for each of one or more prompts: got none")
+        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
+            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
+                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
 
     def prepare_latents(self, batch_size: int, channels: int, height: int, width: int, generator, latents, device):
         """Standard normal noise of shape `(batch_size, channels, height, width)` in float32 (or `latents`), scaled to
@@ -497,7 +549,7 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
     ) -> ImagePipelineOutput | tuple:
-        """Draw pictures.
+        """Draw pictures. Threads may share the pipeline, with generators of their own, and a callback may call it.
 
         Args:
             prompt (`str` or list of `str`, *optional*): what to draw. Needed by a pipeline that reads text, unless
@@ -534,13 +586,15 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 channels)` or tensors `(pictures, channels, height, width)` in [0, 1], or the normalised sample itself.
             return_dict (`bool`): whether an `ImagePipelineOutput` or the tuple `(images,)` comes back.
             callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, tensors)` after every
-                step; the tensors that it returns replace the pipeline's own.
+                step; the tensors that it returns replace the pipeline's own. `pipe` is a copy of this pipeline for this
+                call alone: with `pipe._guidance_scale` and `pipe._interrupt` it steers this call and no other.
             callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
                 `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch. The
                 network reads a text when it is new: with adapters changed in between, what they make of a text stays.
 
         Raises:
-            ValueError: for inputs that contradict each other or that the components cannot take.
+            ValueError: for inputs that contradict each other or that the components cannot take, and where the result
+                is not finite.
         """
         # 1. Check the inputs and settle the sizes
         config = self.unet.config
@@ -548,28 +602,45 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
         height = default_height if height is None else height
         width = default_width if width is None else width
+        guider = copy.copy(self.guider if guider is None else guider)
         self.check_inputs(
             prompt,
             height,
             width,
+            num_inference_steps,
+            timesteps,
+            sigmas,
+            guidance_scale,
+            guidance_rescale,
+            guidance_interval,
+            guider,
+            class_labels,
+            classifier_scale,
             negative_prompt,
+            num_images_per_prompt,
+            eta,
+            generator,
+            latents,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
             negative_prompt_attention_mask,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            guidance_interval,
-            class_labels,
         )
         device = self._execution_device
-        guider = copy.copy(self.guider if guider is None else guider)
-        self._guidance_scale = guidance_scale if guider is None else getattr(guider, "guidance_scale", 1.0)
-        self._interrupt = False
+        # What changes in a call is this copy's, which a callback is handed: calls of several threads, and one within a
+        # callback, leave each other alone. The pipeline itself says of the call that began last how it began
+        run = copy.copy(self)
+        run._guidance_scale = guidance_scale if guider is None else getattr(guider, "guidance_scale", 1.0)
+        run._interrupt = False
+        self._guidance_scale, self._interrupt = run._guidance_scale, False
 
         labels = class_labels
         if labels is not None:
-            labels = labels.reshape(-1) if isinstance(labels, torch.Tensor) else self.classifier.get_label_ids(labels)
+            labels = labels.flatten().tolist() if isinstance(labels, torch.Tensor) else labels
+            labels = self.classifier.get_label_ids(labels)
 
         # 2. Encode the text, and that to steer away from where there is guidance by one
         if config.cross_attention_dim is not None:
@@ -578,7 +649,7 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                     prompt,
                     device,
                     num_images_per_prompt,
-                    self.guidance_unet is None and (guider is not None or self.do_classifier_free_guidance),
+                    self.guidance_unet is None and (guider is not None or run.do_classifier_free_guidance),
                     negative_prompt,
                     prompt_embeds,
                     negative_prompt_embeds,
@@ -601,30 +672,36 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             labels = labels.to(device).expand(prompts).repeat_interleave(num_images_per_prompt)
 
         # 3. Choose the timesteps, and those of them that are guided; the noise starts at the level of the first one
-        scale = self._guidance_scale if guider is not None or self.do_classifier_free_guidance else 1.0
-        schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas, scale)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)  # or every step would look its timestep up, and wait for the device
-        self._num_timesteps = len(schedule)
+        scale = run._guidance_scale if guider is not None or run.do_classifier_free_guidance else 1.0
+        with ONE_AT_A_TIME:  # the pipeline's scheduler keeps what it worked out; the steps are taken by a copy
+            schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas, scale)
+            run.scheduler = copy.copy(self.scheduler)
+        if hasattr(run.scheduler, "set_begin_index"):
+            run.scheduler.set_begin_index(0)  # or every step would look its timestep up, and wait for the device
+        self._num_timesteps = run._num_timesteps = len(schedule)
         within = [True] * len(schedule)
         if guidance_interval is not None:
             low, high = guidance_interval
-            within = [low < sigma <= high for sigma in self._noise_levels(schedule)]
-        accepted = inspect.signature(self.scheduler.step).parameters
+            within = [low < sigma <= high for sigma in run._noise_levels(schedule)]
+        accepted = inspect.signature(run.scheduler.step).parameters
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
 
         # 4. Draw the noise, at a size that the U-Net can halve
         factor = 2 ** (len(config.block_out_channels) - 1)
         padded_height, padded_width = -(-height // factor) * factor, -(-width // factor) * factor
-        latents = self.prepare_latents(
+        latents = run.prepare_latents(
             batch_size, config.in_channels, padded_height, padded_width, generator, latents, device
         )
 
         # 5. Denoise. A branch is a network and its rows of the text, which it reads once a call, not once a step
         rows, negative_rows = slice(-batch_size, None), slice(batch_size)
-        branches = {"both": (self.unet, slice(None)), "cond": (self.unet, rows), "uncond": (self.unet, negative_rows)}
-        if self.guidance_unet is not None:
-            branches["uncond"] = (self.guidance_unet, rows)
+        unet, guidance_unet = self.unet, self.guidance_unet
+        caches = any(getattr(network, "is_cache_enabled", False) for network in (unet, guidance_unet))
+        if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
+            unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
+        branches = {"both": (unet, slice(None)), "cond": (unet, rows), "uncond": (unet, negative_rows)}
+        if guidance_unet is not None:
+            branches["uncond"] = (guidance_unet, rows)
         dtype, texts, guider_enabled = self.unet.dtype, {}, guider is not None and guider.get_state()["enabled"]
 
         def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -635,11 +712,11 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
             return output.float()  # the steps are taken in float32 whatever the network's precision
 
-        with self.progress_bar(total=len(schedule)) as progress_bar:
+        with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(schedule)) as progress_bar:
             for i, t in enumerate(schedule):
-                if self.interrupt:
+                if run.interrupt or self.interrupt:
                     continue
-                model_input = self.scheduler.scale_model_input(latents, t)
+                model_input = run.scheduler.scale_model_input(latents, t)
                 if guider is not None:
                     if guider_enabled:
                         guider.enable() if within[i] else guider.disable()
@@ -651,35 +728,41 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                         batch.noise_pred = predict(batch.branch, model_input, t)
                         guider.cleanup_models(network)
                     model_output = guider(batches)[0]
-                elif within[i] and self.do_classifier_free_guidance:
-                    if self.guidance_unet is None:  # both branches in one batch
+                elif within[i] and run.do_classifier_free_guidance:
+                    if guidance_unet is None:  # both branches in one batch
                         uncond, cond = predict("both", torch.cat([model_input] * 2), t).chunk(2)
                     else:
                         uncond, cond = predict("uncond", model_input, t), predict("cond", model_input, t)
                     # uncond + w (cond - uncond), to the bit, in one piece of memory
-                    model_output = (cond - uncond).mul_(self.guidance_scale).add_(uncond)
+                    model_output = (cond - uncond).mul_(run.guidance_scale).add_(uncond)
                     if guidance_rescale > 0:
                         model_output = rescale_noise_cfg(model_output, cond, guidance_rescale)
                 else:
                     model_output = predict("cond", model_input, t)
                 if labels is not None and within[i]:
                     gradient = self.classifier.score(model_input, t, labels)
-                    model_output = self.scheduler.guide(model_output, t, classifier_scale * gradient)
-                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                    model_output = run.scheduler.guide(model_output, t, classifier_scale * gradient)
+                latents = run.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs:
+                    for k in callback_on_step_end_tensor_inputs or ():
                         callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
+                    callback_outputs = callback_on_step_end(run, i, t, callback_kwargs) or {}
                     latents = callback_outputs.pop("latents", latents)
                     if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
                         prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
                         prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
                         texts.clear()
                 progress_bar.update()
+            self.maybe_free_model_hooks()
 
         # 6. Back to pixels: undo the normalisation and the padding
+        if not latents.isfinite().all():
+            raise ValueError(
+                "the network must predict finite numbers, but these weights, in this precision and with this guidance, "
+                "ended in others: there is no picture"
+            )
         if output_type == "latent":
             images = latents
         else:
@@ -688,7 +771,6 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             )
             images = (latents * std + mean)[..., :height, :width]  # (B, C, height, width) in [-1, 1]
             images = self.image_processor.postprocess(images, output_type=output_type)
-        self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)
@@ -701,7 +783,7 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         name = index.get("_class_name")
         name = name[-1] if isinstance(name, list) and name else name
         if name not in [base.__name__ for base in cls.__mro__ if issubclass(base, MezzotintPipeline)]:
-            raise ValueError(f"{json_file} must be the index of a {cls.__name__}: got _class_name {reprlib.repr(name)}")
+            raise ValueError(f"{json_file} must be the index of a {cls.__name__}: got _class_name {_shown(name)}")
         # Installed: the class to load is this one, not the checkpoint's file
         if __name__.startswith("mezzotint."):
             index["_class_name"] = name
@@ -728,7 +810,7 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         for name, entry in init_dict.items():
             if not isinstance(entry, (list, tuple)) or [type(x) for x in entry] not in ([str, str], [type(None)] * 2):
-                raise ValueError(f"{cls.config_name} must give {name} as [library, class]: got {reprlib.repr(entry)}")
+                raise ValueError(f"{cls.config_name} must give {name} as [library, class]: got {_shown(entry)}")
             library, class_name = entry
             if library is None or not (library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library)):
                 continue  # none, or of the checkpoint's own file
@@ -877,7 +959,7 @@ def __getattr__(name: str) -> type:
     except (AttributeError, ImportError):
         cls = None
     if not isinstance(cls, type):
-        raise ValueError(f"{library} must have the classes that the checkpoint names: got {reprlib.repr(class_name)}")
+        raise ValueError(f"{library} must have the classes that the checkpoint names: got {_shown(class_name)}")
     if hasattr(cls, "_backends"):  # in place of one that needs a package which is not there, as diffusers then says
         return cls
     return type(cls.__name__, (cls,), {"from_pretrained": functools.partial(_load, cls)})
@@ -935,7 +1017,7 @@ def _read_json(path: str | PathLike) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} must hold a JSON object: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object: got {reprlib.repr(found)}")
+        raise ValueError(f"{path} must hold a JSON object: got {_shown(found)}")
     return found
 
 
@@ -949,6 +1031,21 @@ def _copy_companions(source: Path, folder: Path) -> None:
             elif path.is_file():
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, target)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value's `repr`, on one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def _is_number(value: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:
+    """The modules again, around the same weights: what is hooked to them is not hooked to those of other calls."""
+    weights = [*network.parameters(), *network.buffers()] if network is not None else []
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
 
 
 def _align_weights(*models: torch.nn.Module | None) -> None:

@@ -657,8 +657,9 @@ def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
         raise ValueError(f"a fitted schedule must hold {', '.join(needed)}: got {got}")
     n, taus, sigmas, rows = (table[name] for name in ("num_inference_steps", "taus", "sigmas", "coefficients"))
     where = f"the fitted schedule of {reprlib.repr(n)} steps"
-    rows = rows if isinstance(rows, (list, tuple)) else None
-    if not all(isinstance(x, (list, tuple)) for x in (taus, sigmas, rows, *(rows or ()))):
+    if not all(isinstance(x, (list, tuple)) for x in (taus, sigmas, rows)) or not all(
+        isinstance(row, (list, tuple)) for row in rows
+    ):
         raise ValueError(f"{where} must hold lists of numbers: got {reprlib.repr(table)}")
     lengths = {"taus": len(taus), "sigmas": len(sigmas), "coefficients": len(rows)}
     if not _is_number(n, numbers.Integral) or set(lengths.values()) != {n}:
