@@ -595,12 +595,12 @@ def test_offloaded_pipeline_draws_the_same(make_pipe):
     close(draw(pipe).cpu(), expected, rel=1e-4)
 
 
-def load_installed(folder):
-    return MezzotintPipeline.from_pretrained(folder)
+def load_installed(folder, **components):
+    return MezzotintPipeline.from_pretrained(folder, **components)
 
 
-def load_as_shipped(folder):
-    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+def load_as_shipped(folder, **components):
+    return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **components)
 
 
 @pytest.mark.parametrize("load", [load_installed, load_as_shipped])

@@ -493,7 +493,7 @@ def test_damaged_weights_are_refused_in_one_line(make_unet, tmp_path, damage):
     make_unet().save_pretrained(tmp_path)
     data = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes({"empty": b"", "halved": data[: len(data) // 2], "garbage": b"\0" * 99}[damage])
-    with pytest.raises((ValueError, OSError), match="Unable to load weights|cannot be loaded: ") as error:
+    with pytest.raises((ValueError, OSError), match="cannot be loaded: ") as error:
         MezzotintUNetModel.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -385,18 +385,19 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         """As diffusers', but from safetensors only, and every weight must be there and have its place.
 
         Raises:
-            ValueError: for a checkpoint that is damaged, or has missing or surplus weights, in one line.
+            ValueError: in one line, for a checkpoint that is damaged, or has missing or surplus weights.
+            OSError: in one line, for files that are not there.
         """
         with_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        except (ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the libraries make of a damaged file
-            line = " ".join(str(error).split())
-            raise ValueError(f"{pretrained_model_name_or_path} cannot be loaded: {line}") from error
+            kind, line = OSError if isinstance(error, OSError) else ValueError, " ".join(str(error).split())
+            raise kind(f"{pretrained_model_name_or_path} cannot be loaded: {line}") from error
         model, info = loaded
         for kind in ("missing", "unexpected"):
             if keys := sorted(info[f"{kind}_keys"]):
@@ -424,6 +425,9 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
             **kwargs,
         )  # fmt: skip
+        if (config := Path(save_directory) / self.config_name).is_file():
+            for path in config.parent.glob("*.safetensors"):  # which are written for their owner's eyes only
+                path.chmod(config.stat().st_mode)
 
     @classmethod
     def _dict_from_json_file(cls, json_file):

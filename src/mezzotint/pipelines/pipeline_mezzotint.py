@@ -959,7 +959,7 @@ def __getattr__(name: str) -> type:
     except (AttributeError, ImportError):
         cls = None
     if not isinstance(cls, type):
-        raise ValueError(f"{library} must have the classes that the checkpoint names: got {_shown(class_name)}")
+        raise ValueError(f"{library} must have the class that the checkpoint names: got {_shown(class_name)}")
     if hasattr(cls, "_backends"):  # in place of one that needs a package which is not there, as diffusers then says
         return cls
     return type(cls.__name__, (cls,), {"from_pretrained": functools.partial(_load, cls)})
@@ -983,13 +983,14 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
     if issubclass(cls, PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # and reported below
     try:
-        if config.is_file():
+        if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
             _read_json(config)
         loaded = cls.from_pretrained(folder, **kwargs)
-    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+    except (ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # whatever the libraries make of a damaged file, panics of Rust's included
-        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     if not is_model:
         return loaded
     model, report = loaded
