@@ -2,6 +2,7 @@
 against distributions that are known in closed form; and how often which network is looked at."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import diffusers
@@ -184,6 +185,19 @@ def test_guider_that_needs_a_crippled_network_cripples_it_and_lets_it_be(make_pi
     expected = by_hand(pipe, guide)
     close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), expected)
     close(draw(pipe, negative_prompt=NEGATIVE, guider=guider, **CALL), expected)
+
+
+def test_networks_that_keep_features_are_shared_by_threads(make_pipe):
+    pipe, blocks = make_pipe(), ("mid_block", "up_blocks")
+    names = {"spatial_attention_block_identifiers": blocks, "cross_attention_block_identifiers": blocks}
+    skips = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: 500}
+    plain = draw(pipe)
+    pipe.unet.enable_cache(diffusers.PyramidAttentionBroadcastConfig(**names, **skips))
+    expected = [draw(pipe, seed=i, guidance_scale=1.0 + i % 2) for i in range(4)]
+    assert not torch.equal(expected[0], plain)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda i: draw(pipe, seed=i % 4, guidance_scale=1.0 + i % 2), range(24)))
+    assert all(torch.equal(x, expected[i % 4]) for i, x in enumerate(found))
 
 
 def test_guider_comes_back_as_it_was():

@@ -4,6 +4,7 @@ against itself called in another way that must not matter (batched, from embeddi
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ import safetensors.torch
 import torch
 import transformers.modeling_utils
 from diffusers import DiffusionPipeline
+from diffusers.guiders import AdaptiveProjectedGuidance, SkipLayerGuidance
+from diffusers.hooks import LayerSkipConfig
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -230,6 +233,14 @@ def test_overlong_prompt_is_cut_with_a_warning(make_pipe, caplog):
     close(draw(pipe, text), expected)
 
 
+def test_what_was_cut_off_is_named_by_its_beginning(make_pipe, caplog):
+    pipe = make_pipe()
+    text = "a red boot and so on, " * 5000
+    draw(pipe, text, num_inference_steps=1)
+    (warning,) = (record.getMessage() for record in caplog.records if record.name == pipe.__module__)
+    assert warning.endswith(f"was cut off: {text[47:147]!r} and so on, {len(text) - 47} characters")
+
+
 def tiny_clip(folder):
     vocabulary = [*"abdehort", *(c + "</w>" for c in "abdehort"), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
@@ -440,6 +451,68 @@ def test_interrupt_keeps_what_was_reached(make_pipe):
     output = draw(pipe, callback_on_step_end=stop, output_type="latent")
     assert len(reached) == 2 and torch.equal(output, reached[1])
     assert torch.equal(draw(pipe, output_type="latent"), expected)  # the next call runs to its end
+
+
+def test_interrupting_one_call_interrupts_no_other(make_pipe):
+    """Neither one within its callback, nor that which it is in; from outside all of them."""
+    pipe = make_pipe()
+    alone = [draw(pipe, seed=seed, num_inference_steps=steps, output_type="latent") for seed, steps in ((0, 4), (1, 3))]
+    within = []
+
+    def inner(run, i, t, tensors):
+        run._interrupt = i == 0
+        return {}
+
+    def outer(run, i, t, tensors):
+        within.append(draw(pipe, seed=1, num_inference_steps=3, output_type="latent", guidance_scale=2.0))
+        draw(pipe, seed=2, guidance_scale=5.0, callback_on_step_end=inner)
+        return {}
+
+    assert torch.equal(draw(pipe, output_type="latent", callback_on_step_end=outer), alone[0])
+    assert len(within) == 4 and all(torch.equal(x, alone[1]) for x in within)
+
+    def stop(run, i, t, tensors):
+        pipe._interrupt = i == 1
+        return {}
+
+    stopped = draw(pipe, output_type="latent", callback_on_step_end=stop)
+    assert not torch.equal(stopped, alone[0])
+
+
+SKIP = {"skip_layer_guidance_scale": 1.5, "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+MOMENTUM = {"adaptive_projected_guidance_momentum": -0.5}
+
+
+@pytest.mark.parametrize("name", [None, "DPMSolverMultistep", "UniPCMultistep", "HeunDiscrete", "EulerDiscrete"])
+def test_threads_share_a_pipeline(make_pipe, name):
+    """200 calls over 8 threads, each with its own steps, guidance, guider, prompts: the bits of each alone."""
+    pipe = make_pipe(block_out_channels=(16,), transformer_layers_per_block=(1,))
+    if name is not None:
+        pipe.scheduler = getattr(diffusers, name + "Scheduler").from_config(pipe.scheduler.config)
+    skipped = LayerSkipConfig([0], "mid_block.transformer_layers")
+
+    def call(i: int) -> torch.Tensor:
+        guiders = {1: lambda: SkipLayerGuidance(3.0, skip_layer_config=skipped, **SKIP)}
+        guiders[2] = lambda: AdaptiveProjectedGuidance(3.0, **MOMENTUM)
+        options = {"guider": guiders[i % 5]()} if i % 5 in guiders else {"guidance_scale": (1.0, 2.0, 5.0)[i % 3]}
+        prompts = [PROMPT[: i % 11], NEGATIVE][: 1 + i % 2]
+        return draw(pipe, prompts, seed=i, num_inference_steps=1 + i % 3, **options)
+
+    kinds = 30 if name is None else 6  # of calls: each comes several times
+    expected = [call(i) for i in range(kinds)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda i: call(i % kinds), range(200 if name is None else 40)))
+    assert sum(not torch.equal(x, expected[i % kinds]) for i, x in enumerate(found)) == 0
+
+
+def test_a_call_leaves_the_scheduler_set_for_it(make_pipe):
+    """As users of diffusers know it: the timesteps of the last call, at no cost when asked for again."""
+    pipe, steps = make_pipe(), []
+    draw(pipe, num_inference_steps=3, callback_on_step_end=lambda run, *_: steps.append(run.scheduler.step_index) or {})
+    assert steps == [1, 2, 3] and len(pipe.scheduler.timesteps) == pipe.num_timesteps == 3
+    rows = pipe.scheduler._rows
+    draw(pipe, num_inference_steps=3)
+    assert pipe.scheduler._rows is rows
 
 
 def test_progress_bar_counts_the_networks_steps(make_pipe):
@@ -667,6 +740,48 @@ EMBEDS = torch.zeros(1, 5, 16)
         ({"output_type": "jpeg"}, "output_type must be one of 'pil', 'np', 'pt', 'latent': got 'jpeg'"),
         ({"height": 0}, "height must be a positive whole number: got 0"),
         ({"width": 8.0}, "width must be a positive whole number: got 8.0"),
+        ({"height": True}, "height must be a positive whole number: got True"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive whole number: got 0"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt must be a positive whole number: got 1.5"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a positive whole number: got 2.5"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number: got 0"),
+        ({"num_inference_steps": "4"}, "num_inference_steps must be a positive whole number: got '4'"),
+        ({"num_inference_steps": 1001}, r"num_inference_steps must be in \[1, 1000\]: got 1001"),
+        ({"guidance_scale": None}, "guidance_scale must be a finite number: got None"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number: got nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number: got inf"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a finite number: got '2'"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale must be a finite number in \[0, 1\]: got 1.5"),
+        ({"classifier_scale": float("nan")}, "classifier_scale must be a finite number: got nan"),
+        ({"eta": -1}, "eta must be a finite number of at least 0: got -1"),
+        ({"eta": float("nan")}, "eta must be a finite number of at least 0: got nan"),
+        ({"eta": [0.5]}, r"eta must be a finite number of at least 0: got \[0.5\]"),
+        ({"guidance_interval": (1.0,)}, r"two noise levels, 0 <= low < high: got \(1.0,\)"),
+        ({"guidance_interval": 1.0}, "two noise levels, 0 <= low < high: got 1.0"),
+        ({"guidance_interval": ("0", "1")}, r"two noise levels, 0 <= low < high: got \('0', '1'\)"),
+        ({"guidance_interval": (0.0, float("nan"))}, r"two noise levels, 0 <= low < high: got \(0.0, nan\)"),
+        ({"guider": 3.0}, "guider must be one of diffusers.guiders: got 3.0"),
+        ({"generator": 0}, "generator must be a torch.Generator or a list of them: got 0"),
+        ({"generator": [seeded(), None]}, "generator must be a torch.Generator or a list of them: got "),
+        ({"generator": []}, r"generator must be a torch.Generator or a list of them: got \[\]"),
+        ({"latents": [0.0]}, r"latents must be a tensor: got \[0.0\]"),
+        ({"latents": torch.full((1, 3, 8, 8), float("nan"))}, "latents must be finite numbers: got others"),
+        ({"timesteps": 5}, "timesteps must be a list of numbers: got 5"),
+        ({"sigmas": [float("nan")]}, r"sigmas must be positive .*: got \[nan\]"),
+        ({"callback_on_step_end": 1}, "callback_on_step_end must be a function: got 1"),
+        ({"callback_on_step_end_tensor_inputs": 7}, r"must be among \['latents', .*\]: got 7"),
+        (
+            {"prompt": None, "prompt_embeds": EMBEDS[0]},
+            r"must have shape \(.*, 16\): got shape \(5, 16\)",
+        ),
+        (
+            {"prompt": None, "prompt_embeds": EMBEDS[..., :5]},
+            r"must have shape .*: got shape \(1, 5, 5\)",
+        ),
+        ({"prompt": None, "prompt_embeds": EMBEDS[:0]}, "prompt_embeds must have one entry for each .*: got none"),
+        ({"prompt": None, "prompt_embeds": "a"}, r"prompt_embeds must have shape \(prompts, tokens, 16\): got 'a'"),
+        ({"prompt": None, "prompt_embeds": EMBEDS, "prompt_attention_mask": [1]}, r"each token: got mask \(\)"),
+        ({"prompt": [3] * 10**6}, r"prompt must be a text or a list of texts: got \[3, 3, 3, 3, 3, 3, \.\.\.\]$"),
         ({"callback_on_step_end_tensor_inputs": ["t"]}, r"must be among \['latents', .*\]: got \['t'\]"),
         ({"prompt": None}, "exactly one of prompt and prompt_embeds must be given: got none"),
         ({"prompt_embeds": EMBEDS}, "exactly one of prompt and prompt_embeds must be given: got both"),
@@ -722,3 +837,13 @@ def test_text_without_a_text_encoder_is_refused(make_unet, kwargs, rule):
 def test_text_for_a_pipeline_that_reads_none_is_refused(make_pipe, kwargs):
     with pytest.raises(ValueError, match="reads no text: leave prompts and their embeds out"):
         make_pipe(cross_attention_dim=None)(**kwargs)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+@pytest.mark.parametrize("where", ["unet", "text_encoder"])
+def test_result_that_is_not_finite_is_no_picture(make_pipe, where, output_type):
+    pipe = make_pipe()
+    next(getattr(pipe, where).parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="must predict finite numbers.*: there is no picture$") as error:
+        draw(pipe, output_type=output_type)
+    assert "\n" not in str(error.value)
