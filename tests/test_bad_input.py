@@ -145,9 +145,9 @@ WORDS = {
     "pickle": ["no file named diffusion_pytorch_model.safetensors"],
 }
 TEXT_WORDS = {
-    "missing": ["its text encoder has 1 missing weights (encoder.block"],
-    "surplus": ["its text encoder has 1 unexpected weights (extra)"],
-    "another-shape": ["its text encoder has 1 mismatched weights", "[2]"],
+    "missing": ["text_encoder must be those of its config: 1 missing (encoder.block"],
+    "surplus": ["text_encoder must be those of its config: 1 unexpected (extra)"],
+    "another-shape": ["text_encoder must be those of its config: 1 mismatched", "[2]"],
     "cut": ["header"],
     "none": ["no file named model.safetensors"],
     "pickle": ["no file named model.safetensors"],

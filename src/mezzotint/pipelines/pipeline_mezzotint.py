@@ -995,9 +995,10 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
         return loaded
     model, report = loaded
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = (key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
+        keys = [(key,) if isinstance(key, str) else key for key in report[f"{kind}_keys"]]  # or with two shapes
         # many encoders are published without the pooler of their class, or with the one of another: it is not used
-        if keys := sorted(key for key in keys if "pooler" not in key.split(".")):
+        keys = sorted(" ".join(map(str, key)) for key in keys if "pooler" not in key[0].split("."))
+        if keys:
             raise ValueError(
                 f"the weights in {folder} must be those of its config: {len(keys)} {kind} "
                 f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
