@@ -352,6 +352,10 @@ def test_classifier_draws_from_the_posterior(prediction_type):
     [
         ({"guidance_interval": (2.0, 0.3)}, r"two noise levels, 0 <= low < high: got \(2.0, 0.3\)"),
         ({"guidance_interval": (-1.0, 0.3)}, r"two noise levels, 0 <= low < high: got \(-1.0, 0.3\)"),
+        ({"guider": ClassifierFreeGuidance(guidance_scale="3")}, "the guider's guidance_scale must be a .*: got '3'"),
+        ({"guider": ClassifierFreeGuidance(guidance_rescale=None)}, "the guider's guidance_rescale .*: got None"),
+        ({"guider": ClassifierFreeGuidance(guidance_scale=float("nan"))}, "the guider's guidance_scale .*: got nan"),
+        ({"guidance_scale": 10**400}, "guidance_scale must be a finite number: got 1000000000"),
         ({"class_labels": 3}, "class_labels are for a classifier, which this pipeline does not have"),
     ],
 )

@@ -562,6 +562,7 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"sample_size": (8, 0)}, r"sample_size must be a whole number .*: got \(8, 0\)"),
         ({"layers_per_block": 10**6}, "layers_per_block must be a whole number .*: got 1000000"),
         ({"spatial_dims": "2"}, "spatial_dims must be a whole number .*: got '2'"),
+        ({"sample_mean": (10**400,)}, r"sample_mean must be a list of finite numbers: got \(1000"),
         ({"norm_eps": float("nan")}, "norm_eps must be a positive number: got nan"),
         ({"norm_eps": "1e-5"}, "norm_eps must be a positive number: got '1e-5'"),
         ({"dropout": 1.5}, r"dropout must be in \[0, 1\]: got 1.5"),

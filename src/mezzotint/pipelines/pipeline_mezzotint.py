@@ -377,6 +377,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                 raise ValueError(f"guidance_interval must be two noise levels, 0 <= low < high: got {got}")
         if guider is not None and not isinstance(guider, BaseGuidance):
             raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
+        defaults = inspect.signature(type(guider).__init__).parameters
+        for name, value in (guider.config if guider is not None else {}).items():
+            if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
+                raise ValueError(f"the guider's {name} must be a finite number: got {_shown(value)}")
         generators = generator if isinstance(generator, list) else [generator]
         if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
             raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")
@@ -1041,7 +1045,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
 
 
 def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:

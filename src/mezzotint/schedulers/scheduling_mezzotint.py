@@ -16,7 +16,6 @@ Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (
 standard deviation of the noise on unscaled data), as in every diffusers scheduler.
 """
 
-import math
 import numbers
 import reprlib
 from dataclasses import dataclass
@@ -630,7 +629,7 @@ def _check_choice(name: str, value: str, choices) -> None:
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
 
 
 def _floats(name: str, values: Any) -> list[float]:
