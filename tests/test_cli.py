@@ -73,3 +73,42 @@ def test_the_command_line_is_light():
     modules = set(result.stdout.splitlines()[-1].split())
     assert "mezzotint_training.cli" in modules
     assert not modules & {"torch", "diffusers", "transformers", "datasets", "numpy", "mezzotint_training.train"}
+
+
+# What each program cannot do without
+NEEDED = {
+    "train": ["--dataset_name", "digits"],
+    "train-classifier": ["--pipeline", "x", "--dataset_name", "digits"],
+    "sample": ["x", "a red boot"],
+    "fit-scheduler": ["x"],
+    "evaluate": ["x"],
+    "ema": ["x", "--output", "y", "--length", "0.1"],
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--no_such_flag"], "unknown flag --no_such_flag"),
+        (["--outpu=x"], "unknown flag --outpu=x; did you mean --output"),
+        (["--seed"], "argument --seed: expected one argument"),
+        (["--seed", "-1"], "seed must be at least 0: got -1"),
+        (["--seed", "x" * 10**5], "seed must be of type int: got 'xxx"),
+        (["a\udcff"], "arguments must be text in UTF-8: got 'a\\udcff'"),
+        (["a\0"], "arguments must be text in UTF-8: got 'a\\x00'"),
+    ],
+)
+def test_arguments_that_a_program_does_not_take_are_one_line(capsys, name, argv, words):
+    if name == "ema" and "--seed" in argv:
+        pytest.skip("it draws nothing")
+    assert cli.main([name, *NEEDED[name], *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: {words}") and err.count("\n") == 1 and len(err) < 500
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDED if name != "train"])
+def test_what_a_program_cannot_do_without_is_named(capsys, name):
+    assert cli.main([name]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mezzotint: the following arguments are required: ") and err.count("\n") == 1

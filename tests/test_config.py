@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mezzotint_training import config
-from mezzotint_training.config import TrainConfig, UserError, parse_args
+from mezzotint_training.config import TrainConfig, UserError, parse_args, read_recipe
 
 DEFAULT = TrainConfig(dataset_name="digits")
 
@@ -105,7 +105,7 @@ def test_values_keep_their_types():
     assert (settings.max_train_minutes, type(settings.max_train_minutes)) == (5.0, float)
     assert (settings.hub_model_id, settings.validation_prompts) == ("1", ["yes", "1"])
     assert settings.checkpoints_total_limit is None
-    assert parse("--dataset_name", "digits", "--seed", str(2**64 - 1)).seed == 2**64 - 1  # no float holds that
+    assert parse("--dataset_name", "digits", "--seed", str(2**63 - 1)).seed == 2**63 - 1  # no float holds that
     assert parse("--dataset_name", "digits", "--resolution", "32").resolution == [32]
 
 
@@ -128,22 +128,33 @@ WRONG = [
     *(("learning_rate", value, "a number above 0") for value in ("0", "-1", ".inf", ".nan")),
     *((name, "-1", "a number from 0") for name in ["adam_weight_decay", "adam_epsilon"]),
     *(("max_train_steps", value, "of type int") for value in (".inf", ".nan", "many", "true", "[1]")),
+    *(("max_train_minutes", value, "a number above 0") for value in ("0", "-1", ".inf", ".nan")),
+    *((name, value, "a finite number") for name in ["logit_mean", "guidance_scale"] for value in (".inf", ".nan")),
+    *(("logit_std", value, "a number above 0") for value in ("0", ".nan")),
+    *(("seed", value, "below 2^63") for value in (str(2**63), str(2**64), "9" * 400)),
+    *((name, str(10**12), "at most ") for name in COUNTS),
+    *((name, value, "at least 1") for name in ["max_train_samples", "rank", "resolution"] for value in ("0", "-8")),
+    ("resolution", "100000", "at most 8,192"),
+    ("train_batch_size", "65537", "at most 65,536"),
+    ("dataloader_num_workers", "100000", "at most 1,024"),
+    *((name, "", "") for name in ["output_dir", "train_data_dir", "caption_column", "hub_model_id"]),
     ("learning_rate", "fast", "of type float"),
     ("lr_scheduler", "cosin", "one of linear, cosine, "),
     ("mixed_precision", "fp8", "one of no, fp16, bf16"),
     ("on_bad_row", "go", "one of stop, skip"),
-    ("resolution", "0", "one or two positive numbers"),
     ("resolution", "big", "of type int"),
     ("unet", "[1]", "a mapping of names to values"),
+    ("unet", "{1: 2}", "a mapping of names to values"),
     ("unet", "{", "YAML"),
+    ("unet", "{a: &a [*a]}", "YAML"),
 ]
 
 
 @pytest.mark.parametrize("name, value, rule", WRONG)
 def test_wrong_values_are_refused_with_rule_and_value(name, value, rule):
     message = refused("--dataset_name", "digits", f"--{name}={value}")
-    assert message.startswith(f"{name} must be {rule}")
-    assert value.strip("[].") in message.lower()
+    assert message.startswith(f"{name} must be {rule}" if value else f"{name} must not be empty: got ''")
+    assert value.strip("[].")[:150] in message.lower() and len(message) < 500
 
 
 @pytest.mark.parametrize(
@@ -163,6 +174,10 @@ def test_settings_made_in_python_are_checked_alike():
     with pytest.raises(UserError, match="lr_scheduler must be one of linear, .*: got 'cosin'"):
         TrainConfig(dataset_name="digits", lr_scheduler="cosin")
     assert TrainConfig(dataset_name="digits", learning_rate="1e-3", resolution=32).resolution == [32]
+    for seed, got in ((10**5000, "a very long int"), (0.5, "0.5"), ([[]], "[[]]")):
+        with pytest.raises(UserError) as error:
+            TrainConfig(dataset_name="digits", seed=seed)
+        assert str(error.value).startswith("seed must be ") and str(error.value).endswith(f": got {got}")
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -187,6 +202,59 @@ def test_a_file_that_holds_no_settings_is_refused(file, text, rule):
     path = file(text)
     assert refused("--config", path).startswith(f"config file {path} {rule}")
     assert refused("--config", path + "x") == f"config file {path}x does not exist"
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+HOSTILE = {
+    "aliases": (BOMB, "aliases are not possible here"),
+    "recursion": ("unet: &a [*a]", "aliases are not possible here"),
+    "brackets": ("unet: " + "[" * 5000, "lists in lists must be at most 32"),
+    "braces": ("{" * 5000, "lists in lists must be at most 32"),
+    "dashes": ("- " * 5000, "lists in lists must be at most 32"),
+    "digits": ("seed: " + "9" * 5000, "numbers must have at most 1,000 digits"),
+    "hexadecimal digits": ("seed: 0x" + "f" * 5000, "numbers must have at most 1,000 digits"),
+    "sixties": ("max_train_minutes: " + ":".join(["59"] * 300) + ".5", "int too large"),
+    "a key twice": ("seed: 1\nseed: 2", "the key 'seed' comes twice"),
+    "a key twice within": ("unet: {dropout: 0.1, dropout: 0.2}", "the key 'dropout' comes twice"),
+    "a key that is a list": ("? [1]\n: 2", "keys must be names"),
+    "an object": ("seed: !!python/object/apply:os.getpid []", "could not determine a constructor"),
+    "a set": ("unet: !!set {a}", "could not determine a constructor"),
+    "entries": ("resolution: [" + "1," * 10_001 + "]", "entries must be at most 10,000"),
+    "length": ("license: " + "x" * 10**6, "settings must be at most 262,144 characters"),
+    "two documents": ("seed: 1\n---\nseed: 2", "expected a single document"),
+    "a NUL": ("seed: \0", "special characters are not allowed"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_file_that_would_take_time_or_memory_is_refused_at_once(file, kind):
+    text, rule = HOSTILE[kind]
+    path = file(text)
+    for message in (
+        refused("--config", path),
+        refused("--dataset_name", "x", "--unet", text) if "\0" not in text else "",
+    ):
+        assert rule in message or not message
+        assert len(message) < 700
+
+
+def test_merges_and_dates_are_no_more_than_texts(file):
+    assert parse("--config", file("dataset_name: digits\nlicense: 2020-13-45")).license == "2020-13-45"
+    assert refused("--config", file("<<: {seed: 1}")).startswith("unknown setting '<<'")
+
+
+def test_a_recipe_of_another_version_is_read_and_a_broken_one_said_in_one_line(tmp_path):
+    assert read_recipe(tmp_path) == {}
+    (tmp_path / "recipe.yaml").write_text("seed: text\nof_a_later_version: [1]\n")
+    assert read_recipe(tmp_path) == read_recipe(str(tmp_path)) == {"seed": "text", "of_a_later_version": [1]}
+    for broken, rule in (("seed: [1", "cannot be read as YAML: "), ("- 1", "must hold 'name: value' lines: got list")):
+        (tmp_path / "recipe.yaml").write_text(broken)
+        with pytest.raises(UserError) as error:
+            read_recipe(tmp_path)
+        assert f"{tmp_path / 'recipe.yaml'} {rule}" in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="recipe.yaml cannot be read as YAML: 'utf-8' codec"):
+        read_recipe(tmp_path)
 
 
 def test_a_flag_without_its_value_is_refused():

@@ -24,7 +24,15 @@ def raising(error: Exception):
     ("error", "code", "line"),
     [
         (UserError("rank must be 1"), 2, "rank must be 1"),
-        (UserError("Traceback ...\nmezzotint_training.errors.UserError: row 3 is bad"), 2, "row 3 is bad"),
+        (
+            UserError(
+                "Caught UserError in DataLoader worker process 0.\n  ...\nmezzotint_training.errors.UserError: row 3"
+            ),
+            2,
+            "row 3",
+        ),
+        (UserError("no folder a\nb\x1b[2J\udcff c"), 2, "no folder a b [2J c"),  # a name, which a screen would obey
+        (UserError("x" * 10**6), 2, f"{'x' * 800} ... {'x' * 190}"),
         (CannotGoOn("no finite gradient"), 3, "no finite gradient"),
         (Interrupted("stopped at step 2"), 75, "stopped at step 2"),
         (FULL, 3, f"the disk is full ({FULL}); it goes on"),

@@ -6,9 +6,7 @@ Settings come in layers, each over the one before: these defaults, a named recip
 """
 
 import argparse
-import difflib
 import inspect
-import math
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,16 +14,35 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mezzotint_training.errors import UserError
+from mezzotint_training import plain_yaml
+from mezzotint_training.arguments import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    FINITE,
+    FROM_0,
+    SEED,
+    SHARE,
+    SIDE,
+    Parser,
+    Rule,
+    at_least,
+    at_most,
+    nearest,
+    number,
+    shown,
+)
+from mezzotint_training.errors import UserError, one_line
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field of `TrainConfig`: its default and its help."""
+def setting(default: Any, help: str, *rules: Rule) -> Any:
+    """A field of `TrainConfig`: its default, its help, and the rules that its numbers keep."""
+    metadata = {"help": help, "rules": rules}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -51,14 +68,14 @@ class TrainConfig:
         {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4},
         "arguments of transformers' T5Config for that small encoder, as YAML",
     )
-    max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut")
+    max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut", *COUNT)
     train_text_encoder: bool | None = setting(None, "by default yes for one made here and no for one that was loaded")
     adapter: Literal["lora", "dora"] | None = setting(
         None, "train low-rank adapters of a saved pipeline, not its weights"
     )
-    rank: int = setting(4, "of the adapters")
-    lora_alpha: float | None = setting(None, "their scale is lora_alpha / rank; by default rank, a scale of 1")
-    lora_dropout: float = setting(0.0, "share of an adapter's inputs dropped in training")
+    rank: int = setting(4, "of the adapters", at_least(1), at_most(4096))
+    lora_alpha: float | None = setting(None, "their scale is lora_alpha / rank; by default rank, a scale of 1", ABOVE_0)
+    lora_dropout: float = setting(0.0, "share of an adapter's inputs dropped in training", BELOW_1)
     lora_layers: list[str] = setting(
         ["to_q", "to_k", "to_v", "to_out.0"],
         "names of the U-Net's layers that get an adapter; the text encoder's are its own",
@@ -74,7 +91,7 @@ class TrainConfig:
     image_column: str = setting("image", "the column of pictures")
     caption_column: str = setting("text", "the column of captions; of several for a picture one is drawn each time")
     resolution: list[int] | None = setting(
-        None, "height and width to train at, one number for both; by default the size of the first picture"
+        None, "height and width to train at, one number for both; by default the size of the first picture", *SIDE
     )
     aspect_ratio_buckets: str | None = setting(
         None, "sizes to choose from for each picture, 'height,width;height,width;...', or 'auto': of resolution's area"
@@ -83,61 +100,71 @@ class TrainConfig:
     augment_probability: float = setting(
         0.0,
         "of each geometric change to a picture; the network is told of them, so samples don't show them (small sets)",
+        SHARE,
     )
-    max_train_samples: int | None = setting(None, "use only so many rows, from the start")
+    max_train_samples: int | None = setting(None, "use only so many rows, from the start", at_least(1))
     validation_split: str | None = setting(
         None,
         "the split of the held-out loss; by default 'validation' where there is one, else rows kept out of training",
     )
-    num_validation_samples: int = setting(256, "rows for the held-out loss, at most; 0 is none")
+    num_validation_samples: int = setting(
+        256, "rows for the held-out loss, at most; 0 is none", at_least(0), at_most(10**9)
+    )
     on_bad_row: Literal["stop", "skip"] = setting(
         "stop", "at a picture that cannot be read or a caption that is none: stop, or skip and count"
     )
     streaming: bool = setting(
         False, "read rows as they come and keep none: for sets larger than the memory or the disk"
     )
-    shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves")
+    shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves", *COUNT)
     cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
-    dataloader_num_workers: int = setting(0, "processes (for a stream: threads) that load data beside the training")
+    dataloader_num_workers: int = setting(
+        0, "processes (for a stream: threads) that load data beside the training", at_least(0), at_most(1024)
+    )
     weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
         "logit_normal", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
     )
-    logit_mean: float = setting(0.5, "of log sigma, the noise's standard deviation where the data's is 1")
-    logit_std: float = setting(1.2, "its standard deviation")
-    proportion_empty_prompts: float = setting(0.1, "share of captions dropped, which is what guidance learns from")
+    logit_mean: float = setting(0.5, "of log sigma, the noise's standard deviation where the data's is 1", FINITE)
+    logit_std: float = setting(1.2, "its standard deviation", ABOVE_0)
+    proportion_empty_prompts: float = setting(
+        0.1, "share of captions dropped, which is what guidance learns from", SHARE
+    )
 
     # Optimisation
     num_cpu_threads_per_process: int | None = setting(
-        None, "CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores"
+        None,
+        "CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores",
+        at_least(1),
+        at_most(1024),
     )
-    seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)")
-    train_batch_size: int = setting(64, "pictures a process and micro-step")
-    gradient_accumulation_steps: int = setting(1, "micro-steps for each update")
-    max_train_steps: int = setting(10_000, "updates")
-    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first")
-    learning_rate: float = setting(1e-3, "peak")
+    seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)", *SEED)
+    train_batch_size: int = setting(64, "pictures a process and micro-step", at_least(1), at_most(65_536))
+    gradient_accumulation_steps: int = setting(1, "micro-steps for each update", at_least(1), at_most(65_536))
+    max_train_steps: int = setting(10_000, "updates", *COUNT)
+    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first", ABOVE_0)
+    learning_rate: float = setting(1e-3, "peak", ABOVE_0)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = setting("cosine", "its course after warm-up")
-    lr_warmup_steps: int = setting(100, "updates of linear warm-up")
+    lr_warmup_steps: int = setting(100, "updates of linear warm-up", at_least(0), at_most(10**9))
     optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
         "adamw", "muon: Muon for matrices, AdamW for the rest; prodigy finds its rate by itself (learning_rate 1)"
     )
-    adam_beta1: float = setting(0.9, "AdamW")
-    adam_beta2: float = setting(0.99, "AdamW")
-    adam_weight_decay: float = setting(0.01, "AdamW")
-    adam_epsilon: float = setting(1e-8, "AdamW")
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
+    adam_beta1: float = setting(0.9, "AdamW", BELOW_1)
+    adam_beta2: float = setting(0.99, "AdamW", BELOW_1)
+    adam_weight_decay: float = setting(0.01, "AdamW", FROM_0)
+    adam_epsilon: float = setting(1e-8, "AdamW", FROM_0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", ABOVE_0)
     use_ema: bool = setting(True, "keep a moving average of the weights, and publish that")
-    ema_decay: float = setting(0.999, "its decay, approached as (1 + step) / (10 + step)")
+    ema_decay: float = setting(0.999, "its decay, approached as (1 + step) / (10 + step)", SHARE)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, "arithmetic; weights stay in float32; by default as accelerate is configured"
     )
     posthoc_ema_steps: int | None = setting(
-        None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run"
+        None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run", *COUNT
     )
     max_nonfinite_steps: int = setting(
-        10, "updates in a row without a finite gradient, each skipped, before the run stops"
+        10, "updates in a row without a finite gradient, each skipped, before the run stops", *COUNT
     )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
     channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: often faster")
@@ -145,17 +172,17 @@ class TrainConfig:
 
     # What is kept
     output_dir: str = setting("runs/mezzotint", "the finished pipeline, its card and samples, checkpoints, logs")
-    checkpointing_steps: int = setting(1000, "updates between checkpoints")
-    checkpoints_total_limit: int | None = setting(2, "older checkpoints are removed")
+    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT)
+    checkpoints_total_limit: int | None = setting(2, "older checkpoints are removed", *COUNT)
     resume_from_checkpoint: str | None = setting(
         None, "a checkpoint folder, or 'latest'; the same command run again goes on by itself"
     )
     validation_prompts: list[str] = setting([], "drawn while training, always from the same noise")
-    num_validation_images: int = setting(4, "pictures for each of them")
-    validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses")
-    num_inference_steps: int = setting(20, "for the drawings, and the card's example")
-    guidance_scale: float = setting(2.0, "likewise")
-    logging_steps: int = setting(25, "updates between lines of metrics.jsonl")
+    num_validation_images: int = setting(4, "pictures for each of them", at_least(1), at_most(1000))
+    validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses", *COUNT)
+    num_inference_steps: int = setting(20, "for the drawings, and the card's example", *COUNT)
+    guidance_scale: float = setting(2.0, "likewise", FINITE)
+    logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT)
     report_to: str = setting("auto", "trackers of accelerate (tensorboard, wandb, ...), 'none', or what is installed")
 
     # Publishing
@@ -167,36 +194,11 @@ class TrainConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            setattr(self, f.name, _checked(f.name, HINTS[f.name], getattr(self, f.name)))
-        at_least_1 = (
-            "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
-            "checkpoints_total_limit", "validation_steps", "num_validation_images", "logging_steps",
-            "num_inference_steps", "max_text_length", "rank", "shuffle_buffer_size", "posthoc_ema_steps",
-            "max_nonfinite_steps", "num_cpu_threads_per_process",
-        )  # fmt: skip
-        rules = {
-            "at least 1": (at_least_1, lambda x: x >= 1),
-            "at least 0": (
-                ("seed", "dataloader_num_workers", "lr_warmup_steps", "num_validation_samples"),
-                lambda x: x >= 0,
-            ),
-            "in [0, 1]": (("proportion_empty_prompts", "ema_decay", "augment_probability"), lambda x: 0 <= x <= 1),
-            "in [0, 1)": (("adam_beta1", "adam_beta2", "lora_dropout"), lambda x: 0 <= x < 1),
-            "a number from 0": (("adam_weight_decay", "adam_epsilon"), lambda x: 0 <= x < math.inf),
-            "a number above 0": (
-                ("learning_rate", "max_grad_norm", "lora_alpha", "logit_std"),
-                lambda x: 0 < x < math.inf,
-            ),
-        }
-        for rule, (names, holds) in rules.items():
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not holds(value):
-                    raise UserError(f"{name} must be {rule}: got {value}")
+            setattr(self, f.name, checked(f.name, getattr(self, f.name)))
         if (self.dataset_name is None) == (self.train_data_dir is None):
             got = "neither" if self.dataset_name is None else "both"
             raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
-        if self.resolution is not None and (len(self.resolution) not in (1, 2) or min(self.resolution) < 1):
+        if self.resolution is not None and len(self.resolution) not in (1, 2):
             raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
 
         if self.adapter is not None and self.pretrained_model_name_or_path is None:
@@ -212,6 +214,7 @@ class TrainConfig:
 
 
 HINTS = get_type_hints(TrainConfig)
+RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
 
 
 def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
@@ -220,10 +223,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
     Raises:
         UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
     """
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser("train", description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
     parser.add_argument("--config", help="a YAML file of differences")
     for f in fields(TrainConfig):
@@ -234,15 +234,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
         else:
             parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
-    try:
-        known, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        flags = ["--recipe", "--config", *(f"--{f.name}" for f in fields(TrainConfig))]
-        raise UserError(f"unknown flag {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}")
-
-    flags = vars(known)
+    flags = vars(parser.parse_args(argv))
     recipe, config = flags.pop("recipe", None), flags.pop("config", None)
     layers = []
     if recipe is not None:
@@ -279,17 +271,23 @@ def recipes() -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; a UserError says what is wrong with it."""
+    """The settings in a YAML file, all of which there are.
+
+    Raises:
+        UserError: for a file that is not there or no such YAML, or an unknown setting (with the nearest known one).
+    """
     settings = _read_mapping(path)
     for key in settings:
         if key not in HINTS:
-            raise UserError(f"unknown setting {key!r} in {path}{nearest(str(key), list(HINTS))}")
+            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), list(HINTS))}")
     return settings
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:
     """What `recipe.yaml` says in the folder of a finished run, of this version or another: settings that are unknown
-    here are among them, and no value is checked. Empty for a folder without one.
+    here are among them, and no value is checked (`checked`). Empty for a folder without one.
+
+    Whoever made the folder wrote it: what it says of places, on this machine or the Hub, is for the user to confirm.
 
     Raises:
         UserError: for a file that cannot be read.
@@ -300,20 +298,17 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with open(path, encoding="utf-8") as file:
+            settings = plain_yaml.load(file.read(plain_yaml.LENGTH + 1))
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"config file {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config file {path} cannot be read as YAML: {one_line(error)}") from None
+    if settings is None:
+        return {}
     if not isinstance(settings, dict):
         raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
     return settings
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The close of an error's line: the known name most like `name`, if one is like it at all."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
@@ -321,7 +316,7 @@ def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
     known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
     for name in arguments:
         if name not in known:
-            raise UserError(f"{cls.__name__} has no argument {name!r}{nearest(name, known)}")
+            raise UserError(f"{cls.__name__} has no argument {shown(name)}{nearest(str(name), known)}")
     return arguments
 
 
@@ -336,42 +331,52 @@ def _from_text(name: str, value: Any) -> Any:
     """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
     if isinstance(value, bool) or _kind(HINTS[name]) is str:
         return None if value in ("null", "None") else value
+    if isinstance(value, list):
+        return value if str in get_args(HINTS[name]) else [parsed(name, item) for item in value]
+    return parsed(name, value)
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value of a flag whose text is YAML.
+
+    Raises:
+        UserError: for what is none.
+    """
     try:
-        if isinstance(value, list):
-            return value if str in get_args(HINTS[name]) else [yaml.safe_load(item) for item in value]
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"{name} must be YAML: got {value!r}") from None
+        return plain_yaml.load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} must be YAML: got {shown(text)} ({one_line(error)})") from None
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value of a setting in the type and within the rules that it has.
+
+    Raises:
+        UserError: for one that has another type or breaks a rule.
+    """
+    return _checked(name, HINTS[name], value)
 
 
 def _checked(name: str, hint: Any, value: Any) -> Any:
-    """The value in the type that the hint asks for, or a UserError."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
             return None
         (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}: got {value!r}")
+            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}: got {shown(value)}")
         return value
     if get_origin(hint) is list:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [_checked(name, get_args(hint)[0], item) for item in items]
     if get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{name} must be a mapping of names to values: got {value!r}")
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{name} must be a mapping of names to values: got {shown(value)}")
         return dict(value)
-    wrong = UserError(f"{name} must be {'text' if hint is str else f'of type {hint.__name__}'}: got {value!r}")
-    if hint in (bool, str):
-        if not isinstance(value, hint):
-            raise wrong
-        return value
-    if isinstance(value, bool):
-        raise wrong
-    try:
-        number = float(value)  # YAML reads 1e-3 as text
-    except (TypeError, ValueError):
-        raise wrong from None
-    if hint is int and not (isinstance(value, int) or number.is_integer()):
-        raise wrong
-    return value if isinstance(value, hint) else hint(number)
+    if hint in (int, float):
+        return number(name, hint, value, *RULES[name])
+    if not isinstance(value, hint):
+        raise UserError(f"{name} must be {'text' if hint is str else 'of type bool'}: got {shown(value)}")
+    if value == "" and HINTS[name] != list[str]:
+        raise UserError(f"{name} must not be empty: got ''")
+    return value

@@ -8,7 +8,6 @@ average's profile over the steps, as a share of the run: short ones follow the l
 best differs from run to run and with guidance; the paper's were 0.015 to 0.135 (arXiv 2312.02696, Table 6).
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mezzotint import MezzotintPipeline
+from mezzotint_training.arguments import Parser, text
 from mezzotint_training.averages import LENGTHS, LONGEST, gamma_of, snapshots
 from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.saved import load_pipeline
@@ -30,20 +30,17 @@ TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mezzotint ema", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run_dir", help="a finished run's output_dir")
-    parser.add_argument("--length", type=float, required=True, help=f"above 0 and below {LONGEST:.4f}")
-    parser.add_argument("--step", type=int, help="the average as of this snapshot (default: the last)")
-    parser.add_argument("--output", required=True, help="the folder to write, new or empty")
-    args = parser.parse_args(argv)
-    run_dir, output = Path(args.run_dir), Path(args.output)
+    parser = Parser("ema", __doc__)
+    parser.add_argument("run_dir", type=text, help="a finished run's output_dir")
+    parser.number("length", float, required=True, help=f"above 0 and below {LONGEST:.4f}")
+    parser.number("step", int, help="the average as of this snapshot (default: the last)")
+    parser.add_argument("--output", type=text, required=True, help="the folder to write, new or empty")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
     def program() -> None:
+        args = parser.parse_args(argv)
+        run_dir, output = Path(args.run_dir), Path(args.output)
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise UserError(f"output must be a new or an empty folder: got {output}")
         paths = snapshots(run_dir)

@@ -74,8 +74,9 @@ def exit_code(program: Callable[[], object], disk_full_hint: str = "") -> int:
         code = program()
         return code if isinstance(code, int) and not isinstance(code, bool) else 0
     except UserError as error:
-        # One raised in a data worker comes with that worker's traceback above it
-        line = str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        line = str(error)
+        if line.startswith("Caught UserError in "):  # a data worker, whose traceback comes along
+            line = line.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         return _ended(line, BAD_INPUT)
     except CannotGoOn as error:
         return _ended(str(error), CANNOT_GO_ON)
@@ -113,5 +114,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _ended(line: str, code: int) -> int:
-    print(f"mezzotint: {line}", file=sys.stderr)
+    """One line that a screen can show, whatever names and values of others are in it."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    print(f"mezzotint: {line if len(line) <= 1000 else f'{line[:800]} ... {line[-190:]}'}", file=sys.stderr)
     return code
