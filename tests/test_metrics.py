@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mezzotint_training import metrics
 from mezzotint_training.config import UserError
@@ -302,6 +303,35 @@ def test_a_picture_encoder_of_transformers_is_loaded_and_asked(tmp_path):
         tmp_path / "dino"
     )
     assert PretrainedFeatures(str(tmp_path / "dino"), torch.device("cpu"))(pixels).shape == (5, 8)
+
+    # A weight that is missing would be drawn, and figures with it
+    tensors = load_file(tmp_path / "dino" / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "layernorm.weight"}, tmp_path / "dino" / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be loaded: 1 weights are missing or of another shape \(layernorm.wei"):
+        PretrainedFeatures(str(tmp_path / "dino"), torch.device("cpu"))
+
+
+def test_a_pooler_that_was_not_published_is_not_asked(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8
+    )
+    vit = transformers.ViTModel(config).eval()
+    vit.save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    processor = transformers.ViTImageProcessorPil(size=size)
+    processor.save_pretrained(tmp_path)
+    pixels, _ = blobs(5)
+    images = [Image.fromarray(x[0].numpy()).convert("RGB") for x in pixels]
+    with torch.no_grad():
+        output = vit(processor(images=images, return_tensors="pt").pixel_values)
+    look = PretrainedFeatures(str(tmp_path), torch.device("cpu"))
+    torch.testing.assert_close(look(pixels), output.pooler_output.double())
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {k: v for k, v in tensors.items() if not k.startswith("pooler")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    look = PretrainedFeatures(str(tmp_path), torch.device("cpu"))
+    torch.testing.assert_close(look(pixels), output.last_hidden_state[:, 0].double())
 
 
 def test_what_cannot_be_had_is_said_in_one_line(tmp_path, monkeypatch):

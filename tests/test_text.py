@@ -1,6 +1,8 @@
 """Captions to hidden states: a batch with its padding and mask against each caption encoded on its own; what is kept on
 disk against what the encoder says, and a build that was killed against one that was not."""
 
+import contextlib
+import json
 import random
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from tiny_run import TEXT_ENCODER, tree
 
 from mezzotint_training import cache, text
 from mezzotint_training.config import TrainConfig, UserError
+from mezzotint_training.features import PretrainedFeatures
 from mezzotint_training.text import TextEncoding, load_text_encoder, new_text_encoder, train_what_is_read
 
 CAPTIONS = ["a red boot", "", "ein rotes Schloß", "a red boot", "x", "a red boot in the rain of the last day of May"]
@@ -319,16 +322,21 @@ def test_the_small_encoder_is_as_it_was_asked_for():
     assert {name: getattr(config, name) for name in TEXT_ENCODER} == TEXT_ENCODER
     assert (config.vocab_size, config.dropout_rate, tokenizer.model_max_length) == (384, 0.0, 9)
     assert max(tokenizer("\U0010ffff ÿ").input_ids) < 384
-    config = TrainConfig(dataset_name="digits", text_encoder=TEXT_ENCODER | {"dropout_rate": 0.1, "vocab_size": 300})
+    config = TrainConfig(dataset_name="digits", text_encoder=TEXT_ENCODER | {"dropout_rate": 0.1, "vocab_size": 390})
     text_encoder, _ = new_text_encoder(config)
-    assert (text_encoder.config.dropout_rate, text_encoder.config.vocab_size) == (0.1, 300)
+    assert (text_encoder.config.dropout_rate, text_encoder.config.vocab_size) == (0.1, 390)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"d_modle": 8}, r"T5Config has no argument 'd_modle'; did you mean d_model\?"),
-        ({"d_model": "wide"}, "text_encoder: .*'d_model' expected int, got str"),
+        ({"d_model": "wide"}, "the text_encoder's d_model must be of type int: got 'wide'"),
+        ({"d_model": 0}, "the text_encoder's d_model must be at least 1: got 0"),
+        ({"num_layers": -1}, "the text_encoder's num_layers must be at least 1: got -1"),
+        ({"num_layers": 10**9}, "the text_encoder's num_layers must be at most 1,024: got 1000000000"),
+        ({"vocab_size": 300}, "the tokenizer has tokens up to 383, the encoder knows 300: they do not fit"),
+        ({"feed_forward_proj": "none at all"}, "text_encoder cannot be made: "),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -469,3 +477,65 @@ def test_weights_in_a_pickle_are_refused(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no file named model.safetensors"):
         load_text_encoder(str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------- somebody's encoder
+
+
+def evil(folder: Path, mark: Path, parts: str) -> None:
+    """Give a saved encoder code of its own, which leaves a mark, by `auto_map` in its configuration or tokenizer's."""
+    (folder / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom transformers import *\n"
+        "class C(BertConfig): model_type = 'evil'\nclass M(BertModel): config_class = C\nclass T(BertTokenizer): pass\n"
+    )
+    if "model" in parts:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+        (folder / "config.json").write_text(json.dumps(config))
+    if "tokenizer" in parts:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("parts", ["model", "tokenizer", "model and tokenizer"])
+def test_no_code_of_an_encoder_runs_and_nobody_is_asked(parts, tmp_path, monkeypatch):
+    bert(tmp_path / "bert")
+    evil(tmp_path / "bert", tmp_path / "mark", parts)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: (tmp_path / "asked").touch() or "y")
+    with contextlib.suppress(UserError):  # a tokenizer without its code may be another that is installed
+        load_text_encoder(str(tmp_path / "bert"))
+    with pytest.raises(UserError, match="^features '.*' cannot be loaded: [^\n]+$"):
+        PretrainedFeatures(str(tmp_path / "bert"), torch.device("cpu"))
+    assert not (tmp_path / "mark").exists() and not (tmp_path / "asked").exists()
+
+
+def spoilt(folder: Path, name: str, **changes) -> None:
+    settings = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps(settings))
+
+
+def another_tokenizer(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(20))]
+    transformers.BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (another_tokenizer, "the tokenizer has tokens up to 24, the encoder knows 9: they do not fit"),
+        (lambda folder: spoilt(folder, "tokenizer_config.json", pad_token=None), "padding token"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header"),
+        (lambda folder: (folder / "config.json").write_text("[]"), ""),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ""),
+        (lambda folder: (folder / "config.json").write_text("[" * 50_000), ""),
+    ],
+)
+def test_an_encoder_that_is_damaged_or_whose_tokenizer_is_anothers_is_one_line(damage, words, tmp_path):
+    bert(tmp_path / "bert")
+    damage(tmp_path / "bert")
+    with pytest.raises(UserError) as error:
+        load_text_encoder(str(tmp_path / "bert"))
+    assert str(error.value).startswith(f"text_encoder_name_or_path {tmp_path / 'bert'} cannot be loaded: ")
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mezzotint_training.encoders import load_whole
 from mezzotint_training.errors import UserError, loading, one_line
 from mezzotint_training.report import progress as show
 
@@ -283,14 +284,14 @@ class InceptionFeatures:
 
 class PretrainedFeatures:
     """What a picture encoder of transformers (CLIP, SigLIP, DINOv2, ViT, ...) makes of pictures, which it gets as its
-    own image processor prepares them: a two-tower model's image features, else the pooled output, else the first
-    token's.
+    own image processor prepares them: a two-tower model's image features, else the pooled output if it has learned one,
+    else the first token's.
 
     Args:
         name: of a folder or on the Hub, or one of `PRETRAINED`.
 
     Raises:
-        UserError: for one that cannot be loaded.
+        UserError: for one that cannot be loaded, or makes nothing of a picture.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -298,9 +299,12 @@ class PretrainedFeatures:
 
         source = PRETRAINED.get(name, name)
         with loading(f"features {name!r}"):
-            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
-            loaded: Any = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
-        self.model, self.device = loaded.to(device).eval(), device
+            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(
+                source, trust_remote_code=False, backend="pil"
+            )
+            loaded, self.pools = load_whole(transformers.AutoModel, source)
+            self.model, self.device = loaded.to(device).eval(), device
+            self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
     @torch.no_grad()
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -310,6 +314,6 @@ class PretrainedFeatures:
                 images=list(some.cpu().numpy()), return_tensors="pt", input_data_format="channels_first"
             )
             output = see(pixel_values=prepared.pixel_values.to(self.device))
-            pooled = getattr(output, "pooler_output", None)
+            pooled = getattr(output, "pooler_output", None) if self.pools else None
             found.append(output.last_hidden_state[:, 0] if pooled is None else pooled)
         return torch.cat(found).double().cpu().flatten(1)

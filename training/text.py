@@ -13,9 +13,11 @@ import transformers
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
+from mezzotint_training.arguments import at_least, at_most, number
 from mezzotint_training.cache import FORMAT, Cache, Recent
 from mezzotint_training.config import TrainConfig, known_arguments
-from mezzotint_training.errors import UserError, loading
+from mezzotint_training.encoders import load_whole
+from mezzotint_training.errors import UserError, loading, one_line
 
 # Bytes of hidden states (of a frozen encoder) or tokens (of a trained one) that are kept in memory
 RECENT_BYTES = 2**28
@@ -26,31 +28,57 @@ ROWS = 32
 def new_text_encoder(config: TrainConfig):
     """The small encoder that needs no download: T5 on bytes, whose tokenizer needs no vocabulary file (ByT5,
     <https://huggingface.co/papers/2105.13626>; 384 is the size of its table)."""
-    arguments = known_arguments(config.text_encoder, transformers.T5Config)
+    arguments = {"vocab_size": 384, "dropout_rate": 0.0, **known_arguments(config.text_encoder, transformers.T5Config)}
+    most = {
+        "vocab_size": 2**20,
+        "d_model": 2**16,
+        "d_kv": 2**16,
+        "d_ff": 2**18,
+        "num_layers": 2**10,
+        "num_heads": 2**10,
+    }
+    for name in arguments.keys() & most.keys():
+        number(f"the text_encoder's {name}", int, arguments[name], at_least(1), at_most(most[name]))
     try:
-        t5_config = transformers.T5Config(**{"vocab_size": 384, "dropout_rate": 0.0, **arguments})
-    except StrictDataclassError as error:
-        raise UserError(f"text_encoder: {' '.join(str(error).split())}") from None
-    return transformers.T5EncoderModel(t5_config), transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
+        text_encoder = transformers.T5EncoderModel(transformers.T5Config(**arguments))
+        tokenizer = transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
+        _try(text_encoder, tokenizer)
+    except (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"text_encoder cannot be made: {one_line(error)}") from None
+    return text_encoder, tokenizer
 
 
 def load_text_encoder(source: str):
     """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
     with loading(f"text_encoder_name_or_path {source}"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        kind = transformers.AutoConfig.from_pretrained(source).model_type
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        kind = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
         cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
         if cls is None:
             known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
             cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
-        loaded: Any = cls.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        model, report = loaded
-        bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        if bad := [key for key in bad if not key.startswith("pooler.")]:  # which we don't use, and many lack
-            raise ValueError(f"{len(bad)} weights are missing or of another shape ({', '.join(bad[:3])})")
-        return model, tokenizer
+        text_encoder, _ = load_whole(cls, source)
+        _try(text_encoder, tokenizer)
+        return text_encoder, tokenizer
+
+
+def _try(text_encoder: Any, tokenizer: Any) -> None:
+    """Encode a text, and see that the two belong together.
+
+    Raises:
+        ValueError: for a tokenizer that has no padding or tokens that the encoder does not know; an encoder that cannot
+            do it raises what it likes.
+    """
+    highest, rows = max(tokenizer.get_vocab().values()), text_encoder.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise ValueError(f"the tokenizer has tokens up to {highest}, the encoder knows {rows}: they do not fit")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer must have a padding token: it has none")
+    ids = torch.tensor([tokenizer("a").input_ids])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        states = text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    if states.shape[-1] != text_encoder.config.hidden_size:
+        raise ValueError(f"hidden states must be {text_encoder.config.hidden_size} wide: got {states.shape[-1]}")
 
 
 def train_what_is_read(text_encoder) -> None:
