@@ -1,13 +1,14 @@
 """One picture: its pixels against numpy's, and what its header alone says against what its file holds."""
 
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps
 
-from mezzotint_training.pictures import open_picture, read_header, read_picture
+from mezzotint_training.pictures import EXTENSIONS, FORMATS, open_picture, read_header, read_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 
@@ -143,3 +144,39 @@ def test_a_large_jpeg_is_not_decoded_at_its_full_size_and_looks_the_same(size, t
     assert np.abs(made.astype(int) - expected).mean() < 1 and np.abs(made.astype(int) - expected).max() < 12
     np.testing.assert_array_equal(decoded(encoded(Image.fromarray(NOISE), "JPEG")), np.asarray(
         Image.open(io.BytesIO(encoded(Image.fromarray(NOISE), "JPEG")))))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def test_the_formats_are_those_of_the_endings():
+    Image.init()
+    assert {Image.EXTENSION[ending] for ending in EXTENSIONS} == set(FORMATS)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO", "TGA", "SGI"])
+def test_a_file_of_another_format_is_none_whatever_its_name_and_starts_no_program(kind, tmp_path, monkeypatch):
+    """Pillow has Ghostscript read an EPS."""
+    mark = tmp_path / "mark"
+    for name in ("gs", "gswin32c", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {mark}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # as it was found, or was not
+    file = tmp_path / "0.png"
+    file.write_bytes(encoded(Image.fromarray(NOISE), kind))
+    for cell in (
+        {"bytes": file.read_bytes(), "path": "0.png"},
+        {"bytes": pa.py_buffer(file.read_bytes()), "path": None},
+        {"bytes": None, "path": str(file)},
+    ):
+        for read in (read_header, lambda cell: read_picture(cell, 3, (12, 8))):
+            with pytest.raises(ValueError, match="cannot identify image file"):
+                read(cell)
+    assert not mark.exists()
+
+
+def test_a_size_beyond_the_memory_is_no_fault_of_the_picture(monkeypatch):
+    monkeypatch.setattr(ImageOps, "fit", lambda *args, **kwargs: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        decoded(encoded(Image.fromarray(NOISE)), size=(8, 8))

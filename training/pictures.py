@@ -14,6 +14,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Pillow goes by a file's content, whatever its name, and knows formats for which it starts other programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Header(NamedTuple):
@@ -80,9 +82,9 @@ def _opened(cell: dict | None, at_least: int | None = None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(content, pyarrow.Buffer):
-            picture = Image.open(io.BufferedReader(_Mapped(content)))
+            picture = Image.open(io.BufferedReader(_Mapped(content)), formats=FORMATS)
         else:
-            picture = Image.open(io.BytesIO(content) if content else path)
+            picture = Image.open(io.BytesIO(content) if content else path, formats=FORMATS)
     if at_least is not None:
         picture.draft(None, (at_least, at_least))
     return picture
@@ -116,6 +118,8 @@ class _Mapped(io.RawIOBase):
 def _faults_in_one_line():
     try:
         yield
+    except MemoryError:  # of the size that is asked for, no fault of the picture
+        raise
     except Exception as error:  # see open_picture
         line = re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split()))  # always the same for a picture
         raise ValueError(line[:300] or type(error).__name__) from None
