@@ -102,6 +102,17 @@ BAD = {
     ),
     "an argument of another type": ({"unet": UNET | {"block_out_channels": 16}}, ["must be a list of numbers", "16"]),
     "a seed": ({"seed": -1}, ["seed must be at least 0: got -1"]),
+    "an empty place": ({"output_dir": ""}, ["output_dir must not be empty: got ''"]),
+    "a batch beyond sense": ({"train_batch_size": 10**12, "plan": True}, ["train_batch_size must be at most 65,536"]),
+    "a resolution beyond sense": ({"resolution": [100_000]}, ["resolution must be at most 8,192: got 100000"]),
+    "more drawing steps than levels": (
+        {"num_inference_steps": 1001},
+        ["num_inference_steps must be at most 1,000: got 1001"],
+    ),
+    "an encoder of no width": (
+        {"text_encoder": {"d_model": 0, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}},
+        ["the text_encoder's d_model must be at least 1: got 0"],
+    ),
     "half precision on a CPU": (
         {"mixed_precision": "fp16"},
         ["fp16 needs a GPU", "got a CPU", "possible are bf16 and"],

@@ -175,3 +175,11 @@ def test_ends_of_the_range_are_finite():
         assert draw_timesteps(config, scheduler, torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, 999]
     with pytest.raises(UserError, match="logit_std must be a number above 0: got 0"):
         TrainConfig(dataset_name="digits", logit_std=0)
+
+
+@pytest.mark.parametrize("scheme", ["logit_normal", "laplace"])
+@pytest.mark.parametrize(("mean", "std"), [(1e308, 1.0), (-1e308, 1.0), (0.0, 1e308), (1e308, 1e308), (0.0, 1e-300)])
+def test_levels_are_levels_whatever_they_are_drawn_around(scheme, mean, std):
+    config = TrainConfig(dataset_name="digits", weighting_scheme=scheme, logit_mean=mean, logit_std=std)
+    timesteps = draw_timesteps(config, MezzotintScheduler(), torch.linspace(0, 1, 101)[:-1])
+    assert bool(((timesteps >= 0) & (timesteps <= 999)).all())

@@ -93,6 +93,14 @@ def test_small_batches_are_measured_too(batch_size):
     assert process.tried == sorted(set(process.tried)) and process.tried[-1] == batch_size
 
 
+def test_a_batch_beyond_sense_is_not_tried_at_an_eighth():
+    """65,536 pictures, of which no more than some hundred would fit."""
+    process = Process(fixed=1000, each=100)
+    found = plan.memory(process.step, process.peak, 65_536, still_to_come=0, available=50_000)
+    assert process.tried == [64, 256] and found["fits"] == 440
+    assert found["peak"] == 1000 + 65_536 * 100
+
+
 def test_a_container_has_what_it_was_given(monkeypatch, tmp_path):
     limits = {"memory.max": "5000000000\n", "memory.current": "1000000000\n"}
     for name, text in limits.items():
@@ -186,6 +194,11 @@ def test_seconds_are_those_of_the_steps_after_the_warm_up():
     assert found["parts"] == {"training": 980.0} and found["total"] == 980.0
     assert plan.seconds(config, [2.0, 4.0], [0.0, 0.0], step=2)["seconds_per_step"] == 3.0
     assert plan.seconds(config, [1.0], [0.0], step=1000)["total"] == 0.0
+
+
+def test_an_end_beyond_the_calendar_is_not_dated():
+    (_, line) = plan.time_lines(plan.seconds(settings(max_train_steps=10**9), [1e6] * 8, [0.0] * 8, 0))
+    assert line.startswith("time         1.16e+10 days for 1,000,000,000 steps (training ")
 
 
 def test_drawings_and_held_out_losses_cost_their_forward_passes():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from diffusers.training_utils import generate_aspect_ratio_buckets, parse_buckets_string
 
+from mezzotint_training.arguments import SIDE, number, shown
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.errors import UserError
 
@@ -32,9 +33,13 @@ def size_buckets(config: TrainConfig, size: tuple[int, int], factor: int) -> lis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers' rule is 8, ours stands below
             found = parse_buckets_string(text)
-    except ValueError as error:
-        raise UserError(f"aspect_ratio_buckets must be 'auto' or 'height,width;height,width;...': {error}") from None
+    except ValueError:
+        raise UserError(
+            f"aspect_ratio_buckets must be 'auto' or 'height,width;height,width;...': got {shown(text)}"
+        ) from None
     for height, width in found:
+        for side in (height, width):
+            number("aspect_ratio_buckets", int, side, *SIDE)
         if height % factor or width % factor:
             raise UserError(f"aspect_ratio_buckets must be multiples of {factor} for this model: got {height},{width}")
     return found

@@ -155,6 +155,7 @@ def memory(
         agreed: whether any process says so; they stop together.
     """
     sizes = sorted({max(1, batch_size // share) for share in (8, 4, 2, 1)})
+    sizes = [size for size in (64, 256, 1024, 4096, 16384) if 4 * size <= sizes[0]] + sizes  # of a batch beyond sense
     sizes += [batch_size * factor for factor in (2, 4, 8, 16)] if beyond else []
     measured, risen = {0: peak()}, []
     fixed, slope, started = 0.0, 0.0, time.perf_counter()
@@ -306,12 +307,13 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
 
 def time_lines(of: Mapping[str, Any], now: datetime | None = None) -> list[str]:
     """The result of `seconds` in words, with the time of day at which the run will end."""
-    end = (now or datetime.now()) + timedelta(seconds=of["total"])
+    days = of["total"] / 86400
+    end = f", until {(now or datetime.now()) + timedelta(days):%Y-%m-%d %H:%M}" if days < 365_000 else ""
     parts = ", ".join(f"{name} {_span(value)}" for name, value in of["parts"].items())
     return [
         f"{'speed':<12} {of['seconds_per_step']:.3g} s a step (median of {of['measured_over']}), "
         f"{of['images_per_second']:.3g} images/s, {of['data_wait']:.0%} of the time waiting for data",
-        f"{'time':<12} {_span(of['total'])} for {of['left']:,} steps, until {end:%Y-%m-%d %H:%M} ({parts})",
+        f"{'time':<12} {_span(of['total'])} for {of['left']:,} steps{end} ({parts})",
     ]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintUNetModel
+from mezzotint_training.arguments import at_least, at_most, number, shown
 from mezzotint_training.config import TrainConfig, known_arguments
-from mezzotint_training.errors import UserError
+from mezzotint_training.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,15 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
 def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     """Settle the U-Net's shape; returns the channels of its widest level."""
     given, side = config.given.get("unet", {}), min(facts.height, facts.width)
+    for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
+        values = given.get(name)
+        if values is not None and not (isinstance(values, list) and values):
+            raise UserError(f"the unet's {name} must be a list of numbers, one a level: got {shown(values)}")
+        for value in values or ():
+            number(f"the unet's {name}", int, value, at_least(least), at_most(65_536 if least else 1024))
+    for name in given.keys() & size.unet.keys():
+        most = 1024 if name == "layers_per_block" else 65_536
+        number(f"the unet's {name}", int, given[name], at_least(1), at_most(most))
     shape = given.get("block_out_channels") or given.get("transformer_layers_per_block")
     if shape is not None:
         levels = len(shape)
@@ -215,14 +225,14 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         try:
             with torch.device("meta"):
                 counts.append(MezzotintUNetModel(**arguments, block_out_channels=channels).num_parameters())
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"unet got an argument that it cannot take: {error}") from None
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise UserError(f"unet got an argument that it cannot take: {one_line(error)}") from None
     over = len(counts) - 1  # of this and the one below the nearer, in proportion
-    number = over if over == 1 or counts[over] * counts[over - 1] < size.parameters**2 else over - 1
+    units = over if over == 1 or counts[over] * counts[over - 1] < size.parameters**2 else over - 1
     shape = settle(
         "unet.block_out_channels",
-        [number * unit * multiple for multiple in multiples],
-        f"{counts[number] / 1e6:.1f} M parameters, nearest to the {size.parameters / 1e6:.0f} M of size {config.size}",
+        [units * unit * multiple for multiple in multiples],
+        f"{counts[units] / 1e6:.1f} M parameters, nearest to the {size.parameters / 1e6:.0f} M of size {config.size}",
     )
     return max(shape)
 

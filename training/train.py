@@ -40,6 +40,7 @@ from diffusers.training_utils import EMAModel
 from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
 from mezzotint_training import checkpoint, plan, sharding
 from mezzotint_training.adapters import add_adapters
+from mezzotint_training.arguments import at_most, number
 from mezzotint_training.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
 from mezzotint_training.components import new_components, pretrained_components
 from mezzotint_training.config import TrainConfig, parse_args
@@ -111,6 +112,7 @@ def train(config: TrainConfig) -> Path:
     source.normalise(unet.config.sample_mean, unet.config.sample_std)
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
+    number("num_inference_steps", int, config.num_inference_steps, at_most(len(scheduler)))
     train_text = config.train_text_encoder
     if train_text is None:
         train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
