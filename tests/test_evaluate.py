@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 from types import SimpleNamespace
 
@@ -168,7 +169,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     args = SimpleNamespace(
         checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluate.DATA)
     )
-    _, (_, test), classes = evaluate.real_pictures(args, pipe)
+    (_, test), classes = evaluate.real_pictures(args, evaluate.data_settings(args), pipe)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
     found = evaluate.held_out_loss(pipe, test, args, torch.device("cpu"))
     assert [x["level"] for x in found] == list(LEVELS)
@@ -188,7 +189,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"count": 39}, "count must be 40 or more: got 39"),
+        ({"count": 39}, "count must be at least 40: got 39"),
         ({"copy_alarms": 1}, "copy_alarms must be between 0 and 1: got 1"),
         ({"copy_features": "clip"}, "copy_features must be pixels or among the features (random, classifier): got 'cl"),
         ({"split": "dev"}, "validation_split 'dev' is not there: got 'train', 'test'"),
@@ -205,6 +206,107 @@ def test_bad_input_is_said_in_one_line(run, tmp_path, settings, words):
     assert err.count("\n") == 1 and err.startswith(f"mezzotint: {words.format(tmp=tmp_path)}"), err
 
 
+def said(capsys, *argv) -> str:
+    """The one line of a program that must refuse its input."""
+    assert cli.main([*map(str, argv), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"output": "{tmp}"}, "output must be a file: got the folder {tmp}"),
+        ({"output": ""}, "argument --output: must not be empty: got ''"),
+        ({"device": "quantum"}, "device must be one of this machine's (cpu"),
+        ({"device": "cuda:99"}, "device must be one of this machine's (cpu"),
+        ({"device": ""}, "device must be one of this machine's (cpu"),
+        ({"seed": 2**63}, "seed must be at most 1,000,000,000,000: got"),
+        ({"guidance_scale": "nan"}, "guidance_scale must be a finite number: got nan"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1: got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1: got 0"),
+        ({"batch_size": 10**12}, "batch_size must be at most 65,536: got"),
+        ({"judge_steps": 10**12}, "judge_steps must be at most 1,000,000: got"),
+        ({"choices": 1}, "choices must be at least 2: got 1"),
+        ({"copy_alarms": "nan"}, "copy_alarms must be between 0 and 1: got nan"),
+        ({"count": True}, "count must be of type int: got 'True'"),
+    ],
+)
+def test_nothing_is_loaded_for_arguments_that_are_wrong(folder, tmp_path, capsys, monkeypatch, flags, words):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    flags = [text.format(tmp=tmp_path) for name, value in flags.items() for text in (f"--{name}", str(value))]
+    assert cli.main(["evaluate", str(folder), "--device", "cpu", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: {words.format(tmp=tmp_path)}") and err.count("\n") == 1, err
+
+
+def test_steps_beyond_the_schedulers_are_said_before_anything_is_drawn(folder, capsys):
+    assert "num_inference_steps must be at most 1,000: got 1001" in said(
+        capsys, "evaluate", folder, "--num_inference_steps", 1001
+    )
+
+
+def test_a_set_that_only_somebodys_recipe_names_is_neither_fetched_nor_read(folder, tmp_path, capsys, monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(evaluate, "load_splits", load)
+    for place in ("dataset_name: user/set", f"train_data_dir: {tmp_path}", "train_data_dir: digits"):
+        (folder / "recipe.yaml").write_text(f"{place}\n")
+        name, value = place.split(": ")
+        err = said(capsys, "evaluate", folder)
+        assert err == f"mezzotint: evaluate reads the set that the recipe names if you name it too: --{name} {value}\n"
+
+
+def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tmp_path):
+    def config(**given):
+        return evaluate.data_settings(SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluate.DATA) | given))
+
+    recipe = "train_data_dir: elsewhere/sprites\ncaption_column: title\nmax_train_samples: 50\nof_another_version: 1\n"
+    (folder / "recipe.yaml").write_text(recipe)
+    same = config(train_data_dir=str(tmp_path / "sprites"))
+    assert (same.train_data_dir, same.caption_column, same.max_train_samples) == (
+        str(tmp_path / "sprites"), "title", 50
+    )  # fmt: skip
+    assert config(train_data_dir="sprites", caption_column="name").caption_column == "name"
+    other = config(train_data_dir="others")
+    assert (other.caption_column, other.max_train_samples) == ("text", None)
+    assert config(dataset_name="digits").train_data_dir is None
+    (folder / "recipe.yaml").write_text("dataset_name: digits\nnum_validation_samples: 7\n")
+    assert (config().dataset_name, config().num_validation_samples) == ("digits", 7)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("seed: [1", "cannot be read as YAML"),
+        ("a: &a [*a]", "aliases are not possible here"),
+        ("- 1", "must hold 'name: value' lines: got list"),
+        ("dataset_name: [digits]", "dataset_name must be text: got ['digits']"),
+        ("dataset_name: digits\nmax_train_samples: lots", "max_train_samples must be of type int: got 'lots'"),
+        ("dataset_name: digits\ndataset_name: digits", "the key 'dataset_name' comes twice"),
+    ],
+)
+def test_a_broken_recipe_is_said_before_the_work(folder, capsys, monkeypatch, text, words):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    (folder / "recipe.yaml").write_text(text)
+    assert words in said(capsys, "evaluate", folder)
+
+
+def test_a_folder_that_takes_no_card_is_said_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    finished(folder, pictures=300)
+    (folder / "evaluation.json").write_text('{"settings": []}')
+    assert f"what the card of {folder} is made of cannot be loaded: " in said(capsys, "evaluate", folder, "--card")
+    (folder / "evaluation.json").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(folder))  # for root, permissions do not bind
+    assert f"checkpoint must be a folder that may be written to: got {folder}" in said(
+        capsys, "evaluate", folder, "--card"
+    )
+
+
 def test_a_card_takes_figures_of_the_runs_own_pictures_in_its_folder(run, folder, capsys):
     finished(folder, pictures=301)
     assert run(card=[])[2] == "mezzotint: card needs the very pictures that were trained on, 301: got 300\n"
@@ -216,6 +318,6 @@ def test_a_card_takes_figures_of_the_runs_own_pictures_in_its_folder(run, folder
 def test_a_checkpoint_without_data_or_that_is_none(run, folder, capsys):
     (folder / "recipe.yaml").unlink()
     assert run()[2].startswith("mezzotint: evaluate needs real pictures: --train_data_dir or --dataset_name, or a rec")
-    assert cli.main(["evaluate", str(folder / "unet"), "--device", "cpu"]) == 2
+    assert cli.main(["evaluate", str(folder / "unet"), "--dataset_name", "digits", "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"mezzotint: checkpoint {folder / 'unet'} cannot be loaded: ") and err.count("\n") == 1

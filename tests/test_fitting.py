@@ -2,14 +2,18 @@
 pipeline."""
 
 import json
+import os
+import shutil
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from test_few_steps import mixture, randn
+from tiny_run import tree
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training import fit_scheduler
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, GaussianMixture
 from mezzotint_training.fitting import Ends, Form, descend, ends_and_slopes, fit, read_off, run, solve, with_history
@@ -181,13 +185,82 @@ def test_networks_are_fitted_in_whole_float32(make_pipe, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--steps", "1"], "steps must be at least 2, one step has nothing to fit: got 1"),
+        (["--steps", "4", "1000"], "steps must be at most 100: got 1000"),
         (["--noises", "1"], "noises must be at least 2: got 1"),
+        (["--noises", "1000000000"], "noises must be at most 100,000: got 1000000000"),
         (["--history", "0"], "history must be at least 1: got 0"),
+        (["--starts", "0"], "starts must be at least 1: got 0"),
+        (["--teacher_steps", "0"], "teacher_steps must be at least 1: got 0"),
+        (["--teacher_steps", "12"], "teacher_steps must be at least twice the steps, 20: got 12"),
+        (["--guidance_scale", "2", "nan"], "guidance_scale must be a finite number: got nan"),
+        (["--guidance_scale", "inf"], "guidance_scale must be a finite number: got inf"),
+        (["--seed", str(2**63)], f"seed must be below 2^63: got {2**63}"),
+        (["--device", "quantum"], "device must be one of this machine's (cpu"),
+        (["--device", ""], "device must be one of this machine's (cpu"),
+        (["--output_dir", ""], "argument --output_dir: must not be empty: got ''"),
+        (["--output_dir", "{tmp}/full"], "output_dir must be a new or an empty folder: got {tmp}/full"),
+        (["--output_dir", "{tmp}/full/notes"], "output_dir must be a new or an empty folder: got {tmp}/full/notes"),
     ],
 )
-def test_bad_input_is_one_line(flags, message, tmp_path, capsys):
-    assert fit_scheduler.main([str(tmp_path), *flags]) == 2
-    assert capsys.readouterr().err == f"mezzotint: {message}\n"
+def test_bad_input_is_one_line_before_anything_is_loaded(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("words")
+    assert fit_scheduler.main([str(tmp_path), *(flag.format(tmp=tmp_path) for flag in flags)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: {message.format(tmp=tmp_path)}") and err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A saved pipeline without text."""
+    folder = tmp_path_factory.mktemp("small") / "pipe"
+    unet = MezzotintUNetModel(**TINY | {"cross_attention_dim": None})
+    MezzotintPipeline(unet, MezzotintScheduler(), None, None).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("recipe.yaml", "seed: [1", "recipe.yaml cannot be read as YAML"),
+        ("recipe.yaml", "a: &a [*a]", "aliases are not possible here"),
+        ("recipe.yaml", "validation_prompts: 7", "validation_prompts must be text: got 7"),
+        ("recipe.yaml", "guidance_scale: .nan", "guidance_scale must be a finite number: got nan"),
+        ("recipe.yaml", "guidance_scale: strong", "guidance_scale must be of type float: got 'strong'"),
+        ("metrics.json", "{", "metrics.json of "),
+        ("evaluation.json", "[]", "what the card of "),
+    ],
+)
+def test_what_is_broken_beside_the_pipeline_is_said_before_the_fit(
+    small, name, content, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(fit_scheduler, "solve", lambda *args: pytest.fail("fitted"))
+    folder = tmp_path / "pipe"
+    shutil.copytree(small, folder)
+    (folder / "recipe.yaml").write_text("seed: 0\n")
+    (folder / "metrics.json").write_text('{"pictures": 1}')
+    (folder / name).write_text(content)
+    before = tree(folder)
+    for output in ([], ["--output_dir", str(tmp_path / "copy")]):
+        assert fit_scheduler.main([str(folder), *output]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.startswith("mezzotint: ") and err.count("\n") == 1, err
+    assert tree(folder) == before and not (tmp_path / "copy").exists()
+
+
+def test_a_folder_that_takes_no_table_is_said_before_the_fit(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("scheduler"))  # root may write anywhere
+    assert fit_scheduler.main([str(small)]) == 2
+    message = f"mezzotint: checkpoint must be a folder that may be written to: got {small / 'scheduler'}\n"
+    assert capsys.readouterr().err == message
+
+
+def test_more_steps_than_the_scheduler_has_are_said_before_the_fit(small, capsys, monkeypatch):
+    monkeypatch.setattr(fit_scheduler, "solve", lambda *args: pytest.fail("fitted"))
+    assert fit_scheduler.main([str(small), "--teacher_steps", "1001", "--device", "cpu"]) == 2
+    assert "mezzotint: teacher_steps must be at most 1,000: got 1001\n" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path, capsys):

@@ -10,8 +10,9 @@ from mezzotint_training import cli
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path):
+def folder(make_pipe, tmp_path, capsys):
     make_pipe().save_pretrained(tmp_path / "tiny")
+    capsys.readouterr()
     return tmp_path / "tiny"
 
 
@@ -51,17 +52,87 @@ def test_prompts_are_rows_and_their_pictures_columns(folder, tmp_path, capsys):
     [
         (["{tmp}/none/at/all", "a"], "{tmp}/none/at/all"),
         (["{tmp}", "a"], "model_index.json"),
-        (["{tmp}/tiny", "a", "--height", "0"], "height must be a positive whole number: got 0"),
-        (
-            ["{tmp}/tiny", "a", "--num_inference_steps", "0"],
-            "num_inference_steps must be a positive whole number: got 0",
-        ),
-        (["{tmp}/tiny", "a", "--num_inference_steps", "1", "--output", "{tmp}/none/x.png"], "none/x.png"),
+        (["{tmp}/tiny", "a", "--num_inference_steps", "1001"], "num_inference_steps must be in [1, 1000]: got 1001"),
+        (["{tmp}/tiny", "a", "--guidance_interval", "2", "1"], "guidance_interval must be two noise levels"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(folder, tmp_path, capsys, argv, words):
     before = sorted(tmp_path.rglob("*"))
     assert sample(*(x.format(tmp=tmp_path) for x in argv)) == 2
-    err = [x for x in capsys.readouterr().err.splitlines() if x and "it/s" not in x]  # but for progress bars
-    assert len(err) == 1 and err[0].startswith("mezzotint: ") and words.format(tmp=tmp_path) in err[0]
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("mezzotint: ") and words.format(tmp=tmp_path) in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--height", "0"], "height must be at least 1: got 0"),
+        (["--width", "-8"], "width must be at least 1: got -8"),
+        (["--height", "1000000"], "height must be at most 8,192: got 1000000"),
+        (["--height", "8.5"], "height must be of type int: got '8.5'"),
+        (["--num_inference_steps", "0"], "num_inference_steps must be at least 1: got 0"),
+        (["--num_images_per_prompt", "0"], "num_images_per_prompt must be at least 1: got 0"),
+        (["--num_images_per_prompt", "1000000000"], "num_images_per_prompt must be at most 1,000: got 1000000000"),
+        (["--seed", str(2**64)], f"seed must be below 2^63: got {2**64}"),
+        (["--guidance_scale", "nan"], "guidance_scale must be a finite number: got nan"),
+        (["--guidance_scale", "inf"], "guidance_scale must be a finite number: got inf"),
+        (["--guidance_interval", "nan", "1"], "guidance_interval must be at least 0: got nan"),
+        (["--output", "{tmp}/none/x.png"], "output must be in a folder that is there: got {tmp}/none/x.png"),
+        (["--output", "{tmp}/tiny/x.png/y.png"], "output must be in a folder that is there: got "),
+        (["--output", "{tmp}"], "output must be a file: got the folder {tmp}"),
+        (["--output", "{tmp}/x.txt"], "output must end in one of .png, .jpg, "),
+        (["--output", "{tmp}/x"], "output must end in one of .png, .jpg, "),
+        (["--output", ""], "output must be a file: got the folder ."),
+        (["--device", "quantum"], "device must be one of this machine's (cpu"),
+        (["--device", "cuda:99"], "device must be one of this machine's (cpu"),
+        (["--device", "meta"], "device must be one of this machine's (cpu"),
+        (["--device", ""], "device must be one of this machine's (cpu"),
+    ],
+)
+def test_nothing_is_loaded_for_arguments_that_are_wrong(folder, tmp_path, capsys, monkeypatch, argv, words):
+    monkeypatch.setattr(MezzotintPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert cli.main(["sample", str(folder), "a", "--device", "cpu", *(x.format(tmp=tmp_path) for x in argv)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: {words.format(tmp=tmp_path)}") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[: len(x) // 2], lambda x: b"garbage" * 99])
+def test_damaged_weights_are_one_line(folder, capsys, name, damage):
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    assert sample(folder, "a") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: checkpoint {folder} cannot be loaded: ") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "text_encoder/config.json"])
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "[" * 50_000, "{", '{"a": 1e999}', ""])
+def test_damaged_configurations_are_one_line(folder, capsys, name, text):
+    (folder / name).write_text(text)
+    assert sample(folder, "a") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mezzotint: checkpoint {folder} cannot be loaded: ") and err.count("\n") == 1, err
+
+
+def test_a_picture_that_cannot_be_encoded_leaves_the_one_that_was_there(folder, tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"another picture")
+    monkeypatch.setattr(Image.Image, "save", lambda self, file, kind: (_ for _ in ()).throw(OSError("no encoder")))
+    assert sample(folder, "a", "--num_inference_steps", 1, "--output", tmp_path / "x.png") == 3
+    assert (tmp_path / "x.png").read_bytes() == b"another picture"
+
+
+def test_a_picture_beyond_the_memory_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    def call(self, *args, **kwargs):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(MezzotintPipeline, "__call__", call)
+    assert sample(folder, "a", "--output", tmp_path / "x.png") == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("mezzotint: the memory is full: ") and not (tmp_path / "x.png").exists()
+
+
+def test_a_long_prompt_is_drawn(folder, tmp_path, capsys):
+    assert sample(folder, "x" * 10**6, "--num_inference_steps", 1, "--output", tmp_path / "x.jpg") == 0
+    assert capsys.readouterr().out == f"1 picture of 8x8: {tmp_path / 'x.jpg'}\n"
+    assert Image.open(tmp_path / "x.jpg").format == "JPEG"

@@ -98,6 +98,19 @@ def check_trained_on(folder: Path, pictures: int) -> None:
         raise UserError(f"card needs the very pictures that were trained on, {metrics['pictures']:,}: got {pictures:,}")
 
 
+def check(folder: Path) -> None:
+    """See that a card can be made of what is in the folder of a finished run.
+
+    Raises:
+        UserError: for settings, figures or an evaluation there that are not what was written.
+    """
+    path = folder / EVALUATION
+    with loading(f"what the card of {folder} is made of"):
+        _run(folder)
+        if path.is_file():
+            table(json.loads(path.read_text(encoding="utf-8")))
+
+
 def rewrite(folder: Path) -> None:
     """Write the card of a finished run anew, after something in its folder was.
 

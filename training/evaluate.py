@@ -30,16 +30,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-import yaml
 
 from mezzotint import MezzotintScheduler
 from mezzotint_training import card
-from mezzotint_training.config import TrainConfig
+from mezzotint_training.arguments import (
+    COUNT,
+    FINITE,
+    Parser,
+    Rule,
+    at_least,
+    at_most,
+    number,
+    text,
+    writable_file,
+    writable_folder,
+)
+from mezzotint_training.config import TrainConfig, checked, read_recipe
 from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import UserError, exit_code
+from mezzotint_training.errors import UserError, exit_code, one_line
 from mezzotint_training.features import (
     Classifier,
     Features,
@@ -69,7 +78,7 @@ from mezzotint_training.metrics import (
 )
 from mezzotint_training.report import progress as show
 from mezzotint_training.rows import held_out, load_splits
-from mezzotint_training.saved import load_pipeline
+from mezzotint_training.saved import load_pipeline, sample_size
 from mezzotint_training.sources import fixed_items
 from mezzotint_training.train_classifier import labelled
 
@@ -78,6 +87,7 @@ DATA = (
     "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "caption_column",
     "on_bad_row",
 )  # fmt: skip
+PLACES = ("dataset_name", "train_data_dir")
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
 TRAINED = ("classifier", "two-tower")  # features of networks that are made here
@@ -96,38 +106,39 @@ class Real:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mezzotint evaluate", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("checkpoint", help="a folder or a Hub name")
+    parser = Parser("evaluate", __doc__)
+    parser.add_argument("checkpoint", type=text, help="a folder or a Hub name")
     for name in DATA:
-        parser.add_argument(f"--{name}", help="(default: the checkpoint's recipe's)")
-    parser.add_argument("--split", help="of held-out pictures (default: test, else what the run held out)")
-    parser.add_argument("--label_column", help="of classes (default: label, where there is one)")
-    parser.add_argument("--count", type=int, default=1000, help="pictures to draw, and most real ones to compare with")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=2.0, help="1 is off (default: %(default)s)")
-    parser.add_argument("--features", nargs="+", metavar="KIND", help="random: a fixed random network; classifier or "
-                        "two-tower: trained here, on real pictures; inception: through torch-fidelity; clip, dinov2, "
-                        "or any picture encoder's folder or Hub name: through transformers (default: random, and "
-                        "classifier for a set with labels, else two-tower)")  # fmt: skip
-    parser.add_argument("--judge_steps", type=int, default=1000, help="of training the latter (default: %(default)s)")
-    parser.add_argument("--choices", type=int, default=32, help="captions that the two-tower model picks from, at most")
+        parser.add_argument(f"--{name}", type=text, help="(default: the checkpoint's recipe's)")
+    parser.add_argument("--split", type=text, help="of held-out pictures (default: test, else what the run held out)")
+    parser.add_argument("--label_column", type=text, help="of classes (default: label, where there is one)")
+    many = at_most(10**6)
+    parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
+                  help="pictures to draw, and most real ones to compare with")  # fmt: skip
+    parser.number("num_inference_steps", int, *COUNT, default=20)
+    parser.number("guidance_scale", float, FINITE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
+                        "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
+                        "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "
+                        "random, and classifier for a set with labels, else two-tower)")  # fmt: skip
+    parser.number("judge_steps", int, at_least(1), many, default=1000,
+                  help="of training the latter (default: %(default)s)")  # fmt: skip
+    parser.number("choices", int, at_least(2), many, default=32,
+                  help="captions that the two-tower model picks from, at most")  # fmt: skip
     parser.add_argument("--copy_features", default="pixels", metavar="KIND", help="pixels, or one of --features")
-    parser.add_argument("--copy_alarms", type=float, default=0.05, help="share of real pictures to be taken for "
-                        "copies (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=128, help="of drawing (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="a JSON file for all of it")
+    parser.number("copy_alarms", float, Rule("between 0 and 1", lambda x: 0 < x < 1), default=0.05,
+                  help="share of real pictures to be taken for copies (default: %(default)s)")  # fmt: skip
+    parser.number(
+        "batch_size", int, at_least(1), at_most(65_536), default=128, help="of drawing (default: %(default)s)"
+    )
+    parser.number("seed", int, at_least(0), at_most(10**12), default=0)  # pictures are a million apart
+    parser.add_argument("--output", type=text, help="a JSON file for all of it")
     parser.add_argument("--card", action="store_true", help="write it into the checkpoint's folder, evaluation.json, "
                         "and into its model card")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    for logger in (diffusers.utils.logging, transformers.utils.logging):
-        logger.disable_progress_bar()
 
     def program() -> None:
+        args = parser.parse_args(argv)
         results = evaluate(args) | {"command": command(args, parser)}
         print(f"### {args.checkpoint}\n\n{card.table(results)}")
         if args.output:
@@ -144,22 +155,21 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: for bad input; before anything is drawn, but for features that cannot be loaded.
     """
-    for name, least in (("count", 2 * GROUPS), ("judge_steps", 1), ("choices", 2), ("batch_size", 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"{name} must be {least} or more: got {getattr(args, name)}")
-    if not 0 < args.copy_alarms < 1:
-        raise UserError(f"copy_alarms must be between 0 and 1: got {args.copy_alarms:g}")
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UserError(f"output must be in a folder that is there: got {args.output}")
-    if args.card and not card.of_a_run(Path(args.checkpoint)):
-        raise UserError(
-            f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {args.checkpoint}"
-        )
+    folder = Path(args.checkpoint)
+    if args.output:
+        writable_file("output", Path(args.output))
+    if args.card:
+        if not card.of_a_run(folder):
+            raise UserError(f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {folder}")
+        writable_folder("checkpoint", folder)
+        card.check(folder)
+    config = data_settings(args)
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     device = pipe.device
+    number("num_inference_steps", int, args.num_inference_steps, at_most(pipe.scheduler.config.num_train_timesteps))
 
     # 1. Real pictures: all that were trained on, and held-out ones
-    config, images, classes = real_pictures(args, pipe)
+    images, classes = real_pictures(args, config, pipe)
     train, test = (read(x, classes, args.label_column or "label") for x in images)
     if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
         raise UserError(
@@ -167,7 +177,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"{len(test.pixels)} held-out ones"
         )
     if args.card:
-        card.check_trained_on(Path(args.checkpoint), len(train.pixels))
+        card.check_trained_on(folder, len(train.pixels))
     test = test.rows(shuffled(len(test.pixels), args.seed)[: args.count])
     few = shuffled(len(train.pixels), args.seed)
     floor = train.rows(few[: args.count])  # independent of the held-out ones, as what is drawn for their captions is
@@ -238,24 +248,42 @@ def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[s
     return words
 
 
-def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, list[CaptionedImages], list[str]]:
-    """The settings of the data, the training and the held-out pictures at the pipeline's size, and the names of their
-    classes, of which a set without labels has none.
+def data_settings(args: argparse.Namespace) -> TrainConfig:
+    """The settings of the data: those of the checkpoint's recipe, and flags over them.
+
+    A recipe that came with somebody's checkpoint says nothing here of what is read or fetched: the user names the set,
+    unless it is `digits`, which is at hand.
 
     Raises:
-        UserError: for data that isn't named or there, as `rows.load_splits` and `rows.held_out` do.
+        UserError: for data that isn't named, or a recipe that cannot be read.
     """
-    recipe: dict[str, Any] = {}
-    path = Path(args.checkpoint) / "recipe.yaml"
-    if path.is_file():
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_recipe(args.checkpoint)
+    recipe = {name: checked(name, recipe[name]) for name in (*DATA, *HELD) if name in recipe}
     given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
-    if "dataset_name" in given or "train_data_dir" in given:  # another set than the recipe's
-        recipe = {}
-    settings = {name: recipe[name] for name in (*DATA, *HELD) if name in recipe} | given
-    if settings.get("dataset_name") is None and settings.get("train_data_dir") is None:
+    told, asked = _place(recipe), _place(given)
+    if told is None and asked is None:
         raise UserError("evaluate needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them")
-    config = TrainConfig(**settings, report_to="none")
+    if asked is None and told != ("dataset_name", "digits"):
+        raise UserError(f"evaluate reads the set that the recipe names if you name it too: --{' '.join(told)}")
+    if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
+        recipe = {}
+    settings = {name: value for name, value in recipe.items() if name not in PLACES}
+    return TrainConfig(**settings | dict([asked or told]) | given, report_to="none")
+
+
+def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """The setting that says where the data are, and what it says."""
+    return next(((name, settings[name]) for name in PLACES if settings.get(name) is not None), None)
+
+
+def real_pictures(args: argparse.Namespace, config: TrainConfig, pipe: Any) -> tuple[list[CaptionedImages], list[str]]:
+    """The training and the held-out pictures at the pipeline's size, and the names of their classes, of which a set
+    without labels has none. What is held out is noted in `config`.
+
+    Raises:
+        UserError: for data that isn't there, as `rows.load_splits` and `rows.held_out` do.
+    """
+    size = sample_size(pipe)
     splits = load_splits(config)
     split = args.split or ("test" if "test" in splits else None)
     if split is not None:
@@ -269,12 +297,10 @@ def real_pictures(args: argparse.Namespace, pipe: Any) -> tuple[TrainConfig, lis
     parts = held_out(config, splits)
     if parts[1] is None:
         raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
-    size = pipe.unet.config.sample_size
-    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     images = [CaptionedImages(rows, config, pipe.unet.config.in_channels, size) for rows in parts]
     for some in images:
         some.read_all(progress=True)
-    return config, images, classes
+    return images, classes
 
 
 def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
@@ -323,15 +349,18 @@ def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torc
     starts, parts = range(0, len(captions), args.batch_size), []
     for start in show(starts, "drawing", len(starts)):
         some = [texts[0] for texts in captions[start : start + args.batch_size]]
-        text = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
-        pictures = pipe(
-            **text,
-            **({} if text else {"num_images_per_prompt": len(some)}),
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            generator=[torch.Generator().manual_seed(args.seed * 10**6 + start + i) for i in range(len(some))],
-            output_type="pt",
-        ).images
+        prompts = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
+        try:
+            pictures = pipe(
+                **prompts,
+                **({} if prompts else {"num_images_per_prompt": len(some)}),
+                num_inference_steps=args.num_inference_steps,
+                guidance_scale=args.guidance_scale,
+                generator=[torch.Generator().manual_seed(args.seed * 10**6 + start + i) for i in range(len(some))],
+                output_type="pt",
+            ).images
+        except ValueError as error:  # of what the pipeline does not take, or cannot draw
+            raise UserError(one_line(error)) from None
         parts.append((pictures.float().cpu() * 255).round().byte())
     return torch.cat(parts)
 

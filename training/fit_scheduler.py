@@ -19,13 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import card
+from mezzotint_training.arguments import (
+    COUNT,
+    FINITE,
+    SEED,
+    Parser,
+    Rule,
+    at_least,
+    at_most,
+    new_folder,
+    number,
+    text,
+    writable_folder,
+)
+from mezzotint_training.config import checked, read_recipe
 from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.fitting import Fitted, fit, solve
-from mezzotint_training.saved import load_pipeline
+from mezzotint_training.saved import load_pipeline, sample_size
 from mezzotint_training.stock_solvers import common_settings, settings
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
@@ -62,62 +75,66 @@ class PipelineNetwork:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mezzotint fit-scheduler", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("checkpoint", help="a folder, or a Hub name with --output_dir")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", help="1 is off (default: the recipe's, else 2)")
+    parser = Parser("fit-scheduler", __doc__)
+    parser.add_argument("checkpoint", type=text, help="a folder, or a Hub name with --output_dir")
+    steps = (Rule("at least 2, one step has nothing to fit", lambda x: x >= 2), at_most(100))
+    parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
+    parser.number("guidance_scale", float, FINITE, nargs="+", help="1 is off (default: the recipe's, else 2)")
     parser.add_argument("--prompts", nargs="+", help="(default: the recipe's validation_prompts)")
-    parser.add_argument("--noises", type=int, default=40, help="trajectories to fit on, as many again to judge on")
-    parser.add_argument("--teacher_steps", type=int, default=100, help="of each trajectory (default: %(default)s)")
+    trajectories = (at_least(2), at_most(100_000))
+    parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, as many again to judge on")
+    parser.number("teacher_steps", int, *COUNT, default=100, help="of each trajectory (default: %(default)s)")
     parser.add_argument("--stock", choices=["common", "all"], default="common", help="solvers that it must beat")
-    parser.add_argument("--starts", type=int, help="solvers to start from (default: 36 / steps, at least 4)")
-    parser.add_argument("--history", type=int, help="predictions a step reads (default: all up to 10 steps, else 4)")
+    parser.number("starts", int, *COUNT, help="solvers to start from (default: 36 / steps, at least 4)")
+    parser.number("history", int, *COUNT, help="predictions a step reads (default: all up to 10 steps, else 4)")
     parser.add_argument("--refit", action="store_true", help="fit anew what the checkpoint has a table for")
-    parser.add_argument("--output_dir", help="write a copy of the pipeline there, and leave the checkpoint as it is")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output_dir", type=text, help="write a copy of the pipeline there, and leave the checkpoint as it is"
+    )
+    parser.number("seed", int, *SEED, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: fit_scheduler(args))
+    return exit_code(lambda: fit_scheduler(parser.parse_args(argv)))
 
 
 def fit_scheduler(args: argparse.Namespace) -> None:
     """Fit what the arguments say and write each table into the checkpoint as soon as it is there.
 
     Raises:
-        UserError: for bad input.
+        UserError: for bad input, before anything is fitted or written.
     """
-    for name, least in (("noises", 2), ("teacher_steps", 4), ("starts", 1), ("history", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}: got {value}")
-    if min(args.steps) < 2:
-        raise UserError(f"steps must be at least 2, one step has nothing to fit: got {min(args.steps)}")
-    source, name = (args.output_dir, "output_dir") if _has(args.output_dir) else (args.checkpoint, "checkpoint")
+    steps = list(dict.fromkeys(args.steps))
+    if args.teacher_steps < 2 * max(steps):  # whose trajectories the fitted steps are to end like
+        raise UserError(f"teacher_steps must be at least twice the steps, {2 * max(steps)}: got {args.teacher_steps}")
+    folder = Path(args.output_dir or args.checkpoint)
+    source, name = (folder, "output_dir") if _has(args.output_dir) else (args.checkpoint, "checkpoint")
+    if args.output_dir and not _has(args.output_dir):
+        new_folder("output_dir", folder)
+    elif not folder.is_dir():
+        raise UserError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
+    else:
+        for part in (folder, folder / "scheduler"):
+            if part.is_dir():
+                writable_folder(name, part)
+    recipe = read_recipe(source)
+    if card.of_a_run(Path(source)):
+        card.check(Path(source))
     pipe = load_pipeline(source, name, device=args.device)
     if not isinstance(pipe.scheduler, MezzotintScheduler):
         raise UserError(f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}")
-    folder = Path(args.output_dir or args.checkpoint)
-    if args.output_dir and not _has(args.output_dir):
-        pipe.save_pretrained(folder)
-    elif not _has(str(folder)):
-        raise UserError(f"a checkpoint that is no folder needs output_dir: got {args.checkpoint}")
-
-    recipe: dict[str, Any] = {}
-    if (folder / "recipe.yaml").is_file():
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    number("teacher_steps", int, args.teacher_steps, at_most(len(pipe.scheduler)))
     reads_text = pipe.unet.config.cross_attention_dim is not None
-    prompts = (args.prompts or recipe.get("validation_prompts") or [""]) if reads_text else [""]
-    scales = (args.guidance_scale or [recipe.get("guidance_scale", 2.0)]) if reads_text else [1.0]
+    prompts = args.prompts or checked("validation_prompts", recipe.get("validation_prompts", [])) or [""]
+    scales = args.guidance_scale or [checked("guidance_scale", recipe.get("guidance_scale", 2.0))]
+    if not reads_text:
+        prompts, scales = [""], [1.0]
     # rows are dealt out to the prompts in turn, so each must get as many
     count = math.ceil(args.noises / len(prompts)) * len(prompts)
-    size = pipe.unet.config.sample_size
-    shape = (pipe.unet.config.in_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    shape = (pipe.unet.config.in_channels, *sample_size(pipe, name))
+    if source != folder and args.output_dir:
+        pipe.save_pretrained(folder)
 
     began, done = time.monotonic(), 0
-    wanted = [(n, scale) for scale in scales for n in args.steps]
+    wanted = [(n, scale) for scale in scales for n in steps]
     for scale in scales:
         network, ends = PipelineNetwork(pipe, prompts, scale), None
         for n in (n for n, s in wanted if s == scale):

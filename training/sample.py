@@ -5,47 +5,55 @@ mezzotint sample runs/digits "a handwritten seven" --output seven.png
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
+from PIL import Image
 
+from mezzotint_training.arguments import COUNT, FINITE, SEED, SIDE, Parser, at_least, at_most, text, writable_file
 from mezzotint_training.errors import UserError, exit_code, one_line
+from mezzotint_training.pictures import EXTENSIONS
 from mezzotint_training.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mezzotint sample", description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="a folder or a Hub name")
+    parser = Parser("sample", __doc__)
+    parser.add_argument("checkpoint", type=text, help="a folder or a Hub name")
     parser.add_argument("prompt", nargs="+", help="one or more; a row of pictures each")
-    parser.add_argument("--output", default="sample.png", help="the PNG to write (default: %(default)s)")
-    parser.add_argument("--num_images_per_prompt", type=int, default=1)
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=2.0, help="1 is off (default: %(default)s)")
-    parser.add_argument(
-        "--guidance_interval",
-        type=float,
+    parser.add_argument("--output", default="sample.png", help="the picture to write (default: %(default)s)")
+    parser.number("num_images_per_prompt", int, at_least(1), at_most(1000), default=1)
+    parser.number("num_inference_steps", int, *COUNT, default=20)
+    parser.number("guidance_scale", float, FINITE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number(
+        "guidance_interval",
+        float,
+        at_least(0),
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="noise levels that are guided, in sigma",
     )
     parser.add_argument("--negative_prompt")
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.number("height", int, *SIDE)
+    parser.number("width", int, *SIDE)
+    parser.number("seed", int, *SEED, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: sample(args))
+    return exit_code(lambda: sample(parser.parse_args(argv)))
 
 
 def sample(args: argparse.Namespace) -> None:
     """Draw and write what the arguments say.
 
     Raises:
-        UserError: for bad input.
+        UserError: for bad input, before anything is drawn.
     """
+    output = writable_file("output", Path(args.output))
+    if output.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
     pipe = load_pipeline(args.checkpoint, device=args.device)
+    pipe.set_progress_bar_config(disable=None)  # but on a terminal
     count = len(args.prompt) * args.num_images_per_prompt
     try:
         images = pipe(
@@ -61,9 +69,11 @@ def sample(args: argparse.Namespace) -> None:
         ).images
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
-    make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt).save(args.output)
-    print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: "
-          f"{Path(args.output)}")  # fmt: skip
+    # Encoded before a file is opened, which may hold another picture
+    grid, encoded = make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt), io.BytesIO()
+    grid.save(encoded, Image.registered_extensions()[output.suffix.lower()])
+    output.write_bytes(encoded.getvalue())
+    print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
 if __name__ == "__main__":

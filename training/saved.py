@@ -4,7 +4,9 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.errors import UserError, loading
@@ -42,6 +44,23 @@ def load_pipeline(
         UserError: for one that cannot be loaded, or a device that is not there.
     """
     place = find_device(device)
+    diffusers.utils.logging.disable_progress_bar()  # of the loading, and they stay off
+    transformers.utils.logging.disable_progress_bar()
     with loading(f"{name} {source}"):
         pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
     return pipe.to(place)
+
+
+def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:
+    """Height and width in pixels that the pipeline's U-Net was trained at.
+
+    Raises:
+        UserError: for a U-Net that does not say it.
+    """
+    size = pipe.unet.config.sample_size
+    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise UserError(
+            f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
+        )
+    return size

@@ -24,16 +24,16 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
-import yaml
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
 from mezzotint_training import sharding
+from mezzotint_training.arguments import Parser, new_folder, shown, text
 from mezzotint_training.components import first_picture, level_factor, picture_size
-from mezzotint_training.config import TrainConfig, known_arguments
+from mezzotint_training.config import TrainConfig, known_arguments, parsed
 from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import CannotGoOn, UserError, exit_code
+from mezzotint_training.errors import CannotGoOn, UserError, exit_code, one_line
 from mezzotint_training.held_out import LEVELS
 from mezzotint_training.lint import column
 from mezzotint_training.metrics import share
@@ -57,12 +57,11 @@ DEFAULTS = {"max_train_steps": 500, "adam_weight_decay": 0.05, "logging_steps": 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mezzotint train-classifier", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--pipeline", required=True, help="the one to be steered: a folder or a Hub name")
-    parser.add_argument("--label_column", default="label", help="of classes by number or name (default: %(default)s)")
+    parser = Parser("train-classifier", __doc__)
+    parser.add_argument("--pipeline", type=text, required=True, help="the one to be steered: a folder or a Hub name")
+    parser.add_argument(
+        "--label_column", type=text, default="label", help="of classes by number or name (default: %(default)s)"
+    )
     parser.add_argument("--classifier", default="{}", help="arguments of MezzotintClassifier, as YAML, that are not to "
                         "be those of the pipeline's U-Net")  # fmt: skip
     parser.add_argument("--only_classifier", action="store_true", help="write it alone, without the pipeline")
@@ -73,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
             default = DEFAULTS.get(f.name, f.default)
             help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
             parser.add_argument(f"--{f.name}", default=default, help=help, **kind, **many)
-    args = vars(parser.parse_args(argv))
 
     def program() -> None:
+        args = vars(parser.parse_args(argv))
         # every other setting is at its default: no caption is dropped, no tracker called
         config = TrainConfig(
             **{name: args[name] for name in SETTINGS}, caption_column=args["label_column"],
@@ -99,9 +98,11 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
         UserError: for bad input, before anything on disk is touched.
         CannotGoOn: for a loss that is no number.
     """
-    started, output_dir = time.time(), Path(config.output_dir)
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise UserError(f"output_dir must be a new or an empty folder: got {output_dir}")
+    started, output_dir = time.time(), new_folder("output_dir", Path(config.output_dir))
+    given = parsed("classifier", arguments)
+    if not isinstance(given, dict):
+        raise UserError(f"classifier must be a mapping of names to values: got {shown(arguments)}")
+    given = known_arguments(given, MezzotintClassifier)
     accelerator = make_accelerator(config, output_dir)
     device, say = accelerator.device, accelerator.print
     if sharding.sharded(accelerator):
@@ -124,12 +125,11 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     torch.manual_seed(config.seed)
     parameters = inspect.signature(MezzotintClassifier).parameters
     try:
-        given = known_arguments(yaml.safe_load(arguments) or {}, MezzotintClassifier)
         fixed = {"num_classes": len(classes), "id2label": dict(enumerate(classes)), "sample_size": list(size)}
         like = {name: shape[name] for name in parameters if name in shape}
         classifier: Any = MezzotintClassifier(**like | given | fixed).to(device).train()
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"classifier cannot be made: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"classifier cannot be made: {one_line(error)}") from None
     # It begins with what the U-Net has learned of noisy pictures, where the two are alike
     own = classifier.state_dict()
     learned = {k: v for k, v in pipe.unet.state_dict().items() if k in own and v.shape == own[k].shape}
@@ -148,7 +148,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     say(f"{len(source.known)} pictures of {len(classes)} classes, {sum(w.numel() for w in weights):,} parameters")
 
     # 3. The loop
-    torch.manual_seed(config.seed * accelerator.num_processes + accelerator.process_index)  # of dropout
+    torch.manual_seed((config.seed * accelerator.num_processes + accelerator.process_index) % 2**64)  # of dropout
     batches, losses, loss, told = source.batches(accelerator, 0), Losses(accelerator), None, set()
     for step in show(
         range(1, config.max_train_steps + 1), "training", config.max_train_steps, accelerator.is_local_main_process
