@@ -206,3 +206,10 @@ def test_a_bad_picture_found_late_is_said_in_one_line(world, tmp_path, monkeypat
     (line,) = result.err.splitlines()
     assert line.startswith("mezzotint: picture in row ")
     assert line.endswith("--on_bad_row skip goes on without it")
+
+
+def test_a_device_of_accelerate_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "quantum")
+    result = run(output_dir=tmp_path / "run")
+    assert result.code == 2 and result.err.count("\n") == 0 and result.err.endswith("device string: quantum")
+    assert result.err.startswith("mezzotint: Expected one of cpu, cuda, ") and not (tmp_path / "run").exists()

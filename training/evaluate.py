@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("evaluate", __doc__)
     parser.add_argument("checkpoint", type=text, help="a folder or a Hub name")
     for name in DATA:
-        parser.add_argument(f"--{name}", type=text, help="(default: the checkpoint's recipe's)")
+        only = " if that is digits: another set is read if you name it" if name in PLACES else ""
+        parser.add_argument(f"--{name}", type=text, help=f"(default: the checkpoint's recipe's{only})")
     parser.add_argument("--split", type=text, help="of held-out pictures (default: test, else what the run held out)")
     parser.add_argument("--label_column", type=text, help="of classes (default: label, where there is one)")
     many = at_most(10**6)

@@ -20,7 +20,7 @@ from accelerate.tracking import get_available_trackers
 
 from mezzotint_training import threads
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError
+from mezzotint_training.errors import UserError, one_line
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
@@ -42,8 +42,8 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
             # nothing here waits longer but for the main process to upload, or to write to a slow disk
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
-    except ValueError as error:  # a precision that the device lacks
-        raise UserError(" ".join(str(error).split())) from None
+    except (ValueError, RuntimeError) as error:  # a precision that the device lacks, a device that is not there
+        raise UserError(one_line(error)) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
         raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
     if config.num_cpu_threads_per_process is not None or accelerator.device.type == "cpu":

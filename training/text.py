@@ -42,7 +42,7 @@ def new_text_encoder(config: TrainConfig):
     try:
         text_encoder = transformers.T5EncoderModel(transformers.T5Config(**arguments))
         tokenizer = transformers.ByT5Tokenizer(model_max_length=config.max_text_length)
-        _try(text_encoder, tokenizer)
+        _check_tokens(text_encoder, tokenizer)
     except (StrictDataclassError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"text_encoder cannot be made: {one_line(error)}") from None
     return text_encoder, tokenizer
@@ -58,27 +58,26 @@ def load_text_encoder(source: str):
             known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
             cls = transformers.AutoModelForTextEncoding if kind in known else transformers.AutoModel
         text_encoder, _ = load_whole(cls, source)
-        _try(text_encoder, tokenizer)
+        _check_tokens(text_encoder, tokenizer)
+        ids = torch.tensor([tokenizer("a").input_ids])
+        with torch.no_grad():
+            states = text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        if states.shape[-1] != text_encoder.config.hidden_size:
+            raise ValueError(f"hidden states must be {text_encoder.config.hidden_size} wide: got {states.shape[-1]}")
         return text_encoder, tokenizer
 
 
-def _try(text_encoder: Any, tokenizer: Any) -> None:
-    """Encode a text, and see that the two belong together.
+def _check_tokens(text_encoder: Any, tokenizer: Any) -> None:
+    """See that the two belong together.
 
     Raises:
-        ValueError: for a tokenizer that has no padding or tokens that the encoder does not know; an encoder that cannot
-            do it raises what it likes.
+        ValueError: for a tokenizer that has no padding, or tokens that the encoder does not know.
     """
     highest, rows = max(tokenizer.get_vocab().values()), text_encoder.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise ValueError(f"the tokenizer has tokens up to {highest}, the encoder knows {rows}: they do not fit")
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer must have a padding token: it has none")
-    ids = torch.tensor([tokenizer("a").input_ids])
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        states = text_encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    if states.shape[-1] != text_encoder.config.hidden_size:
-        raise ValueError(f"hidden states must be {text_encoder.config.hidden_size} wide: got {states.shape[-1]}")
 
 
 def train_what_is_read(text_encoder) -> None:

@@ -221,7 +221,7 @@ def checks(data: Path, work: Path, device: str) -> list[list[Part]]:
         repeated("killed", "--kill"),
         trained("lora", pretrained_model_name_or_path=made, adapter="lora"),
         program("sample", "two prompts", made, "red heart", "rocket", *at, "--output", work / "sample.png"),
-        program("evaluate", "in small", made, "--count", "40", "--judge_steps", "50",
+        program("evaluate", "in small", made, "--train_data_dir", data, "--count", "40", "--judge_steps", "50",
                 "--num_inference_steps", "4", *at),
         program("fit_scheduler", "in small", made, "--steps", "4", "--noises", "8", "--teacher_steps", "12",
                 "--starts", "1", "--output_dir", work / "fitted", *at),
