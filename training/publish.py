@@ -17,18 +17,16 @@ import torch
 import transformers
 
 from mezzotint import hub
+from mezzotint_training.arguments import Parser, text
 from mezzotint_training.config import read_recipe
 from mezzotint_training.errors import CannotGoOn, UserError, exit_code, loading, one_line
 from mezzotint_training.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mezzotint publish", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("folder", help="a finished run's output_dir")
-    parser.add_argument("--hub_model_id", required=True, help="user/name")
+    parser = Parser("publish", __doc__)
+    parser.add_argument("folder", type=text, help="a finished run's output_dir")
+    parser.add_argument("--hub_model_id", type=text, required=True, help="user/name")
     parser.add_argument("--hub_private_repo", action="store_true", help="the repository must be private")
     parser.add_argument(
         "--replace_card", action="store_true", help="replace a card there that was written or edited by hand"
@@ -37,10 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         "--pretrained_model_name_or_path", help="the pipeline that adapters are of (default: the recipe's)"
     )
     parser.add_argument("--prompt", default="", help="of the picture to compare")
-    args = parser.parse_args(argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    return exit_code(lambda: publish(args))
+    return exit_code(lambda: publish(parser.parse_args(argv)))
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -104,8 +101,8 @@ def draw(source: str, commit: str | None, base: str | None, revision: str | None
         with loading(f"adapters {source}"):
             pipe.load_lora_weights(source, revision=commit)
     pipe.set_progress_bar_config(disable=True)
-    text = {"prompt": prompt} if pipe.text_encoder is not None else {}
-    picture = pipe(**text, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
+    prompts = {"prompt": prompt} if pipe.text_encoder is not None else {}
+    picture = pipe(**prompts, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
     return np.asarray(picture.images)
 
 
