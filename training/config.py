@@ -141,7 +141,7 @@ class TrainConfig:
     train_batch_size: int = setting(64, "pictures a process and micro-step", at_least(1), at_most(65_536))
     gradient_accumulation_steps: int = setting(1, "micro-steps for each update", at_least(1), at_most(65_536))
     max_train_steps: int = setting(10_000, "updates", *COUNT)
-    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first", ABOVE_0)
+    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first", FROM_0)
     learning_rate: float = setting(1e-3, "peak", ABOVE_0)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
