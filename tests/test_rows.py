@@ -68,7 +68,7 @@ def test_the_split_and_the_first_rows_are_chosen():
     assert chosen["label"][:] == load_digits().target[[5, 11, 17]].tolist()
     message = refused(dataset_name="digits", dataset_split="trian")
     assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
-    assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
+    assert refused(dataset_name="digits", max_train_samples=0) == "max_train_samples must be at least 1: got 0"
 
 
 def test_digits_are_streamed_in_sixteen_shares():

@@ -517,7 +517,7 @@ def test_what_is_no_set_is_refused(tmp_path):
     assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
     message = refused(dataset_name="digits", dataset_split="trian")
     assert message == "dataset_split 'trian' is not there: got 'train', 'test'"
-    assert refused(dataset_name="digits", max_train_samples=0) == "the split 'train' must have rows: got none"
+    assert refused(dataset_name="digits", max_train_samples=0) == "max_train_samples must be at least 1: got 0"
 
 
 def test_columns_that_are_not_there_or_are_something_else(tmp_path):
