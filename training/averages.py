@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mezzotint_training.checkpoint import sync
+from mezzotint_training.writing import aside, clear, make_readable, sync
 
 LENGTHS = (0.05, 0.10)  # of the two that are kept; the paper's (Section 3.2)
 LONGEST = 12**-0.5  # where gamma is 0, a plain mean of all steps (Appendix C.4)
@@ -70,15 +70,18 @@ def save_snapshot(output_dir: Path, step: int, tensors: dict[str, torch.Tensor])
     """
     folder = output_dir / "ema"
     folder.mkdir(parents=True, exist_ok=True)
-    final, aside = folder / f"step-{step:06d}.safetensors", folder / f".step-{step:06d}.safetensors"
+    final = folder / f"step-{step:06d}.safetensors"
+    new = aside(output_dir, final.name)
     stored = {}
     for key, x in tensors.items():
         half = x.detach().half()
         stored[key] = (half if half.isfinite().all() else x.detach()).cpu().contiguous()
-    save_file(stored, aside, metadata={"step": str(step)})
-    sync(aside)
-    aside.replace(final)
+    save_file(stored, new, metadata={"step": str(step)})
+    sync(new)
+    new.replace(final)
+    make_readable(final)
     sync(folder)
+    clear(output_dir)
     return final
 
 

@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mezzotint_training.checkpoint import sync
 from mezzotint_training.errors import UserError
 from mezzotint_training.report import progress as show
+from mezzotint_training.writing import sync
 
 # Of the files' layout; part of every fingerprint
 FORMAT = 1

@@ -4,16 +4,17 @@ the loop's business; how tensors lie on several processes is `sharding.py`'s.
 
 A checkpoint is one format whatever the sharding: whole tensors, gathered one by one, so that a run goes on with another
 number of processes. It is written aside, synced and renamed, so that a folder named `checkpoint-N` is whole; each
-file's SHA-256 stands in `state.json`, so that one damaged later is recognised.
+file's SHA-256 stands in `state.json`, and so does that of `state.json` itself, so that one damaged later is recognised.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from safetensors.torch import save_file
 from mezzotint_training import sharding
 from mezzotint_training.errors import CannotGoOn, UserError
 from mezzotint_training.optimizers import load_optimizer_state, optimizer_state
+from mezzotint_training.writing import PRIVATE, aside, clear, make_readable, sync
 
 STATE = "state.json"
-# `.checkpoint-N.old` is the one that another of the same step is about to replace
-NAME = re.compile(r"checkpoint-([0-9]+)|\.checkpoint-([0-9]+)\.old")
+OWN_DIGEST = "sha256 of the rest"
+NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 class Tensors(Mapping[str, torch.Tensor]):
@@ -70,20 +72,22 @@ def save(
     Raises:
         CannotGoOn: in all processes, where the first cannot write; what was there before is left whole.
     """
-    final, aside = output_dir / f"checkpoint-{step}", output_dir / f".checkpoint-{step}"
+    final = output_dir / f"checkpoint-{step}"
     groups, failure = _gathered(tensors), None
     if _rank() == 0:
         try:
-            _tidy(output_dir)
-            _write(aside, groups, {**state, "step": step})
-            _put(aside, final)
+            new = aside(output_dir, final.name)
+            _write(new, groups, {**state, "step": step})
+            _put(new, final)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             whole = _newest_whole(output_dir)
             failure = (
                 f"checkpoint-{step} cannot be written to {output_dir} ({' '.join(str(error).split())}); "
                 f"the last whole checkpoint is {whole or 'none'}"
             )
+        finally:
+            with contextlib.suppress(OSError):
+                clear(output_dir)
     for _ in groups:  # to the end in all processes, since they gather together
         pass
     if failure := _from_first(failure):
@@ -100,10 +104,25 @@ def prune(output_dir: Path, limit: int | None, step: int) -> None:
     for folder in reversed(found(output_dir)):
         if folder.name == f"checkpoint-{step}":
             continue
-        if kept < limit and _still_whole(folder, (folder / STATE).stat().st_mtime_ns):
-            kept += 1
-        else:
-            shutil.rmtree(folder)
+        try:
+            if kept < limit and _still_whole(folder, (folder / STATE).stat().st_mtime_ns):
+                kept += 1
+            else:
+                _discard(folder)
+        except OSError as error:
+            print(f"{folder} cannot be removed and stays ({error})", flush=True)
+
+
+def recover(output_dir: Path) -> None:
+    """Put a checkpoint back that a killed process was about to replace, and remove what is unfinished. Called by the
+    process that holds the folder."""
+    for path in (output_dir / PRIVATE).glob("checkpoint-*"):
+        final = output_dir / path.stem
+        if not os.path.lexists(final):
+            with contextlib.suppress(UserError):
+                load(path)
+                path.rename(final)
+    clear(output_dir)
 
 
 def _gathered(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -120,75 +139,110 @@ def _write(folder: Path, groups: Iterator[tuple[str, dict[str, torch.Tensor]]], 
         path = folder / f"{name}.safetensors"
         save_file(group, path)
         digests[path.name] = _digest(path)
-    (folder / STATE).write_text(json.dumps({**state, "sha256": digests}, indent=1), encoding="utf-8")
+    state = json.loads(json.dumps({**state, "sha256": digests}))  # as it will be read
+    (folder / STATE).write_text(json.dumps({**state, OWN_DIGEST: _digest_of(state)}, indent=1), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
+        if path.suffix == ".safetensors":
+            make_readable(path)
         sync(path)
 
 
-def _put(aside: Path, final: Path) -> None:
-    """Rename, so that whenever it is interrupted there is a whole one: the new, or the old under its other name."""
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
+def _put(new: Path, final: Path) -> None:
+    """Rename, so that whenever it is interrupted there is a whole one: the new, or the old where `recover` finds it."""
+    old = None
+    if os.path.lexists(final):
+        old = aside(final.parent, final.name)
+        if not final.is_symlink() and not _holds_nothing_else(final):
+            old = final.with_name(f"{final.name}.kept.{uuid.uuid4().hex[:8]}")
+            print(f"{final} holds other files than a checkpoint's: it is {old.name} now", flush=True)
         final.rename(old)
-    aside.rename(final)
+    try:
+        new.rename(final)
+    except OSError:
+        if old is not None:
+            old.rename(final)
+        raise
     sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _tidy(output_dir: Path) -> None:
-    """Remove what a killed process left half written or half removed."""
-    for folder in output_dir.glob(".checkpoint-*"):
-        final = folder.with_name(folder.name[1:].removesuffix(".old"))
-        if folder.suffix == ".old" and not final.exists():
-            folder.rename(final)
-        else:
-            shutil.rmtree(folder)
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint: of a link the link, of a folder that holds other files too what `save` wrote."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif _holds_nothing_else(folder):
+        folder.rename(aside(folder.parent, folder.name))
+        clear(folder.parent)
+    else:
+        for path in folder.iterdir():
+            if _is_ours(path):
+                path.unlink()
+
+
+def _holds_nothing_else(folder: Path) -> bool:
+    return folder.is_dir() and all(_is_ours(path) for path in folder.iterdir())
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name == STATE or path.suffix == ".safetensors"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def load(folder: Path, check: bool = True) -> tuple[dict[str, Tensors], dict[str, Any]]:
+def load(
+    folder: Path, check: bool = True, valid: Callable[[dict[str, Any]], object] = bool
+) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """What `save` wrote; tensors are read from the files as they are asked for.
 
     Args:
         check: compare the files with their checksums, unless another process just has.
+        valid: called with the state; a ValueError, KeyError or TypeError of it says that this is none of the run's.
 
     Raises:
         UserError: for a folder that is no checkpoint, or one with a missing or damaged file.
     """
     if not (folder / STATE).is_file():
         raise UserError(f"resume_from_checkpoint must be a checkpoint folder with a {STATE}: got {folder}")
+    name = STATE
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        for name, digest in state["sha256"].items():
-            if check and not ((folder / name).is_file() and _digest(folder / name) == digest):
-                raise UserError(f"checkpoint {folder} is damaged: {name} is not what was written")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint {folder} is damaged: {STATE} is not what was written") from None
-    return {Path(name).stem: Tensors(folder / name) for name in state["sha256"]}, state
+        rest = {key: value for key, value in state.items() if key != OWN_DIGEST}
+        if OWN_DIGEST in state and state[OWN_DIGEST] != _digest_of(rest):  # those of before have none
+            raise ValueError
+        step, files = state["step"], state["sha256"]
+        named = NAME.fullmatch(folder.name)
+        if type(step) is not int or step < 0 or named and int(named[1]) != step:
+            raise ValueError
+        if not isinstance(files, dict) or any(Path(x).name != x for x in files):
+            raise ValueError
+        valid(state)
+        for name, digest in files.items():
+            if check and _digest(folder / name) != digest:
+                raise ValueError
+        return {Path(name).stem: Tensors(folder / name) for name in files}, state
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"checkpoint {folder} is damaged: {name} is not what was written") from None
 
 
 def found(output_dir: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    folders: dict[int, Path] = {}
-    for path in sorted(output_dir.glob("*checkpoint-*")):  # `.checkpoint-7.old` before `checkpoint-7`
-        if (match := NAME.fullmatch(path.name)) and (path / STATE).is_file():
-            folders[int(match[1] or match[2])] = path
-    return [folders[step] for step in sorted(folders)]
+    folders = [path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted((path for path in folders if (path / STATE).is_file()), key=lambda path: int(path.name[11:]))
 
 
-def latest(output_dir: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
+def latest(
+    output_dir: Path, valid: Callable[[dict[str, Any]], object] = bool
+) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
     """The newest whole checkpoint, with a word about any damaged one passed over; `None` where there is none. Of
-    several processes the first one chooses."""
-    folder = _from_first(_newest_whole(output_dir, say=True) if _rank() == 0 else None)
-    return None if folder is None else load(folder, check=False)
+    several processes the first one chooses. `valid` is as in `load`."""
+    folder = _from_first(_newest_whole(output_dir, valid, say=True) if _rank() == 0 else None)
+    return None if folder is None else load(folder, check=False, valid=valid)
 
 
-def _newest_whole(output_dir: Path, say: bool = False) -> Path | None:
+def _newest_whole(output_dir: Path, valid: Callable[[dict[str, Any]], object] = bool, say: bool = False) -> Path | None:
     for folder in reversed(found(output_dir)):
         try:
-            load(folder)
+            load(folder, valid=valid)
             return folder
         except UserError as error:
             if say:
@@ -280,13 +334,9 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _digest_of(state: dict[str, Any]) -> str:
+    """Of plain data as JSON gives it back, whatever the order of names."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _rank() -> int:
