@@ -17,10 +17,13 @@ import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
 
 from mezzotint_training import threads
+from mezzotint_training.checkpoint import recover
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError, one_line
+from mezzotint_training.errors import Interrupted, UserError, one_line
+from mezzotint_training.writing import hold
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
@@ -53,6 +56,45 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return accelerator
+
+
+@contextlib.contextmanager
+def sole_use(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Within it no other run writes to `output_dir`, which the first process holds; all call this.
+
+    Raises:
+        UserError: in all processes, as `writing.hold` does.
+        CannotGoOn: as `writing.hold` does.
+    """
+    with contextlib.ExitStack() as held:
+        refusal: list[str | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(hold(output_dir))
+                recover(output_dir)
+            except UserError as error:
+                refusal = [str(error)]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise UserError(refusal[0])
+        yield
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within it SIGTERM raises `Interrupted`: what comes before the steps and after them is done again."""
+
+    def end(number: int, _) -> None:
+        raise Interrupted("stopped before the first step or after the last; the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leave(accelerator: Accelerator) -> None:

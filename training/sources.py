@@ -3,12 +3,16 @@
 batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `data.py` and
 `streaming.py`."""
 
+import hashlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 
@@ -16,9 +20,13 @@ from mezzotint_training.batches import KeyedBatches, size_buckets
 from mezzotint_training.components import first_picture, level_factor, picture_size
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.data import CaptionedImages, collate
+from mezzotint_training.lint import cells
 from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.sizes import Derived, Facts, applied, derive
 from mezzotint_training.streaming import CaptionedStream, load_stream
+
+# Pictures that a fingerprint is made of, at the most, and bytes of them
+FINGERPRINTED, FINGERPRINTED_BYTES = 100_000, 2**30
 
 
 @dataclass
@@ -44,6 +52,34 @@ class Source:
             if images is not None:
                 images.read_all(progress)
         self.data.size = self.known.size
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run must find again to go on, wherever it is: how many `rows` there are (of a stream: `parts`, its
+        files or their row groups), and digests of the `captions` and of the `pictures`, as they are on disk.
+
+        All captions count, and of the pictures as many as `FINGERPRINTED` allows, spread over the set: all of a small
+        one. Of a stream, its head counts.
+        """
+        captions, pictures, left = hashlib.sha256(), hashlib.sha256(), FINGERPRINTED_BYTES
+        for images in (self.known, self.held_out):
+            if images is None:
+                continue
+            _add_texts(captions, images.captions)
+            count = len(images.rows)
+            spread = np.linspace(0, count - 1, min(count, FINGERPRINTED)).astype(int)
+            spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
+            for cell in cells(images.rows.select(spread), images.config.image_column):
+                try:
+                    content = cell["bytes"] or Path(cell["path"] or "").read_bytes()
+                except (OSError, ValueError):  # a bad row
+                    content = b""
+                pictures.update(hashlib.sha256(content).digest())
+                left -= len(content)
+                if left <= 0:
+                    break
+        stream = isinstance(self.data, CaptionedStream)
+        size = {"parts": self.data.parts} if stream else {"rows": len(self.known.rows)}
+        return size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
 
     def normalise(self, mean: list[float], std: list[float]) -> None:
         """Set the data's scale, of each channel in [-1, 1] units."""
@@ -118,6 +154,26 @@ def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
             sample = (pixels.float() / 127.5 - 1 - images.mean) / images.std
             items.append({"sample": sample, "caption": caption[0] if isinstance(caption, list) else caption})
     return items
+
+
+def _add_texts(digest, texts: pa.Array) -> None:
+    """Texts or lists of texts, however Arrow keeps them."""
+    for start in range(0, len(texts), 2**20):
+        some = texts.slice(start, 2**20)
+        if not (pa.types.is_string(some.type) or pa.types.is_large_string(some.type)):
+            _add_numbers(digest, pc.list_value_length(some))
+            some = pc.list_flatten(some)
+        some = some.cast(pa.large_binary())
+        _add_numbers(digest, pc.binary_length(some))
+        some = pc.fill_null(some, b"")
+        _, ends, content = some.buffers()
+        ends = np.frombuffer(ends, np.int64)[some.offset : some.offset + len(some) + 1] if len(some) else [0, 0]
+        if content is not None:
+            digest.update(memoryview(content)[ends[0] : ends[-1]])
+
+
+def _add_numbers(digest, numbers: pa.Array) -> None:
+    digest.update(pc.fill_null(numbers, -1).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
 
 
 def _leave_signals_to_the_run(_) -> None:

@@ -112,6 +112,7 @@ class CaptionedStream:
         self.head = stream.head
         held = stream.held_out.select_columns(config.image_column) if stream.held_out is not None else []
         self.held_out = {x for row in held for x in (row[config.image_column] or {}).values() if x}
+        self.parts = stream.rows.num_shards
         if config.max_train_samples is not None:  # of a part of the set, shares of files would be other parts
             strategy = "examples"
         else:

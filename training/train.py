@@ -45,14 +45,14 @@ from mezzotint_training.averages import PowerFunctionAverages, drop_snapshots_af
 from mezzotint_training.components import new_components, pretrained_components
 from mezzotint_training.config import TrainConfig, parse_args
 from mezzotint_training.data import collate
-from mezzotint_training.errors import CannotGoOn, Interrupted, UserError, exit_code
+from mezzotint_training.errors import CannotGoOn, Interrupted, UserError, exit_code, loading
 from mezzotint_training.finish import draw_samples, finish
-from mezzotint_training.folder import previous_run, update_size, write_recipe
+from mezzotint_training.folder import previous_run, same_data, update_size, write_recipe
 from mezzotint_training.held_out import Course, HeldOut
 from mezzotint_training.lint import lint
 from mezzotint_training.objective import denoising_loss, draw_timesteps
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
-from mezzotint_training.process import leave, make_accelerator, signals
+from mezzotint_training.process import ending_at_once, leave, make_accelerator, signals, sole_use
 from mezzotint_training.report import Losses, Report, peak_memory
 from mezzotint_training.sources import Source, fixed_items, open_source
 from mezzotint_training.text import TextEncoding, train_what_is_read
@@ -88,12 +88,19 @@ def train(config: TrainConfig) -> Path:
         CannotGoOn: for gradients that stay non-finite, or a checkpoint that cannot be written.
         Interrupted: after SIGTERM or SIGINT, with a checkpoint written.
     """
-    started = time.time()
-    output_dir = Path(config.output_dir)
-    stops = config.on_bad_row == "stop"
-    if config.plan:  # which shows all of them
-        config.on_bad_row = "skip"
+    started, output_dir = time.monotonic(), Path(config.output_dir)
     accelerator = make_accelerator(config, output_dir)
+    if config.plan:
+        return _train(config, output_dir, accelerator, started)
+    with ending_at_once(), sole_use(output_dir, accelerator):
+        return _train(config, output_dir, accelerator, started)
+
+
+def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, started: float) -> Path:
+    stop_at_bad_rows = config.on_bad_row == "stop"
+    if config.plan:  # which shows all of them
+        config = copy.copy(config)
+        config.on_bad_row = "skip"
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     say = accelerator.print
 
@@ -103,6 +110,9 @@ def train(config: TrainConfig) -> Path:
     config, data = source.config, source.data  # with what `--size` derives
     resumed = previous_run(config, output_dir, world)
     source.read(progress=accelerator.is_local_main_process)
+    fingerprint = source.fingerprint()
+    if resumed is not None:
+        same_data(resumed[1], fingerprint, config.resume_from_checkpoint or output_dir, say)
 
     # 2. The models
     torch.manual_seed(config.seed)
@@ -161,7 +171,9 @@ def train(config: TrainConfig) -> Path:
     now = Position()
     if resumed is not None:
         tensors, state = resumed
-        checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
+        # a state of before has no digest, and may be anything
+        with contextlib.nullcontext() if checkpoint.OWN_DIGEST in state else loading("the checkpoint to resume from"):
+            checkpoint.restore(tensors, state, named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
         now = Position(**{f.name: state[f.name] for f in fields(Position)})
         say(f"going on from step {now.step}")
         if config.streaming and (message := data.load_state_dict(now.stream[min(rank, len(now.stream) - 1)])):
@@ -235,7 +247,7 @@ def train(config: TrainConfig) -> Path:
     for line in plan.lines(planned, every_row=config.plan):
         say(line)
     if config.plan:
-        if bad and stops:
+        if bad and stop_at_bad_rows:
             say(f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them")
         for _ in range(plan.STEPS):
             update()
@@ -246,11 +258,7 @@ def train(config: TrainConfig) -> Path:
         leave(accelerator)
         return output_dir
     if rank == 0:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_recipe(config, output_dir)
-        except OSError as error:
-            raise UserError(f"output_dir must be a folder to write to: {error}") from None
+        write_recipe(config, output_dir)
         drop_snapshots_after(output_dir, now.step)
     if not config.streaming:
         captions = itertools.chain.from_iterable(x.texts() for x in (source.known, source.held_out) if x is not None)
@@ -267,7 +275,7 @@ def train(config: TrainConfig) -> Path:
     with signals() as caught:
         while not finished:
             norm = update()
-            now.seconds = seconds_before + time.time() - started
+            now.seconds = seconds_before + time.monotonic() - started
             report.advance()
             if now.step - first_step <= plan.STEPS:
                 planned_over.append(clock[-1])
@@ -335,7 +343,7 @@ def train(config: TrainConfig) -> Path:
                 now.stream = gather_object([data.state_dict()]) if config.streaming else []
                 now.bad = sorted(set(gather_object(list(bad))))
                 tensors, state = checkpoint.capture(named, optimizer, lr_scheduler, ema, accelerator.scaler, lengths)
-                state |= {"config": asdict(config), "update_size": pictures_a_step, **asdict(now)}
+                state |= {"config": asdict(config), "update_size": pictures_a_step, "data": fingerprint, **asdict(now)}
                 checkpoint.save(output_dir, now.step, tensors, state)
                 if rank == 0:
                     checkpoint.prune(output_dir, config.checkpoints_total_limit, now.step)
@@ -360,7 +368,7 @@ def train(config: TrainConfig) -> Path:
                 "updates": updates,
                 "steps": now.step,
                 "loss": now.loss,
-                "seconds": seconds_before + time.time() - started,
+                "seconds": seconds_before + time.monotonic() - started,
                 "images_per_second": updates * pictures_a_step / max(busy_in_all, 1e-9),
                 "pictures": len(source.known),
                 "bad_rows": len(now.bad),
