@@ -9,8 +9,8 @@ best differs from run to run and with guidance; the paper's were 0.015 to 0.135 
 """
 
 import os
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import diffusers
@@ -25,6 +25,7 @@ from mezzotint_training.arguments import Parser, text
 from mezzotint_training.averages import LENGTHS, LONGEST, gamma_of, snapshots
 from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.saved import load_pipeline
+from mezzotint_training.writing import make_readable
 
 TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 
@@ -52,13 +53,20 @@ def main(argv: list[str] | None = None) -> int:
         paths = {at: path for at, path in paths.items() if at <= step}
         coefficients, error = fit(list(paths), args.length)
         pipe = _pipeline(run_dir)
-        fill(pipe, combined(paths, coefficients), run_dir)
-        aside = output.parent / f".{output.name}.aside"
-        shutil.rmtree(aside, ignore_errors=True)
-        pipe.save_pretrained(aside)
-        if output.exists():
-            output.rmdir()
-        os.replace(aside, output)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            place = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+        except OSError as error:
+            raise UserError(f"output must be in a folder to write to: {error}") from None
+        with place:
+            fill(pipe, combined(paths, coefficients), run_dir)
+            new = Path(place.name) / output.name
+            pipe.save_pretrained(new)
+            for path in new.rglob("*.safetensors"):
+                make_readable(path)
+            if output.exists():
+                output.rmdir()
+            os.replace(new, output)
         count = f"{len(paths)} snapshot{'s' if len(paths) > 1 else ''}"
         print(f"{output}: average of length {args.length:g} at step {step}, from {count} (profile off by {error:.2g})")
 

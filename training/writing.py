@@ -7,6 +7,7 @@ gone when none is at work.
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -147,6 +148,40 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(new: Path, folder: Path, index: str, kind: re.Pattern[str]) -> Iterator[None]:
+    """Put the files below `new` into `folder`, over those of the same names; within it, all but the last are there.
+
+    Args:
+        new: removed in the end.
+        folder: to put them in; what else is there stays.
+        index: the name of the file without which nothing loads the others: it goes first and comes last.
+        kind: of names that may not stand beside a new one whose first group is the same.
+    """
+    names = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+    for name in names:
+        make_readable(new / name)
+        sync(new / name)
+    (folder / index).unlink(missing_ok=True)
+    sync(folder)
+    for name in names:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if name != Path(index):
+            shutil.move(new / name, place)  # which may be a link to another disk
+        if match := kind.fullmatch(name.name):
+            for other in place.parent.iterdir():
+                beside = kind.fullmatch(other.name)
+                if beside and beside[1] == match[1] and other.relative_to(folder) not in names:
+                    other.unlink()
+    for place in {folder, *((folder / name).parent for name in names)}:
+        sync(place)
+    yield
+    (new / index).replace(folder / index)
+    sync(folder)
+    remove(new)
 
 
 def write_text(path: Path, text: str) -> None:
