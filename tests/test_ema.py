@@ -181,6 +181,16 @@ def test_the_pipeline_written_holds_the_average_and_all_else_of_the_run(run_dir,
     assert made("7", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0].size == (8, 8)
 
 
+def test_a_folder_of_the_users_beside_the_output_stays(run_dir, tmp_path):
+    folder, _ = run_dir
+    (tmp_path / ".made.aside").mkdir()
+    (tmp_path / ".made.aside" / "notes.txt").write_text("mine")
+    assert run(folder, "--length", 0.1, "--output", tmp_path / "made") == 0
+    assert (tmp_path / ".made.aside" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".made.aside", "made", "run"]
+    assert len({path.stat().st_mode & 0o777 for path in (tmp_path / "made").rglob("*") if path.is_file()}) == 1
+
+
 def test_step_is_that_of_a_snapshot(run_dir, tmp_path, capsys):
     folder, trajectory = run_dir
     assert run(folder, "--length", 0.1, "--step", 30, "--output", tmp_path / "made") == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -75,6 +76,24 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("place", ["source.read", "finish"])
+def test_a_signal_before_or_after_the_steps_ends_the_run_at_once(whole, tmp_path, monkeypatch, place):
+    shutil.copytree(whole, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        if place == "finish":
+            patch.setattr(train, "finish", lambda *args: signal.raise_signal(signal.SIGTERM))
+        else:
+            patch.setattr(train.Source, "read", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+        result = run(output_dir=tmp_path / "run", **LONG)
+    assert result.code == INTERRUPTED
+    assert result.err.splitlines()[-1] == (
+        "mezzotint: stopped before the first step or after the last; the same command goes on"
+    )
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run(output_dir=tmp_path / "run", **LONG).code == 0
+    assert_same(tmp_path / "run", whole, 6)
+
+
 def test_a_signal_at_the_last_step_lets_the_run_finish(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_call(patch, [3], lambda loss: (os.kill(os.getpid(), signal.SIGTERM), loss)[1])
@@ -121,6 +140,33 @@ def test_a_run_of_them_ends_it_naming_the_last_checkpoint(whole, tmp_path, monke
     assert f"{tmp_path / 'run' / 'checkpoint-2'}; " in last
     assert [path.name for path in checkpoint.found(tmp_path / "run")] == ["checkpoint-2"]
     assert_same(tmp_path / "run", whole, 2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of pictures that are no numbers
+def test_a_run_whose_last_losses_were_not_finite_is_finished_with_a_card(tmp_path):
+    settings = {"max_train_steps": 3, "learning_rate": 1e30, "lr_warmup_steps": 0, "num_validation_samples": 0}
+    settings |= {"validation_prompts": ["7"], "num_inference_steps": 1}
+    for _ in range(2):  # and the same command again
+        result = run(output_dir=tmp_path / "run", **settings)
+        assert result.code == 0, result.err
+        assert "(3 steps, " in result.out and "no finite loss)" in result.out
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["loss"] is None
+        assert "last training loss" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_folder_that_is_removed_under_a_run_ends_it_in_one_line(tmp_path, monkeypatch):
+    def remove(loss):
+        shutil.rmtree(tmp_path / "run")
+        return loss
+
+    with monkeypatch.context() as patch:
+        at_call(patch, [3], remove)
+        result = run(output_dir=tmp_path / "run", **LONG | {"logging_steps": 1})
+    assert result.code == CANNOT_GO_ON
+    assert result.err.splitlines()[-1] == (
+        f"mezzotint: output_dir {tmp_path / 'run'} is gone: it was moved or removed while it was in use"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finite_update_in_between_starts_the_count_anew(tmp_path, monkeypatch):

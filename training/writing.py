@@ -69,22 +69,24 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
                 (folder / PRIVATE / LOCK).unlink()
             _held.discard(lock)
             os.close(lock)
-            with contextlib.suppress(OSError):
-                (folder / PRIVATE).rmdir()
-            with contextlib.suppress(OSError):
-                for path in made:
-                    path.rmdir()
+        with contextlib.suppress(OSError):  # not empty, or gone
+            (folder / PRIVATE).rmdir()
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def _locked(folder: Path, name: str) -> int:
     """The descriptor of the folder's lock, taken, with a line in it that says by whom."""
     path = folder / PRIVATE / LOCK
     try:
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for last in [False] * 1000 + [True]:
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # the last holder has just removed the folder
+            except (FileNotFoundError, FileExistsError):  # its last holder may just be removing it
+                if last or path.parent.is_file():
+                    raise
                 continue
             try:
                 if _take(lock, path):
@@ -98,6 +100,7 @@ def _locked(folder: Path, name: str) -> int:
             finally:
                 if lock not in _held:
                     os.close(lock)
+        raise UserError(f"{name} {folder} is in use by programs that come and go: wait for their end, or name another")
     except OSError as error:
         if disk_is_full(error):
             raise
