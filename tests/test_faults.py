@@ -163,7 +163,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
                 now = whole(folder)
                 counts["lost"] += now < last
                 counts["after the first checkpoint"] += now > 0
-                counts["in a checkpoint"] += bool(list(folder.glob(".checkpoint-*")))
+                counts["in a checkpoint"] += bool(list(folder.glob(".mezzotint/checkpoint-*")))
                 counts["in the second epoch or later"] += now > 5
                 last = max(last, now)
                 continue
@@ -185,3 +185,26 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, encoder, p
         print(f"\n{killed} kills (seed {seed}) of {victim} runs: {json.dumps(counts)}")
     assert not any(counts[name] for name in ("lost", "hung", "failed", "divergent"))
     assert counts["same"] == victim and killed == kills
+
+
+def test_of_two_launches_in_one_folder_one_runs_and_the_other_is_refused(tmp_path):
+    """Begun at once, and again while it runs; then the one that runs is killed, and the next one goes on at once."""
+    settings = {"checkpointing_steps": 1, "checkpoints_total_limit": 3, "logging_steps": 2, "max_train_steps": 100_000}
+    folder, output = tmp_path / "run", tmp_path / "output-0.txt"
+    processes = start(folder, 1, settings) + start(folder, 1, settings)
+    try:
+        until = time.monotonic() + 300
+        while time.monotonic() < until and (not checkpoint.found(folder) or all(x.is_alive() for x in processes)):
+            time.sleep(0.01)
+        processes += start(folder, 1, settings)
+        processes[2].join(300)
+        refused, running = sorted(processes[:2], key=lambda process: process.is_alive())
+        assert (refused.exitcode, processes[2].exitcode) == (2, 2) and running.is_alive()
+    finally:
+        kill(processes)
+    line = f"mezzotint: output_dir {folder} is in use by process {running.pid} on {socket.gethostname()}: "
+    assert output.read_text().count(line) == 2
+    last = whole(folder)
+    processes = start(folder, 1, settings | {"max_train_steps": last + 1})
+    assert ended(processes, 300) and processes[0].exitcode == 0, output.read_text()
+    assert f"going on from step {last}\n" in output.read_text() and not (folder / ".mezzotint").exists()

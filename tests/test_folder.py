@@ -227,9 +227,8 @@ def test_what_cannot_be_restored_of_a_state_of_before_is_said_in_one_line(whole,
     unsealed(tmp_path / "run" / "checkpoint-6", **values)
     before = tree(tmp_path)
     result = run(**settings(whole.parent / "set", output_dir=tmp_path / "run"))
-    assert result.code == 2 and result.err.splitlines()[-1].startswith(
-        "mezzotint: the checkpoint to resume from cannot be loaded: "
-    )
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert result.err.startswith("mezzotint: the checkpoint to resume from ")
     assert tree(tmp_path) == before
 
 
