@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mezzotint_training import writing
 from mezzotint_training.report import Losses, Report, peak_memory, progress
 
 
@@ -112,3 +113,22 @@ def test_peak_memory_is_in_bytes():
     block = np.ones(2**28, dtype=np.uint8)
     assert 0 <= peak_memory(torch.device("cpu")) - before <= 1.2 * block.nbytes
     assert 2**26 < before < 2**36
+
+
+def test_a_damaged_log_is_gone_on_with_and_written_whole_or_not_at_all(accelerator, tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    good = ['{"step": 1, "loss": 1.0}\n', '{"step": 2, "loss": 0.5}\n']
+    damaged = ["[1]\n", "null\n", '{"step": "two"}\n', '{"loss": 1}\n', "{\n", '{"step": 3}\n', '{"step": 1']
+    text = "".join([good[0], *damaged[:4], good[1], *damaged[4:]]).encode() + b"\xff"
+    path.write_bytes(text)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "sync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Report(tmp_path, accelerator, 4, 2)
+        assert path.read_bytes() == text
+    Report(tmp_path, accelerator, 4, 2)
+    assert path.read_text() == "".join(good)

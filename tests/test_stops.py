@@ -1,6 +1,7 @@
 """How a run ends before its end: a signal, gradients that are not finite, and the branch that cures them."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -65,6 +66,21 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_own_code(whole, tmp_pat
     assert_same(tmp_path / "run", whole, 6)
     assert logged(tmp_path / "run") == logged(whole)
     assert logged(tmp_path / "run", "loss_by_noise_level") == logged(whole, "loss_by_noise_level")
+
+
+def test_a_signal_to_the_data_workers_is_the_runs_business(whole, tmp_path, monkeypatch):
+    """Batch systems send it to every process of a job."""
+
+    def send(loss):
+        (worker,) = multiprocessing.active_children()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, number)
+        return loss
+
+    with monkeypatch.context() as patch:
+        at_call(patch, [5, 9], send)
+        trained(tmp_path / "run", dataloader_num_workers=1, **LONG)
+    assert_same(tmp_path / "run", whole, 6)
 
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch):
@@ -144,13 +160,14 @@ def test_a_run_of_them_ends_it_naming_the_last_checkpoint(whole, tmp_path, monke
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of pictures that are no numbers
 def test_a_run_whose_last_losses_were_not_finite_is_finished_with_a_card(tmp_path):
-    settings = {"max_train_steps": 3, "learning_rate": 1e30, "lr_warmup_steps": 0, "num_validation_samples": 0}
+    settings = {"max_train_steps": 3, "learning_rate": 1e30, "lr_warmup_steps": 0, "validation_split": "test"}
     settings |= {"validation_prompts": ["7"], "num_inference_steps": 1}
     for _ in range(2):  # and the same command again
         result = run(output_dir=tmp_path / "run", **settings)
         assert result.code == 0, result.err
         assert "(3 steps, " in result.out and "no finite loss)" in result.out
-        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["loss"] is None
+        metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
+        assert metrics["loss"] is None
         assert "last training loss" in (tmp_path / "run" / "README.md").read_text()
 
 

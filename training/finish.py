@@ -21,6 +21,7 @@ from mezzotint_training import card
 from mezzotint_training.adapters import save_adapters
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.errors import CannotGoOn, one_line
+from mezzotint_training.report import finite
 from mezzotint_training.writing import aside, replacing, sync, write_text
 
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
@@ -117,7 +118,7 @@ def finish(
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
             (output_dir / card.EVALUATION).unlink(missing_ok=True)
-        write_text(figures, json.dumps(metrics, indent=1) + "\n")
+        write_text(figures, json.dumps(finite(metrics), indent=1) + "\n")
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
     accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")

@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from mezzotint_training.writing import write_text
+
 T = TypeVar("T")
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -104,9 +106,10 @@ class Report:
         self.bar = None
         if accelerator.is_main_process:
             if self.path.is_file():
-                lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-                self.path.write_text("".join(kept), encoding="utf-8")
+                lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                kept = [line for line in lines if _step_of(line) <= step]
+                if kept != lines:
+                    write_text(self.path, "".join(kept))
             if console.is_terminal:
                 columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
                 self.bar = Progress(*columns, console=console)
@@ -126,7 +129,7 @@ class Report:
 
     def write(self, step: int, **values: Any) -> None:
         """One line of `metrics.jsonl` and one point of every tracker; what is not finite is written as `null`."""
-        values = {name: _finite(value) for name, value in values.items()}
+        values = {name: finite(value) for name, value in values.items()}
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
         for name, value in values.items():
             if isinstance(value, list):
@@ -147,7 +150,18 @@ class Report:
             self.bar.stop()
 
 
-def _finite(value: Any) -> Any:
+def _step_of(line: str) -> float:
+    """The update that a line of `metrics.jsonl` is of; infinity for a line that is none."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("}\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def finite(value: Any) -> Any:
+    """Plain data as other programs' JSON can hold them: with `None` in the place of what is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

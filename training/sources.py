@@ -177,5 +177,6 @@ def _add_numbers(digest, numbers: pa.Array) -> None:
 
 
 def _leave_signals_to_the_run(_) -> None:
-    """In a data worker, which a terminal's Ctrl-C reaches too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a data worker, which a terminal's Ctrl-C reaches too, and the SIGTERM of a batch system."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

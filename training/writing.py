@@ -65,8 +65,9 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
         raise CannotGoOn(f"{name} {folder} is gone: it was moved or removed while it was in use") from None
     finally:
         if lock is not None:
-            with contextlib.suppress(OSError):
-                (folder / PRIVATE / LOCK).unlink()
+            path = folder / PRIVATE / LOCK
+            if _is_in_place(lock, path):  # and not that of another, where the folder was moved and made anew
+                path.unlink()
             _held.discard(lock)
             os.close(lock)
         with contextlib.suppress(OSError):  # not empty, or gone
@@ -122,9 +123,13 @@ def _take(lock: int, path: Path) -> bool:
     except OSError as error:  # of a file system without locks
         print(f"warning: {path.parent.parent} cannot be locked ({error}): let no other program write to it", flush=True)
         return True
+    return _is_in_place(lock, path)
+
+
+def _is_in_place(lock: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
