@@ -90,6 +90,8 @@ DAMAGE = {
     "emptied": lambda f: (f / "optimizer.safetensors").write_bytes(b""),
     "missing": lambda f: (f / "weights.safetensors").unlink(),
     "exchanged": lambda f: (f / "weights.safetensors").write_bytes((f / "optimizer.safetensors").read_bytes()),
+    "a pipe": lambda f: ((f / "weights.safetensors").unlink(), os.mkfifo(f / "weights.safetensors")),
+    "a folder": lambda f: ((f / "weights.safetensors").unlink(), (f / "weights.safetensors").mkdir()),
     "state cut short": lambda f: (f / "state.json").write_text((f / "state.json").read_text()[:-20]),
     "state emptied": lambda f: (f / "state.json").write_text(""),
     "state of another kind": lambda f: (f / "state.json").write_text("[1]"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mezzotint_training import writing
+from mezzotint_training.errors import UserError
 from mezzotint_training.report import Losses, Report, peak_memory, progress
 
 
@@ -132,3 +134,9 @@ def test_a_damaged_log_is_gone_on_with_and_written_whole_or_not_at_all(accelerat
         assert path.read_bytes() == text
     Report(tmp_path, accelerator, 4, 2)
     assert path.read_text() == "".join(good)
+
+
+def test_a_log_that_is_no_file_is_refused(accelerator, tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")  # which would be waited for
+    with pytest.raises(UserError, match="^output_dir must hold a file where its log is written: "):
+        Report(tmp_path, accelerator, 4, 2)

@@ -87,7 +87,9 @@ def save_snapshot(output_dir: Path, step: int, tensors: dict[str, torch.Tensor])
 
 def snapshots(output_dir: Path) -> dict[int, Path]:
     """The snapshots in a run's folder by step, in order."""
-    paths = [path for path in (output_dir / "ema").glob("step-*.safetensors") if path.stem[5:].isdecimal()]
+    paths = [
+        path for path in (output_dir / "ema").glob("step-*.safetensors") if path.stem[5:].isdecimal() and path.is_file()
+    ]
     return dict(sorted((int(path.stem[5:]), path) for path in paths))
 
 

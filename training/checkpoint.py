@@ -217,7 +217,7 @@ def load(
             raise ValueError
         valid(state)
         for name, digest in files.items():
-            if check and _digest(folder / name) != digest:
+            if not (folder / name).is_file() or check and _digest(folder / name) != digest:
                 raise ValueError
         return {Path(name).stem: Tensors(folder / name) for name in files}, state
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

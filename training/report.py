@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from mezzotint_training.errors import UserError
 from mezzotint_training.writing import write_text
 
 T = TypeVar("T")
@@ -105,6 +106,8 @@ class Report:
         console = Console(stderr=True)
         self.bar = None
         if accelerator.is_main_process:
+            if self.path.exists() and not self.path.is_file():
+                raise UserError(f"output_dir must hold a file where its log is written: {self.path} is none")
             if self.path.is_file():
                 lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if _step_of(line) <= step]

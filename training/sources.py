@@ -3,6 +3,7 @@
 batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `data.py` and
 `streaming.py`."""
 
+import contextlib
 import hashlib
 import signal
 from collections.abc import Iterator
@@ -69,10 +70,9 @@ class Source:
             spread = np.linspace(0, count - 1, min(count, FINGERPRINTED)).astype(int)
             spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
             for cell in cells(images.rows.select(spread), images.config.image_column):
-                try:
-                    content = cell["bytes"] or Path(cell["path"] or "").read_bytes()
-                except (OSError, ValueError):  # a bad row
-                    content = b""
+                content, path = cell["bytes"] or b"", Path(cell["path"] or "")
+                with contextlib.suppress(OSError, ValueError):  # of a bad row
+                    content = content or (path.read_bytes() if path.is_file() else b"")
                 pictures.update(hashlib.sha256(content).digest())
                 left -= len(content)
                 if left <= 0:
