@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_stops import at_call
 from tiny_run import LONG, TINY, UNET, distance, logged, pictures, run, saved, trained, tree
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
@@ -103,6 +103,20 @@ def test_two_seeds_are_two_runs(world, tmp_path, part):
     settings = settings_of(part, world)
     a, b = (trained(tmp_path / str(seed), **settings, seed=seed) for seed in (1, 2))
     assert distance(saved(a, 6), saved(b, 6)) > 1e-4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written(world, tmp_path, part, value):
+    shutil.copytree(world / "base", tmp_path / "base")
+    (path,) = (tmp_path / "base" / part).glob("*.safetensors")
+    tensors = load_file(path)
+    next(x for x in tensors.values() if x.is_floating_point()).view(-1)[0] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    settings = {"pretrained_model_name_or_path": tmp_path / "base", "unet": ..., "text_encoder": ...}
+    result = run(output_dir=tmp_path / "run", **settings)
+    assert result.code == 2 and not (tmp_path / "run").exists()
+    assert result.err == f"mezzotint: the weights to start from must be finite: those of the {part} are not"
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan

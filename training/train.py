@@ -10,7 +10,8 @@ models in `components.py` and `text.py`, the loss in `objective.py`, the state o
 printed and logged in `report.py`.
 
 Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients, a full disk), 75 stopped by a signal
-(SIGTERM, SIGINT) after writing a checkpoint. In the last two cases the same command goes on where it stopped.
+(SIGTERM, SIGINT) after writing a checkpoint, or by SIGTERM before the first step or after the last. In the last two
+cases the same command goes on where it stopped.
 """
 
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
@@ -84,9 +85,10 @@ def train(config: TrainConfig) -> Path:
     """Run `config` to its end and return the folder of the finished pipeline.
 
     Raises:
-        UserError: for bad input, before anything on disk is touched.
-        CannotGoOn: for gradients that stay non-finite, or a checkpoint that cannot be written.
-        Interrupted: after SIGTERM or SIGINT, with a checkpoint written.
+        UserError: for bad input, an `output_dir` in use among it, before anything on disk is touched.
+        CannotGoOn: for gradients that stay non-finite, a checkpoint that cannot be written, or an `output_dir` that is
+            removed meanwhile.
+        Interrupted: after SIGTERM or SIGINT, with a checkpoint written if there was a step.
     """
     started, output_dir = time.monotonic(), Path(config.output_dir)
     accelerator = make_accelerator(config, output_dir)
@@ -127,8 +129,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, star
     if train_text is None:
         train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
     trained = {"unet": unet} | ({"text_encoder": text_encoder} if train_text and text_encoder is not None else {})
-    for model in (unet, text_encoder):
+    for name, model in (("unet", unet), ("text_encoder", text_encoder)):
         if model is not None:
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise UserError(f"the weights to start from must be finite: those of the {name} are not")
             model.to(device).requires_grad_(model in trained.values()).train(model in trained.values())
     if config.adapter is not None:
         add_adapters(config, unet, text_encoder, train_text)
