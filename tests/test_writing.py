@@ -16,7 +16,7 @@ import torch
 from tiny_run import tree
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training import writing
+from mezzotint_training import cli, writing
 from mezzotint_training.config import TrainConfig
 from mezzotint_training.errors import CannotGoOn, UserError
 from mezzotint_training.finish import finish
@@ -91,6 +91,17 @@ def test_a_folder_that_is_gone_is_said_in_one_line(tmp_path):
     with pytest.raises(CannotGoOn, match=message), hold(folder):
         folder.rename(tmp_path / "moved")
         (folder / "metrics.jsonl").open("a")
+
+
+@pytest.mark.parametrize("argv", [["fit-scheduler"], ["evaluate", "--card"]])
+def test_programs_that_write_into_a_pipelines_folder_wait_for_nobody(tmp_path, capsys, argv):
+    for name in ("model_index.json", "recipe.yaml", "metrics.json"):
+        (tmp_path / name).touch()
+    with hold(tmp_path):
+        assert cli.main([*argv, str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"mezzotint: checkpoint {tmp_path} is in use by process {os.getpid()} on "
+    )
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):

@@ -81,6 +81,7 @@ from mezzotint_training.rows import held_out, load_splits
 from mezzotint_training.saved import load_pipeline, sample_size
 from mezzotint_training.sources import fixed_items
 from mezzotint_training.train_classifier import labelled
+from mezzotint_training.writing import hold
 
 # What a recipe says of its data, and flags can say in its place
 DATA = (
@@ -140,12 +141,14 @@ def main(argv: list[str] | None = None) -> int:
 
     def program() -> None:
         args = parser.parse_args(argv)
-        results = evaluate(args) | {"command": command(args, parser)}
-        print(f"### {args.checkpoint}\n\n{card.table(results)}")
-        if args.output:
-            Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if args.card:
-            card.keep(Path(args.checkpoint), results)
+        folder = Path(args.checkpoint)
+        with hold(folder, "checkpoint") if args.card and card.of_a_run(folder) else contextlib.nullcontext():
+            results = evaluate(args) | {"command": command(args, parser)}
+            print(f"### {args.checkpoint}\n\n{card.table(results)}")
+            if args.output:
+                Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            if args.card:
+                card.keep(folder, results)
 
     return exit_code(program)
 

@@ -8,6 +8,7 @@ into the checkpoint at once; the same command run again goes on with those that 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -40,6 +41,7 @@ from mezzotint_training.errors import UserError, exit_code
 from mezzotint_training.fitting import Fitted, fit, solve
 from mezzotint_training.saved import load_pipeline, sample_size
 from mezzotint_training.stock_solvers import common_settings, settings
+from mezzotint_training.writing import hold
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
 
@@ -93,7 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.number("seed", int, *SEED, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return exit_code(lambda: fit_scheduler(parser.parse_args(argv)))
+
+    def program() -> None:
+        args = parser.parse_args(argv)
+        name = "output_dir" if args.output_dir else "checkpoint"
+        folder = getattr(args, name)
+        with hold(Path(folder), name) if _has(folder) else contextlib.nullcontext():
+            fit_scheduler(args)
+
+    return exit_code(program)
 
 
 def fit_scheduler(args: argparse.Namespace) -> None:
