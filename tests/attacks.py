@@ -281,14 +281,14 @@ def change_weights(rng: random.Random, ground: Ground) -> Attack:
         tensors[name] = torch.cat([x.flatten(), x.flatten()])
     elif how == "transposed" and x.ndim > 1 and x.shape[0] != x.shape[1]:
         tensors[name] = x.transpose(0, 1).contiguous()
-    elif how in ("float16", "float64"):
+    elif how in ("float16", "float64", "int64", "bool"):
         tensors[name], legal = x.to(getattr(torch, how)), "value"
-    elif how in ("int64", "bool"):
-        tensors[name] = x.to(getattr(torch, how))
     elif how.endswith("at one place") and x.is_floating_point():
         x.view(-1)[rng.randrange(x.numel())] = math.nan if "NaN" in how else math.inf
+        legal = "value" if victim == "save" else ""  # which draws nothing
     elif how == "NaN":
         tensors = {k: torch.full_like(v, math.nan) if v.is_floating_point() else v for k, v in tensors.items()}
+        legal = "value" if victim == "save" else ""  # which draws nothing
     elif how == "swapped with another":
         other = rng.choice([k for k, v in sorted(tensors.items()) if v.shape == x.shape and v.dtype == x.dtype])
         tensors[name], tensors[other], legal = tensors[other], x, "value"

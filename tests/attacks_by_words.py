@@ -159,6 +159,7 @@ def call_wrongly(rng: random.Random, ground: Ground) -> Attack:
         (ground.folder / "dangling").symlink_to("nowhere")
         os.mkfifo(ground.folder / "pipe")
         expression = f"MezzotintPipeline.from_pretrained({rng.choice(LOADING)}).save_pretrained('made')"
+        legal = "setting" if "=None" in expression else ""
         if how < 0.85:
             expression, legal = f"pipe.save_pretrained({rng.choice(PLACES)})", "value"
     return Attack(victim, expression, [expression], legal, local=victim == "call")

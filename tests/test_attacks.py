@@ -125,7 +125,8 @@ class Field:
         code = json.loads(self.answers.readline())["code"]
         after = contents(folder)
         # what says no before it has begun may not even change what it is to change
-        mine = () if code in (2, None) else (*victim.changes, victim.makes)
+        card = ("run/README.md", "run/evaluation.json") if "--card" in argv else ()
+        mine = () if code in (2, None) else (*victim.changes, *card, victim.makes)
         differ = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
         changed = [
             path if path in before else f"+{path}"
@@ -255,8 +256,9 @@ def judge(attack: Attack, outcome: Outcome, field: Field) -> tuple[str, str]:
             return "silent", f"changes {', '.join(lost[:3])}"
         if WARNING.search(outcome.err):
             return "ugly", f"ends well with warnings: {said}"
-        if outcome.faults:
-            return "silent", f"{outcome.faults[0]}; said: {said or 'nothing'}"
+        faults = [fault for fault in outcome.faults if not (attack.legal == "value" and "is not finite" in fault)]
+        if faults:
+            return "silent", f"{faults[0]}; said: {said or 'nothing'}"
         if outcome.result == before.result:
             return "right", ""
         if attack.legal:

@@ -213,6 +213,16 @@ def test_a_card_of_broken_files_is_refused_in_one_line_and_the_old_one_stays(tmp
     assert (tmp_path / "README.md").read_bytes() == before
 
 
+def test_a_card_takes_the_place_of_a_link_and_is_not_written_through_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "secret").write_text("words")
+    (tmp_path / "run" / "README.md").symlink_to(tmp_path / "secret")
+    hub.write_card(tmp_path / "run", SETTINGS, METRICS, None)
+    assert (tmp_path / "secret").read_text() == "words"
+    assert "# run" in (tmp_path / "run" / "README.md").read_text()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["README.md"]
+
+
 def test_a_recipe_cannot_put_code_into_the_card_in_place_of_a_number(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
     settings = SETTINGS | {"num_inference_steps": "4); import os", "guidance_scale": "2); exit("}

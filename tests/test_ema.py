@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.integrate import quad
 from test_averages import average_of, walk
 
@@ -225,6 +226,18 @@ def spoil_snapshot(folder):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def thin_snapshot(folder):
+    path = snapshots(folder)[60]
+    tensors = load_file(path)
+    del tensors["0.1/unet.conv_in.bias"]
+    save_file(tensors, path)
+
+
+def empty_snapshots(folder):
+    for path in snapshots(folder).values():
+        save_file({}, path)
+
+
 def remove_snapshots(folder):
     for path in snapshots(folder).values():
         path.unlink()
@@ -242,6 +255,8 @@ def remove_snapshots(folder):
         (spoil_pipeline, [], "run_dir must hold a finished pipeline: {tmp}/run has no model_index.json"),
         (spoil_weights, [], "run_dir {tmp}/run cannot be loaded: "),
         (spoil_snapshot, [], "snapshot {tmp}/run/ema/step-000012.safetensors is damaged"),
+        (thin_snapshot, [], "snapshot {tmp}/run/ema/step-000060.safetensors is damaged"),
+        (empty_snapshots, [], "snapshot {tmp}/run/ema/step-000006.safetensors is damaged"),
         (None, [], "run_dir must hold the pipeline that its snapshots are of: {tmp}/run differs in unet."),
     ],
 )

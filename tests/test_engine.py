@@ -116,7 +116,8 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_written(worl
     settings = {"pretrained_model_name_or_path": tmp_path / "base", "unet": ..., "text_encoder": ...}
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 2 and not (tmp_path / "run").exists()
-    assert result.err == f"mezzotint: the weights to start from must be finite: those of the {part} are not"
+    assert result.err.startswith("mezzotint: weights must be finite numbers: ")
+    assert result.err.endswith(f" of the {part} has others")
 
 
 # ------------------------------------------------------------------------------------------------------------ the plan

@@ -146,6 +146,13 @@ def test_a_large_jpeg_is_not_decoded_at_its_full_size_and_looks_the_same(size, t
         Image.open(io.BytesIO(encoded(Image.fromarray(NOISE), "JPEG")))))  # fmt: skip
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.png")
+    for read in (read_header, lambda cell: read_picture(cell, 3, (8, 8))):
+        with pytest.raises(ValueError, match="it is no plain file"):
+            read({"bytes": None, "path": str(tmp_path / "0.png")})
+
+
 # ------------------------------------------------------------------------------------------------------------- formats
 
 

@@ -234,6 +234,44 @@ def test_code_that_transformers_would_ask_to_run_is_neither_asked_for_nor_run(fo
 
 
 @LIVES
+@pytest.mark.parametrize("file", ["text_encoder/config.json", "text_encoder/odd"])
+def test_a_pipe_beside_weights_is_not_waited_for(folder, load, file):
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    refused(load, folder, "is no plain file")
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "words"),
+    [
+        (None, {}, "pretrained_model_name_or_path must be a folder or a name on the Hub: got None"),
+        (3, {}, "pretrained_model_name_or_path must be a folder or a name on the Hub: got 3"),
+        ("run", {"classifier": 3}, "classifier must be a Module: got 3"),
+        ("run", {"scheduler": torch.nn.Linear(1, 1)}, "scheduler must be a SchedulerMixin: got Linear("),
+        ("run", {"unet": 3}, "unet must be a Module: got 3"),
+        ("run", {"text_encoder": torch.nn.Linear(1, 1)}, "text_encoder must be a PreTrainedModel: got Linear("),
+    ],
+)
+def test_what_is_given_in_place_of_a_component_must_be_one(source, given, words):
+    with pytest.raises(ValueError) as error:
+        MezzotintPipeline.from_pretrained(source, **given)
+    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+
+def test_a_pipeline_made_of_what_is_no_network_is_refused(make_pipe):
+    parts = make_pipe().components
+    with pytest.raises(ValueError, match="classifier must be a torch.nn.Module: got 3"):
+        MezzotintPipeline(**parts | {"classifier": 3})
+
+
+def test_a_folder_without_a_name_is_refused_before_anything_is_written(make_pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="save_directory must be a folder"):
+        make_pipe().save_pretrained("")
+    assert list(tmp_path.iterdir()) == []
+
+
+@LIVES
 @pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json"])
 @pytest.mark.parametrize("text", ['"user/somebody"', "[]", "null", "[" * 100_000, "{"])
 def test_configuration_that_is_none_is_refused_and_nothing_is_fetched(folder, load, file, text):

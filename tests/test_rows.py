@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -232,6 +233,23 @@ def test_folders_that_hold_no_set(tmp_path):
     folder = pictures(tmp_path / "set", count=2)
     (folder / "metadata.jsonl").write_text("{words")
     assert refused(train_data_dir=str(folder)).startswith(f"cannot load {folder}: ")
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "metadata.jsonl"])
+def test_a_pipe_among_the_files_of_a_set_is_not_waited_for(tmp_path, name):
+    pictures(tmp_path / "set")
+    (tmp_path / "set" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "set" / name)
+    with pytest.raises(UserError, match=f"must hold plain files: .*{name} is none"):
+        load_splits(TrainConfig(train_data_dir=str(tmp_path / "set")))
+
+
+def test_what_is_wrong_with_a_table_is_said_once(tmp_path, capfd, caplog):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.parquet").write_bytes(b"PAR1words and no numbersPAR1")
+    with pytest.raises(UserError, match="cannot load .*train.parquet"):
+        load_splits(TrainConfig(train_data_dir=str(tmp_path / "set")))
+    assert caplog.text == "" and "Failed" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("streaming", [False, True])

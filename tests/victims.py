@@ -225,7 +225,7 @@ def evaluate(expression: str) -> int:
         pipe = MezzotintPipeline.from_pretrained("run")
         pipe.set_progress_bar_config(disable=True)
         result = eval(expression, {"pipe": pipe, "torch": torch, "np": np, "MezzotintPipeline": MezzotintPipeline})
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:  # the last one is diffusers'
         print(f"mezzotint: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:

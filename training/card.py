@@ -12,6 +12,7 @@ from mezzotint import hub
 from mezzotint.markdown import code, plain
 from mezzotint_training.config import read_recipe
 from mezzotint_training.errors import UserError, loading
+from mezzotint_training.writing import write_text
 
 EVALUATION = "evaluation.json"
 GRID = re.compile(r"samples/step-\d+\.png")
@@ -66,7 +67,7 @@ def keep(folder: Path, results: dict[str, Any]) -> None:
     """Write what `evaluate` measured into the folder of a finished run, and its card anew. What is published says
     nothing of where things are on this machine."""
     results = without_paths({name: value for name, value in results.items() if name != "checkpoint"})
-    (folder / EVALUATION).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
     rewrite(folder)
 
 

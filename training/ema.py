@@ -131,14 +131,18 @@ def combined(paths: dict[int, Path], coefficients: np.ndarray) -> dict[str, torc
     total: dict[str, torch.Tensor] = {}
     for path, row in zip(paths.values(), coefficients, strict=True):
         try:
-            for key, x in load_file(path).items():
+            snapshot = load_file(path)
+            names = set(total) or {key.split("/", 1)[1] for key in snapshot}
+            if not names or snapshot.keys() != {f"{length:g}/{name}" for length in LENGTHS for name in names}:
+                raise ValueError("a weight of one of the averages is missing, or another is there")
+            for key, x in snapshot.items():
                 length, name = key.split("/", 1)
                 coefficient = row[LENGTHS.index(float(length))]
                 if name not in total:
                     total[name] = torch.zeros_like(x, dtype=torch.float32)
                 if coefficient:
                     total[name].add_(x.float(), alpha=coefficient)
-        except (SafetensorError, ValueError, RuntimeError, OSError):
+        except (SafetensorError, ValueError, IndexError, RuntimeError, OSError):
             raise UserError(f"snapshot {path} is damaged: it is not what was written") from None
     return total
 

@@ -4,6 +4,7 @@ pictures there are, and what happens to a bad one, is not decided here."""
 
 import contextlib
 import io
+import os
 import re
 import warnings
 from typing import NamedTuple
@@ -79,6 +80,8 @@ def _opened(cell: dict | None, at_least: int | None = None) -> Image.Image:
     content, path = (cell.get("bytes"), cell.get("path")) if cell else (None, None)
     if not content and not path:
         raise ValueError("there is none")
+    if not content and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError("it is no plain file")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(content, pyarrow.Buffer):

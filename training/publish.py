@@ -74,8 +74,6 @@ def publish(args: argparse.Namespace) -> None:
             here = draw(alone, None, base, revision, args.prompt)
         except UserError as error:
             raise UserError(str(error).replace(alone, str(folder))) from None
-    if not np.isfinite(here).all():
-        raise UserError(f"{folder} must draw a picture: got pixels that are no numbers")
 
     try:
         address = hub.push(folder, args.hub_model_id, private=args.hub_private_repo, replace_card=args.replace_card)
@@ -102,7 +100,10 @@ def draw(source: str, commit: str | None, base: str | None, revision: str | None
             pipe.load_lora_weights(source, revision=commit)
     pipe.set_progress_bar_config(disable=True)
     prompts = {"prompt": prompt} if pipe.text_encoder is not None else {}
-    picture = pipe(**prompts, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
+    try:
+        picture = pipe(**prompts, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
+    except ValueError as error:  # for a prompt that it does not take, or no picture
+        raise UserError(one_line(error)) from None
     return np.asarray(picture.images)
 
 

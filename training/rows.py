@@ -4,6 +4,7 @@ Nothing is decoded here: what becomes of a row is said in `data.py`.
 """
 
 import io
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from mezzotint_training.errors import UserError, one_line
 from mezzotint_training.pictures import EXTENSIONS
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Endings of files that hold rows, or what is said of pictures
+TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".csv")
 # The column with a row's number in its split, where rows were kept out of it
 NUMBER = "number in the split"
 # Held-out rows are drawn by this and not by the run's seed: losses are compared from run to run
@@ -71,9 +74,14 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
 
         # `datasets` passes over a folder that it may not read, and so would the run over its pictures
         files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
-        if not any(path.suffix.lower() in (*EXTENSIONS, ".parquet", ".arrow", ".tar") for path in files):
+        if not any(path.suffix.lower() in (*EXTENSIONS, *TABLES[:3]) for path in files):
             raise UserError(f"train_data_dir must hold parquet files, tars or pictures: {folder} holds none")
+        for path in files:  # `datasets` would wait for a pipe
+            if path.suffix.lower() in TABLES and path.exists() and not path.is_file():
+                raise UserError(f"train_data_dir must hold plain files: {path} is none")
     source = config.train_data_dir or config.dataset_name
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
         return datasets.load_dataset(source, config.dataset_config_name, streaming=config.streaming)
     except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
@@ -83,6 +91,8 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
             except Exception as fault:
                 raise UserError(f"cannot load {source}: {path}: {one_line(fault)}") from None
         raise UserError(f"cannot load {source}: {one_line(error)}") from None
+    finally:
+        logging.disable(before)
 
 
 def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:

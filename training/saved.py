@@ -31,7 +31,8 @@ def find_device(name: str) -> torch.device:
 def load_pipeline(
     source: str | Path, name: str = "checkpoint", revision: str | None = None, device: str = "cpu", **components: Any
 ) -> MezzotintPipeline:
-    """The pipeline of a folder or a Hub repository, by the installed package's code, every weight accounted for.
+    """The pipeline of a folder or a Hub repository, by the installed package's code, every weight accounted for and
+    finite.
 
     Args:
         source: a folder or a Hub name.
@@ -48,7 +49,20 @@ def load_pipeline(
     transformers.utils.logging.disable_progress_bar()
     with loading(f"{name} {source}"):
         pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+        for part, model in pipe.components.items():
+            check_finite(part, model)
     return pipe.to(place)
+
+
+def check_finite(name: str, model: Any) -> None:
+    """See that the weights of the component `name`, where it has any, are finite numbers.
+
+    Raises:
+        UserError: for weights that are not.
+    """
+    for key, weight in model.named_parameters() if isinstance(model, torch.nn.Module) else ():
+        if not weight.isfinite().all():
+            raise UserError(f"weights must be finite numbers: {key} of the {name} has others")
 
 
 def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:

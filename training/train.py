@@ -55,6 +55,7 @@ from mezzotint_training.objective import denoising_loss, draw_timesteps
 from mezzotint_training.optimizers import evaluation_weights, make_optimizer
 from mezzotint_training.process import ending_at_once, leave, make_accelerator, signals, sole_use
 from mezzotint_training.report import Losses, Report, peak_memory
+from mezzotint_training.saved import check_finite
 from mezzotint_training.sources import Source, fixed_items, open_source
 from mezzotint_training.text import TextEncoding, train_what_is_read
 
@@ -131,8 +132,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, star
     trained = {"unet": unet} | ({"text_encoder": text_encoder} if train_text and text_encoder is not None else {})
     for name, model in (("unet", unet), ("text_encoder", text_encoder)):
         if model is not None:
-            if not all(p.isfinite().all() for p in model.parameters()):
-                raise UserError(f"the weights to start from must be finite: those of the {name} are not")
+            check_finite(name, model)
             model.to(device).requires_grad_(model in trained.values()).train(model in trained.values())
     if config.adapter is not None:
         add_adapters(config, unet, text_encoder, train_text)
@@ -140,7 +140,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, star
         train_what_is_read(text_encoder)
     if config.gradient_checkpointing:
         for name, model in trained.items():
-            model.enable_gradient_checkpointing() if name == "unet" else model.gradient_checkpointing_enable()
+            if name == "unet":
+                model.enable_gradient_checkpointing()
+            else:  # by the name of transformers from 5.23 on, or the one before
+                getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
     if config.compile:

@@ -216,8 +216,9 @@ def write_card(
         **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
     )
     path = folder / CARD
-    path.write_text(_signed(str(card)), encoding="utf-8")
-    return path
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(_signed(str(card)), encoding="utf-8")
+    return aside.replace(path)  # whole, and in the place of a link, not through it
 
 
 def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import numbers
+import os
 import re
 import reprlib
 import shutil
@@ -223,7 +224,16 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         classifier: ModelMixin | None = None,
     ):
         super().__init__()
-        _align_weights(unet, text_encoder, guidance_unet, classifier)
+        networks = {
+            "unet": unet,
+            "text_encoder": text_encoder,
+            "guidance_unet": guidance_unet,
+            "classifier": classifier,
+        }
+        for name, network in networks.items():
+            if network is not None and not isinstance(network, torch.nn.Module):
+                raise ValueError(f"{name} must be a torch.nn.Module: got {_shown(network)}")
+        _align_weights(*networks.values())
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -808,6 +818,25 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         return loaded
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs):
+        """The pipeline of a folder or a Hub repository, as diffusers' method of that name, by this package's code.
+
+        Raises:
+            ValueError: in one line, for a component given in `kwargs` that is of another kind than the pipeline takes,
+                or one in the folder that is damaged, or lacks weights, or has others.
+            OSError: for files that are not there.
+        """
+        if not isinstance(pretrained_model_name_or_path, (str, PathLike)):
+            got = _shown(pretrained_model_name_or_path)
+            raise ValueError(f"pretrained_model_name_or_path must be a folder or a name on the Hub: got {got}")
+        for name, kinds in cls._get_signature_types().items():
+            kinds = tuple(kind for kind in kinds if kind not in (ModelMixin, type(None)))
+            kinds = kinds or (torch.nn.Module,)  # compiled models too
+            if kwargs.get(name) is not None and not isinstance(kwargs[name], kinds):
+                raise ValueError(f"{name} must be a {kinds[0].__name__}: got {_shown(kwargs[name])}")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # diffusers asks here what to load, whichever class `from_pretrained` was called of. What comes from a library
         # is loaded by `_load`, found as an attribute of this module
@@ -892,6 +921,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         Raises:
             ValueError: for a pipeline with adapters, which would be saved neither apart nor in the weights.
         """
+        if not os.fspath(save_directory):
+            raise ValueError("save_directory must be a folder, or the place of a new one: got ''")
         if adapters := self.get_list_adapters() if USE_PEFT_BACKEND else {}:
             raise ValueError(
                 "a pipeline is saved without adapters: fuse_lora() and then unload_lora_weights() put them into its "
@@ -987,6 +1018,8 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
     if issubclass(cls, PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # and reported below
     try:
+        if odd := [path for path in Path(folder).iterdir() if path.exists() and not (path.is_file() or path.is_dir())]:
+            raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for
         if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
             _read_json(config)
         loaded = cls.from_pretrained(folder, **kwargs)
