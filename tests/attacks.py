@@ -241,7 +241,9 @@ def change_yaml(rng: random.Random, ground: Ground) -> Attack:
         )
         value = YAML[name].partition(": ")[2] if flag in ("resolution", "seed", "learning_rate") else YAML[name]
         argv = [*VICTIMS[victim].argv, f"--{flag}={value}"]
-        return Attack(victim, f"--{flag} {name}", argv, legal="setting" if name in YAML_LEGAL else "")
+        return Attack(
+            victim, f"--{flag} {name}", argv, legal="setting" if name in YAML_LEGAL or value.strip().isdigit() else ""
+        )
     readers = victims("settings.yaml", "adapter") * 2 + ["evaluate", "fit-scheduler", "publish", "go on"]
     victim = ground.lay(rng.choice(readers))
     path = ground.choose(rng, ".yaml")

@@ -67,8 +67,9 @@ def name_a_class(rng: random.Random, ground: Ground) -> Attack:
     auto = dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "evil.Evil")
     for path in (run / part).glob("*config.json"):
         edit(path, auto_map=auto, model_type="evil")
-    # the installed pipeline's class is loaded whatever that says; and a stock scheduler is one
-    legal = "setting" if key == "_class_name" or entry == ["diffusers", "DDIMScheduler"] else ""
+    # the installed pipeline's class is loaded whatever that says; a stock scheduler is one; a part may be left out
+    allowed = ["diffusers", "DDIMScheduler"], [None, None]
+    legal = "setting" if key == "_class_name" or entry in allowed else ""
     return Attack(ground.victim, f"model_index.json {key} = {entry}, with evil.py and an auto_map", legal=legal)
 
 

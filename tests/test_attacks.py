@@ -47,7 +47,7 @@ from safetensors.torch import load
 from victims import SECRET, VICTIMS, build_scene
 
 TIMEOUT = 60  # seconds; a victim takes one or two, of a machine that is not busy
-LONGEST = 1000  # characters of a line
+LONGEST = 1020  # characters of a line
 MOST = 300  # new files and folders: a pipeline has twenty
 CLASSES = ("right", "clear", "value", "setting", "ugly", "silent")
 # What counts as a result, and in it what is of the run and not of the program's input
@@ -229,7 +229,8 @@ def faults_of_card(card: bytes) -> list[str]:
         modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
         found += [f"imports {x}" for x in modules if x.split(".")[0] not in ("torch", "diffusers", "mezzotint")]
-    if "<script" in re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE):
+    # but in data, in code, or where it is escaped
+    if "<script" in re.sub(r"\A---\n.*?\n---\n|^```.*?^```|`[^`\n]*`|\\<", "", text, flags=re.DOTALL | re.MULTILINE):
         found.append("has a script")
     return found
 

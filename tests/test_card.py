@@ -207,6 +207,8 @@ def test_a_card_of_broken_files_is_refused_in_one_line_and_the_old_one_stays(tmp
     card.rewrite(tmp_path)
     before = (tmp_path / "README.md").read_bytes()
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError):  # before what the card is to say is found out
+        card.check(tmp_path)
     with pytest.raises(UserError) as raised:
         card.rewrite(tmp_path)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)

@@ -233,6 +233,13 @@ def thin_snapshot(folder):
     save_file(tensors, path)
 
 
+def spoil_numbers(folder):
+    path = snapshots(folder)[60]
+    tensors = load_file(path)
+    tensors["0.1/unet.conv_in.bias"][0] = float("nan")
+    save_file(tensors, path)
+
+
 def empty_snapshots(folder):
     for path in snapshots(folder).values():
         save_file({}, path)
@@ -256,6 +263,7 @@ def remove_snapshots(folder):
         (spoil_weights, [], "run_dir {tmp}/run cannot be loaded: "),
         (spoil_snapshot, [], "snapshot {tmp}/run/ema/step-000012.safetensors is damaged"),
         (thin_snapshot, [], "snapshot {tmp}/run/ema/step-000060.safetensors is damaged"),
+        (spoil_numbers, [], "the snapshots must hold finite numbers: their average of unet.conv_in.bias has others"),
         (empty_snapshots, [], "snapshot {tmp}/run/ema/step-000006.safetensors is damaged"),
         (None, [], "run_dir must hold the pipeline that its snapshots are of: {tmp}/run differs in unet."),
     ],

@@ -223,7 +223,7 @@ def said(capsys, *argv) -> str:
         ({"device": "cuda:99"}, "device must be one of this machine's (cpu"),
         ({"device": ""}, "device must be one of this machine's (cpu"),
         ({"seed": 2**63}, "seed must be at most 1,000,000,000,000: got"),
-        ({"guidance_scale": "nan"}, "guidance_scale must be a finite number: got nan"),
+        ({"guidance_scale": "nan"}, "guidance_scale must be a number from 0: got nan"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1: got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1: got 0"),
         ({"batch_size": 10**12}, "batch_size must be at most 65,536: got"),

@@ -234,11 +234,18 @@ def test_code_that_transformers_would_ask_to_run_is_neither_asked_for_nor_run(fo
 
 
 @LIVES
-@pytest.mark.parametrize("file", ["text_encoder/config.json", "text_encoder/odd"])
-def test_a_pipe_beside_weights_is_not_waited_for(folder, load, file):
+@pytest.mark.parametrize("file", ["text_encoder/config.json", "text_encoder/odd", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "loop"])
+def test_a_pipe_is_not_waited_for_and_a_lost_link_not_passed_over(folder, load, file, kind):
     (folder / file).unlink(missing_ok=True)
-    os.mkfifo(folder / file)
+    os.mkfifo(folder / file) if kind == "pipe" else (folder / file).symlink_to(Path(file).name)
     refused(load, folder, "is no plain file")
+
+
+@LIVES
+def test_a_tokenizer_without_its_settings_is_not_another_one(folder, load):
+    (folder / "tokenizer/tokenizer_config.json").unlink()
+    refused(load, folder, "tokenizer_config.json is missing")
 
 
 @pytest.mark.parametrize(
@@ -246,9 +253,9 @@ def test_a_pipe_beside_weights_is_not_waited_for(folder, load, file):
     [
         (None, {}, "pretrained_model_name_or_path must be a folder or a name on the Hub: got None"),
         (3, {}, "pretrained_model_name_or_path must be a folder or a name on the Hub: got 3"),
-        ("run", {"classifier": 3}, "classifier must be a Module: got 3"),
+        ("run", {"classifier": 3}, "classifier must be a ModelMixin: got 3"),
         ("run", {"scheduler": torch.nn.Linear(1, 1)}, "scheduler must be a SchedulerMixin: got Linear("),
-        ("run", {"unet": 3}, "unet must be a Module: got 3"),
+        ("run", {"unet": 3}, "unet must be a ModelMixin: got 3"),
         ("run", {"text_encoder": torch.nn.Linear(1, 1)}, "text_encoder must be a PreTrainedModel: got Linear("),
     ],
 )
@@ -264,10 +271,24 @@ def test_a_pipeline_made_of_what_is_no_network_is_refused(make_pipe):
         MezzotintPipeline(**parts | {"classifier": 3})
 
 
+def test_a_pipeline_without_its_tokenizer_says_so(make_pipe):
+    pipe = make_pipe()
+    pipe.tokenizer = None
+    with pytest.raises(ValueError, match="this pipeline has no tokenizer: pass prompt_embeds"):
+        pipe("a red boot")
+
+
+@pytest.mark.parametrize("latents", [3, torch.ones(1, 1, 8, 9)])
+def test_latents_of_a_callback_must_have_their_shape(make_pipe, latents):
+    with pytest.raises(ValueError, match="latents of a callback must have shape"):
+        make_pipe()("a red boot", num_inference_steps=2, callback_on_step_end=lambda *_: {"latents": latents})
+
+
 def test_a_folder_without_a_name_is_refused_before_anything_is_written(make_pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="save_directory must be a folder"):
-        make_pipe().save_pretrained("")
+    for place in ("", 3):
+        with pytest.raises(ValueError, match="save_directory must be a folder"):
+            make_pipe().save_pretrained(place)
     assert list(tmp_path.iterdir()) == []
 
 

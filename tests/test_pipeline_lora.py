@@ -203,6 +203,9 @@ def test_what_is_no_lora_of_ours_is_refused(make, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"begin with 'unet.' or 'text_encoder.' and hold 'lora': got {got}"):
             pipe.load_lora_weights(wrong)
+    half = dict(list(adapt(make())["unet_lora_layers"].items())[1:])
+    with pytest.raises(ValueError, match="each layer of a LoRA must have lora_A and lora_B: .* has no lora_A"):
+        pipe.load_lora_weights({f"unet.{key}": x for key, x in half.items()})
     with pytest.raises(ValueError, match="at least one of unet_lora_layers and text_encoder_lora_layers"):
         pipe.save_lora_weights(tmp_path)
     torch.save(adapt(make())["unet_lora_layers"], tmp_path / "pytorch_lora_weights.bin")

@@ -17,8 +17,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hub_server import HubServer
+from safetensors.torch import load_file, save_file
 from tiny_run import pictures, run, trained, tree
 
 from mezzotint import hub as hub_module
@@ -102,6 +104,22 @@ def link_weights(folder: Path) -> None:
     path.symlink_to(folder / "weights")
 
 
+def spoil_numbers(folder: Path) -> None:
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    tensors = {name: x.fill_(torch.nan) for name, x in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def lose_tokenizer(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["tokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def nest_recipe(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text("seed: " + "[" * 5000 + "]" * 5000)
+
+
 def whole_card(folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: none of these\n---\n")
 
@@ -113,6 +131,9 @@ def whole_card(folder: Path) -> None:
         (pickle_weights, "run cannot be loaded: "),
         (spoil_index, "run must hold a finished pipeline: its model_index.json is none"),
         (link_weights, "diffusion_pytorch_model.safetensors must be a plain file, and no link, to be published"),
+        (spoil_numbers, "weights must be finite numbers: "),
+        (lose_tokenizer, "this pipeline has no tokenizer"),
+        (nest_recipe, "recipe.yaml must be YAML: "),
         (whole_card, "the Hub does not take the card: "),
     ],
 )

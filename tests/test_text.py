@@ -516,6 +516,11 @@ def spoilt(folder: Path, name: str, **changes) -> None:
     (folder / name).write_text(json.dumps(settings))
 
 
+def lost_link(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").symlink_to("tokenizer_config.json")
+
+
 def another_tokenizer(folder: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(20))]
     transformers.BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(folder)
@@ -525,6 +530,7 @@ def another_tokenizer(folder: Path) -> None:
     "damage, words",
     [
         (another_tokenizer, "the tokenizer has tokens up to 24, the encoder knows 9: they do not fit"),
+        (lost_link, "tokenizer_config.json is a link that leads nowhere"),
         (lambda folder: spoilt(folder, "tokenizer_config.json", pad_token=None), "padding token"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header"),
         (lambda folder: (folder / "config.json").write_text("[]"), ""),

@@ -105,11 +105,9 @@ def check(folder: Path) -> None:
     Raises:
         UserError: for settings, figures or an evaluation there that are not what was written.
     """
-    path = folder / EVALUATION
+    settings, metrics = _run(folder)
     with loading(f"what the card of {folder} is made of"):
-        _run(folder)
-        if path.is_file():
-            table(json.loads(path.read_text(encoding="utf-8")))
+        hub.card_text(folder, settings, metrics, None, _evaluation(folder))
 
 
 def rewrite(folder: Path) -> None:
@@ -126,11 +124,16 @@ def rewrite(folder: Path) -> None:
 
 def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
     """`hub.write_card`, with what is in the folder of an evaluation."""
-    path, evaluation = folder / EVALUATION, None
-    if path.is_file():
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        evaluation |= {"table": table(evaluation), "command": shlex.join(evaluation["command"])}
-    hub.write_card(folder, settings, metrics, grid, evaluation)
+    hub.write_card(folder, settings, metrics, grid, _evaluation(folder))
+
+
+def _evaluation(folder: Path) -> dict[str, Any] | None:
+    """What was measured of a checkpoint, as a card shows it; `None` where nothing was."""
+    path = folder / EVALUATION
+    if not path.is_file():
+        return None
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    return evaluation | {"table": table(evaluation), "command": shlex.join(evaluation["command"])}
 
 
 def _run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -181,7 +181,7 @@ class TrainConfig:
     num_validation_images: int = setting(4, "pictures for each of them", at_least(1), at_most(1000))
     validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses", *COUNT)
     num_inference_steps: int = setting(20, "for the drawings, and the card's example", *COUNT)
-    guidance_scale: float = setting(2.0, "likewise", FINITE)
+    guidance_scale: float = setting(2.0, "likewise", FROM_0)
     logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT)
     report_to: str = setting("auto", "trackers of accelerate (tensorboard, wandb, ...), 'none', or what is installed")
 

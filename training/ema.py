@@ -126,7 +126,7 @@ def combined(paths: dict[int, Path], coefficients: np.ndarray) -> dict[str, torc
     """The sum of the snapshots in `paths`, times their `coefficients`, by name, in float32; one is read at a time.
 
     Raises:
-        UserError: for a snapshot that is damaged or of other weights.
+        UserError: for a snapshot that is damaged or of other weights, or a sum that is not finite.
     """
     total: dict[str, torch.Tensor] = {}
     for path, row in zip(paths.values(), coefficients, strict=True):
@@ -144,6 +144,9 @@ def combined(paths: dict[int, Path], coefficients: np.ndarray) -> dict[str, torc
                     total[name].add_(x.float(), alpha=coefficient)
         except (SafetensorError, ValueError, IndexError, RuntimeError, OSError):
             raise UserError(f"snapshot {path} is damaged: it is not what was written") from None
+    for name, x in total.items():
+        if not x.isfinite().all():
+            raise UserError(f"the snapshots must hold finite numbers: their average of {name} has others")
     return total
 
 

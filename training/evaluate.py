@@ -36,7 +36,7 @@ from mezzotint import MezzotintScheduler
 from mezzotint_training import card
 from mezzotint_training.arguments import (
     COUNT,
-    FINITE,
+    FROM_0,
     Parser,
     Rule,
     at_least,
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
     parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, FINITE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number("guidance_scale", float, FROM_0, default=2.0, help="1 is off (default: %(default)s)")
     parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
                         "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
                         "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "

@@ -25,7 +25,7 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import card
 from mezzotint_training.arguments import (
     COUNT,
-    FINITE,
+    FROM_0,
     SEED,
     Parser,
     Rule,
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=text, help="a folder, or a Hub name with --output_dir")
     steps = (Rule("at least 2, one step has nothing to fit", lambda x: x >= 2), at_most(100))
     parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
-    parser.number("guidance_scale", float, FINITE, nargs="+", help="1 is off (default: the recipe's, else 2)")
+    parser.number("guidance_scale", float, FROM_0, nargs="+", help="1 is off (default: the recipe's, else 2)")
     parser.add_argument("--prompts", nargs="+", help="(default: the recipe's validation_prompts)")
     trajectories = (at_least(2), at_most(100_000))
     parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, as many again to judge on")

@@ -13,7 +13,17 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from mezzotint_training.arguments import COUNT, FINITE, SEED, SIDE, Parser, at_least, at_most, text, writable_file
+from mezzotint_training.arguments import (
+    COUNT,
+    FROM_0,
+    SEED,
+    SIDE,
+    Parser,
+    at_least,
+    at_most,
+    text,
+    writable_file,
+)
 from mezzotint_training.errors import UserError, exit_code, one_line
 from mezzotint_training.pictures import EXTENSIONS
 from mezzotint_training.saved import load_pipeline
@@ -26,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", default="sample.png", help="the picture to write (default: %(default)s)")
     parser.number("num_images_per_prompt", int, at_least(1), at_most(1000), default=1)
     parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, FINITE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number("guidance_scale", float, FROM_0, default=2.0, help="1 is off (default: %(default)s)")
     parser.number(
         "guidance_interval",
         float,

@@ -176,14 +176,14 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "~")) or os.path.isabs(name) or os.path.exists(name)
 
 
-def write_card(
+def card_text(
     folder: str | Path,
     settings: dict[str, Any],
     metrics: dict[str, Any],
     grid: str | None,
     evaluation: dict[str, Any] | None = None,
-) -> Path:
-    """Write `README.md`, the model card, from what was set and what was measured; no number in it is typed by hand.
+) -> str:
+    """The model card, made of what was set and what was measured; no number in it is typed by hand.
 
     Args:
         folder: of the finished pipeline.
@@ -215,9 +215,14 @@ def write_card(
         base_name=base and base.removeprefix("./"),
         **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
     )
-    path = folder / CARD
+    return _signed(str(card))
+
+
+def write_card(folder: str | Path, *made_of: Any) -> Path:
+    """Write `README.md`, the model card; the arguments are those of `card_text`."""
+    path = Path(folder) / CARD
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(_signed(str(card)), encoding="utf-8")
+    aside.write_text(card_text(folder, *made_of), encoding="utf-8")
     return aside.replace(path)  # whole, and in the place of a link, not through it
 
 
@@ -438,7 +443,7 @@ def _public_recipe(path: Path) -> bytes:
     text = path.read_text(encoding="utf-8")
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
         raise ValueError(f"{path} must be YAML: {_one_line(error)}") from None
     if not isinstance(settings, dict) or settings == public(settings):
         return text.encode()

@@ -98,6 +98,11 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
                 "the names of a LoRA must begin with 'unet.' or 'text_encoder.' and hold 'lora': got "
                 f"{repr(strangers[0]) if strangers else 'no tensors'}"
             )
+        pair = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
+        for key in state_dict:
+            stem, ending = key[: -len(".lora_A.weight")], key[-len(".lora_A.weight") :]
+            if ending in pair and stem + pair[ending] not in state_dict:
+                raise ValueError(f"each layer of a LoRA must have lora_A and lora_B: {key} has no {pair[ending][1:-7]}")
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     @require_peft_backend
@@ -419,8 +424,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
                 raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
             return
-        if self.text_encoder is None and (prompt is not None or negative_prompt is not None):
-            raise ValueError("this pipeline has no text encoder: pass prompt_embeds and negative_prompt_embeds instead")
+        for name in ("text_encoder", "tokenizer"):
+            if getattr(self, name) is None and (prompt is not None or negative_prompt is not None):
+                what = name.replace("_", " ")
+                raise ValueError(f"this pipeline has no {what}: pass prompt_embeds and negative_prompt_embeds instead")
 
         # The text
         if (prompt is None) == (prompt_embeds is None):
@@ -763,7 +770,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                     for k in callback_on_step_end_tensor_inputs or ():
                         callback_kwargs[k] = locals()[k]
                     callback_outputs = callback_on_step_end(run, i, t, callback_kwargs) or {}
-                    latents = callback_outputs.pop("latents", latents)
+                    latents, shape = callback_outputs.pop("latents", latents), latents.shape
+                    if not isinstance(latents, torch.Tensor) or latents.shape != shape:
+                        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else _shown(latents)
+                        raise ValueError(f"latents of a callback must have shape {tuple(shape)}: got {got}")
                     if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
                         prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
                         prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
@@ -830,10 +840,10 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             got = _shown(pretrained_model_name_or_path)
             raise ValueError(f"pretrained_model_name_or_path must be a folder or a name on the Hub: got {got}")
         for name, kinds in cls._get_signature_types().items():
-            kinds = tuple(kind for kind in kinds if kind not in (ModelMixin, type(None)))
-            kinds = kinds or (torch.nn.Module,)  # compiled models too
-            if kwargs.get(name) is not None and not isinstance(kwargs[name], kinds):
-                raise ValueError(f"{name} must be a {kinds[0].__name__}: got {_shown(kwargs[name])}")
+            kinds = tuple(kind for kind in kinds if kind is not type(None))
+            given = getattr(kwargs.get(name), "_orig_mod", kwargs.get(name))  # of a compiled model, the model
+            if given is not None and not isinstance(given, kinds):
+                raise ValueError(f"{name} must be a {kinds[0].__name__}: got {_shown(given)}")
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -921,8 +931,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
         Raises:
             ValueError: for a pipeline with adapters, which would be saved neither apart nor in the weights.
         """
-        if not os.fspath(save_directory):
-            raise ValueError("save_directory must be a folder, or the place of a new one: got ''")
+        if not isinstance(save_directory, (str, PathLike)) or not os.fspath(save_directory):
+            raise ValueError(f"save_directory must be a folder, or the place of a new one: got {save_directory!r}")
         if adapters := self.get_list_adapters() if USE_PEFT_BACKEND else {}:
             raise ValueError(
                 "a pipeline is saved without adapters: fuse_lora() and then unload_lora_weights() put them into its "
@@ -1018,8 +1028,10 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
     if issubclass(cls, PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # and reported below
     try:
-        if odd := [path for path in Path(folder).iterdir() if path.exists() and not (path.is_file() or path.is_dir())]:
-            raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for
+        if odd := [path for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]:
+            raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for, a lost link passed over
+        if issubclass(cls, PreTrainedTokenizerBase) and not (Path(folder) / "tokenizer_config.json").is_file():
+            raise OSError("tokenizer_config.json is missing")  # without which transformers makes another one
         if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
             _read_json(config)
         loaded = cls.from_pretrained(folder, **kwargs)
