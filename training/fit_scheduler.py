@@ -126,6 +126,8 @@ def fit_scheduler(args: argparse.Namespace) -> None:
             if part.is_dir():
                 writable_folder(name, part)
     recipe = read_recipe(source)
+    prompts = args.prompts or checked("validation_prompts", recipe.get("validation_prompts", [])) or [""]
+    scales = args.guidance_scale or [checked("guidance_scale", recipe.get("guidance_scale", 2.0))]
     if card.of_a_run(Path(source)):
         card.check(Path(source))
     pipe = load_pipeline(source, name, device=args.device)
@@ -133,8 +135,6 @@ def fit_scheduler(args: argparse.Namespace) -> None:
         raise UserError(f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}")
     number("teacher_steps", int, args.teacher_steps, at_most(len(pipe.scheduler)))
     reads_text = pipe.unet.config.cross_attention_dim is not None
-    prompts = args.prompts or checked("validation_prompts", recipe.get("validation_prompts", [])) or [""]
-    scales = args.guidance_scale or [checked("guidance_scale", recipe.get("guidance_scale", 2.0))]
     if not reads_text:
         prompts, scales = [""], [1.0]
     # rows are dealt out to the prompts in turn, so each must get as many
