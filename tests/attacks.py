@@ -129,6 +129,10 @@ def damage(rng: random.Random, ground: Ground) -> Attack:
             path.symlink_to("nowhere" if how == "a dangling link" else path.name)
     if path.suffix == ".yaml" and how in ("missing", "a dangling link", "a loop"):
         legal = "value"  # a checkpoint without its recipe
+    if path.name == "settings.yaml" and how == "a pipe":
+        path.unlink()  # which the user may mean, and the program waits for
+        path.write_text("")
+        legal = "value"
     if path.suffix == ".png" and "skipping" in victim:
         legal = "value"  # of fewer pictures
     return Attack(victim, f"{ground.name(path)} {how}", legal=legal)
@@ -160,7 +164,8 @@ def disturb(rng: random.Random, tree: Any) -> tuple[Any, str, str]:
         old["unheard_of"] = new
         return tree, f"{words}['unheard_of'] = {shown(new)}", "setting"
     holder[key] = new
-    return tree, f"{words} = {shown(new)}", "setting" if _alike(old, new) else ""
+    told = at[-1] == "_diffusers_version"  # and read by nobody
+    return tree, f"{words} = {shown(new)}", "setting" if told or _alike(old, new) else ""
 
 
 def _places(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, Any, Any]]:

@@ -1,5 +1,7 @@
 """An average of any length from the snapshots of two: against the average itself, taken over every step."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -233,6 +235,12 @@ def thin_snapshot(folder):
     save_file(tensors, path)
 
 
+def pipe_for_snapshot(folder):
+    path = snapshots(folder)[12]
+    path.unlink()
+    os.mkfifo(path)
+
+
 def spoil_numbers(folder):
     path = snapshots(folder)[60]
     tensors = load_file(path)
@@ -263,6 +271,7 @@ def remove_snapshots(folder):
         (spoil_weights, [], "run_dir {tmp}/run cannot be loaded: "),
         (spoil_snapshot, [], "snapshot {tmp}/run/ema/step-000012.safetensors is damaged"),
         (thin_snapshot, [], "snapshot {tmp}/run/ema/step-000060.safetensors is damaged"),
+        (pipe_for_snapshot, [], "snapshot {tmp}/run/ema/step-000012.safetensors is damaged"),
         (spoil_numbers, [], "the snapshots must hold finite numbers: their average of unet.conv_in.bias has others"),
         (empty_snapshots, [], "snapshot {tmp}/run/ema/step-000006.safetensors is damaged"),
         (None, [], "run_dir must hold the pipeline that its snapshots are of: {tmp}/run differs in unet."),

@@ -530,7 +530,7 @@ def another_tokenizer(folder: Path) -> None:
     "damage, words",
     [
         (another_tokenizer, "the tokenizer has tokens up to 24, the encoder knows 9: they do not fit"),
-        (lost_link, "tokenizer_config.json is a link that leads nowhere"),
+        (lost_link, "tokenizer_config.json is no plain file"),
         (lambda folder: spoilt(folder, "tokenizer_config.json", pad_token=None), "padding token"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header"),
         (lambda folder: (folder / "config.json").write_text("[]"), ""),

@@ -87,14 +87,12 @@ def save_snapshot(output_dir: Path, step: int, tensors: dict[str, torch.Tensor])
 
 def snapshots(output_dir: Path) -> dict[int, Path]:
     """The snapshots in a run's folder by step, in order."""
-    paths = [
-        path for path in (output_dir / "ema").glob("step-*.safetensors") if path.stem[5:].isdecimal() and path.is_file()
-    ]
+    paths = [path for path in (output_dir / "ema").glob("step-*.safetensors") if path.stem[5:].isdecimal()]
     return dict(sorted((int(path.stem[5:]), path) for path in paths))
 
 
 def drop_snapshots_after(output_dir: Path, step: int) -> None:
     """Remove those of a continuation that was given up; for a run that goes on from `step`."""
     for later, path in snapshots(output_dir).items():
-        if later > step:
+        if later > step and not path.is_dir():
             path.unlink()

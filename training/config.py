@@ -102,7 +102,7 @@ class TrainConfig:
         "of each geometric change to a picture; the network is told of them, so samples don't show them (small sets)",
         SHARE,
     )
-    max_train_samples: int | None = setting(None, "use only so many rows, from the start", at_least(1))
+    max_train_samples: int | None = setting(None, "use only so many rows, from the start", at_least(1), at_most(10**12))
     validation_split: str | None = setting(
         None,
         "the split of the held-out loss; by default 'validation' where there is one, else rows kept out of training",

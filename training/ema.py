@@ -131,6 +131,8 @@ def combined(paths: dict[int, Path], coefficients: np.ndarray) -> dict[str, torc
     total: dict[str, torch.Tensor] = {}
     for path, row in zip(paths.values(), coefficients, strict=True):
         try:
+            if not path.is_file():
+                raise ValueError("it is no plain file")  # a pipe would be waited for
             snapshot = load_file(path)
             names = set(total) or {key.split("/", 1)[1] for key in snapshot}
             if not names or snapshot.keys() != {f"{length:g}/{name}" for length in LENGTHS for name in names}:

@@ -51,8 +51,9 @@ def new_text_encoder(config: TrainConfig):
 def load_text_encoder(source: str):
     """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
     with loading(f"text_encoder_name_or_path {source}"):
-        if lost := [path.name for path in Path(source).glob("*") if not path.exists()]:  # which would be passed over
-            raise ValueError(f"{lost[0]} is a link that leads nowhere")
+        for path in Path(source).glob("*"):  # a pipe would be waited for, a lost link passed over
+            if not (path.is_file() or path.is_dir() and path.suffix != ".json"):
+                raise ValueError(f"{path.name} is no plain file")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         kind = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
         cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
