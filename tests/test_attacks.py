@@ -146,7 +146,7 @@ class Field:
                 name: path.read_bytes() for name, path in paths.items() if path.is_file() and not path.is_symlink()
             }
             if victim.program == "publish":
-                files = self.hub.files(f"user/{beside.name}")
+                files = self.hub.files(name) if self.hub.commits(name := f"user/{beside.name}") else {}
             outcome.result = {name: digest_of(name, data) for name, data in files.items() if RESULT.fullmatch(name)}
             outcome.faults = [fault for name, data in files.items() for fault in faults_of(name, data, known_faults)]
             if len(differ) > MOST:
