@@ -113,7 +113,7 @@ def damage(rng: random.Random, ground: Ground) -> Attack:
         path.write_bytes(data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :])
         how, legal = f"bit {at} flipped", "value"
     elif how == "another file":
-        other = rng.choice([x for x in ground.files() if x != path] or [path])
+        other = rng.choice([x for x in ground.files() if x != path] or [Path(__file__)])
         shutil.copyfile(other, path)
         how = f"replaced by {ground.name(other)}"
         legal = "value" if other.suffix == path.suffix != ".json" else ""  # another picture, other weights

@@ -5,6 +5,7 @@ Data x_0 ~ N(m, s^2) is x_t ~ N(alpha m, alpha^2 s^2 + sigma^2) at every noise l
 monotone, keeps each sample at its own quantile of that distribution.
 """
 
+import json
 import logging
 
 import diffusers
@@ -684,5 +685,15 @@ def test_two_sources_of_noise_are_refused():
 def test_a_config_file_that_is_no_object_is_refused_and_nothing_is_fetched(tmp_path, text):
     (tmp_path / "scheduler_config.json").write_text(text)
     with pytest.raises(ValueError, match="scheduler_config.json must hold a JSON object: got ") as error:
+        MezzotintScheduler.from_pretrained(tmp_path)
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize("name", ["MezzotintUNetModel", ["x", "MezzotintPipeline"], 3])
+def test_a_config_file_of_another_kind_is_refused(tmp_path, name):
+    MezzotintScheduler().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config | {"_class_name": name}))
+    with pytest.raises(ValueError, match="must be the configuration of a scheduler: got _class_name") as error:
         MezzotintScheduler.from_pretrained(tmp_path)
     assert_one_line(error)

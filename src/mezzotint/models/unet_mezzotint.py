@@ -325,8 +325,9 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
                 raise ValueError(f"{name} must be a list of finite numbers: got {reprlib.repr(values)}")
             if len(values) not in (1, config.in_channels):
                 raise ValueError(f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(values)}")
-        if torch.tensor(config.sample_std, device="cpu").min() <= 0:  # as it will be read, in float32
-            raise ValueError(f"sample_std must be positive: got {tuple(config.sample_std)}")
+        std = torch.tensor(config.sample_std, device="cpu")  # as it will be read, in float32
+        if std.min() <= 0 or std.max() > 1e6:
+            raise ValueError(f"sample_std must be positive and at most 1e6: got {tuple(config.sample_std)}")
         if not _is_finite(config.norm_eps) or config.norm_eps <= 0:
             raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
         if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
