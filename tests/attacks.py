@@ -115,7 +115,7 @@ def damage(rng: random.Random, ground: Ground) -> Attack:
     elif how == "another file":
         other = rng.choice([x for x in ground.files() if x != path] or [Path(__file__)])
         shutil.copyfile(other, path)
-        how = f"replaced by {ground.name(other)}"
+        how = f"replaced by {other.name}"
         legal = "value" if other.suffix == path.suffix != ".json" else ""  # another picture, other weights
     elif how in ("emptied", "garbage", "zeros"):
         path.write_bytes({"emptied": b"", "garbage": rng.randbytes(len(data)), "zeros": bytes(len(data))}[how])

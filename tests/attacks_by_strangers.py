@@ -127,7 +127,10 @@ def set_what_loads(rng: random.Random, ground: Ground) -> Attack:
     run, (name, changes) = lay_out(rng, ground), rng.choice(CONFIGS)
     (run / name).with_name("evil.py").write_text(EVIL)
     edit(run / name, **changes)
-    return Attack(ground.victim, f"{name} with {changes}")
+    legal = (
+        "setting" if changes.get("_class_name") == "Evil" else ""
+    )  # the index names the class, and this is put right
+    return Attack(ground.victim, f"{name} with {changes}", legal=legal)
 
 
 @way()
