@@ -152,7 +152,7 @@ VALUES = [
 def disturb(rng: random.Random, tree: Any) -> tuple[Any, str, str]:
     """Replace, remove or add one value of a tree of plain data: it, what was done, and whether that is `legal`."""
     tree = copy.deepcopy(tree)
-    places = list(_places(tree))
+    places = [place for place in _places(tree) if place[2] != "max_train_steps"]  # by which a run takes hours
     flat = [place for place in places if len(place[0]) <= 2]  # not one of a thousand tokens, mostly
     at, holder, key = rng.choice(flat if flat and rng.random() < 0.8 else places)
     words, new, how = "".join(f"[{key!r}]" for key in at), rng.choice(VALUES), rng.random()
@@ -179,6 +179,8 @@ def _places(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, Any, Any]]:
 def _alike(old: Any, new: Any) -> bool:
     """Whether one can stand for the other: of the same type, and a number that means something."""
     if old is None or new is None:
+        return True
+    if isinstance(old, list) and isinstance(new, str):  # of settings: a list of one
         return True
     kinds = {"number" if type(x) in (int, float) else type(x) for x in (old, new)}
     return len(kinds) == 1 and new != DEEP and (kinds != {"number"} or abs(new) < 1e9)

@@ -127,9 +127,8 @@ def set_what_loads(rng: random.Random, ground: Ground) -> Attack:
     run, (name, changes) = lay_out(rng, ground), rng.choice(CONFIGS)
     (run / name).with_name("evil.py").write_text(EVIL)
     edit(run / name, **changes)
-    legal = (
-        "setting" if changes.get("_class_name") == "Evil" else ""
-    )  # the index names the class, and this is put right
+    # the index names the class, and this is put right
+    legal = "setting" if changes.get("_class_name") == "Evil" else ""
     return Attack(ground.victim, f"{name} with {changes}", legal=legal)
 
 

@@ -282,6 +282,8 @@ def test_a_pipeline_without_its_tokenizer_says_so(make_pipe):
 def test_latents_of_a_callback_must_have_their_shape(make_pipe, latents):
     with pytest.raises(ValueError, match="latents of a callback must have shape"):
         make_pipe()("a red boot", num_inference_steps=2, callback_on_step_end=lambda *_: {"latents": latents})
+    with pytest.raises(ValueError, match="a callback must return tensors by name: got 3"):
+        make_pipe()("a red boot", num_inference_steps=2, callback_on_step_end=lambda *_: 3)
 
 
 def test_a_folder_without_a_name_is_refused_before_anything_is_written(make_pipe, tmp_path, monkeypatch):

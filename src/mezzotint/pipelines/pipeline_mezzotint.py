@@ -770,6 +770,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
                     for k in callback_on_step_end_tensor_inputs or ():
                         callback_kwargs[k] = locals()[k]
                     callback_outputs = callback_on_step_end(run, i, t, callback_kwargs) or {}
+                    if not isinstance(callback_outputs, dict):
+                        raise ValueError(f"a callback must return tensors by name: got {_shown(callback_outputs)}")
                     latents, shape = callback_outputs.pop("latents", latents), latents.shape
                     if not isinstance(latents, torch.Tensor) or latents.shape != shape:
                         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else _shown(latents)
