@@ -8,6 +8,7 @@ import socket
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -276,6 +277,21 @@ def test_a_pipeline_without_its_tokenizer_says_so(make_pipe):
     pipe.tokenizer = None
     with pytest.raises(ValueError, match="this pipeline has no tokenizer: pass prompt_embeds"):
         pipe("a red boot")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"prompt_embeds": np.ones((1, 4, 16))}, r"prompt_embeds must have shape \(prompts, tokens, 16\): got array"),
+        (
+            {"prompt_embeds": torch.ones(1, 4, 16), "prompt_attention_mask": np.ones((1, 4))},
+            "prompt_attention_mask goes with prompt_embeds",
+        ),
+    ],
+)
+def test_embeds_are_tensors(make_pipe, given, words):
+    with pytest.raises(ValueError, match=words):
+        make_pipe()(**given, num_inference_steps=1)
 
 
 @pytest.mark.parametrize("latents", [3, torch.ones(1, 1, 8, 9)])

@@ -444,11 +444,13 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             ("prompt", prompt_embeds, prompt_attention_mask),
             ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
         ):
-            shape, channels = tuple(getattr(embeds, "shape", ())), self.unet.config.cross_attention_dim
+            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else ()
+            channels = self.unet.config.cross_attention_dim
             if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
                 got = f"shape {shape}" if shape else _shown(embeds)
                 raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
-            if mask is not None and (embeds is None or getattr(mask, "shape", None) != embeds.shape[:2]):
+            fits = isinstance(mask, torch.Tensor) and embeds is not None and mask.shape == embeds.shape[:2]
+            if mask is not None and not fits:
                 raise ValueError(
                     f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
                     f"{tuple(getattr(mask, 'shape', ()))}, embeds {None if embeds is None else shape}"
