@@ -12,6 +12,7 @@ from tiny_run import run, trained
 from mezzotint import MezzotintPipeline, hub, markdown
 from mezzotint_training import card, fit_scheduler
 from mezzotint_training.errors import UserError
+from mezzotint_training.writing import hold
 
 FIGURE = {"value": 0.25, "interval": [0.125, 0.5]}
 BOTH = FIGURE | {"real": {"value": 0.75, "interval": [0.625, 0.875]}}
@@ -138,12 +139,12 @@ def test_whatever_a_prompt_holds_is_a_string_in_the_code_and_text_beside_it(tmp_
     folder = tmp_path / "run"
     folder.mkdir()
     prompts = {"validation_prompts": [text, "plain"], "dataset_license": text or "CC0", "license": "mit"}
-    written = hub.write_card(folder, SETTINGS | prompts, METRICS, "samples/step-000004.png").read_text("utf-8")
+    written = hub.card_text(folder, SETTINGS | prompts, METRICS, "samples/step-000004.png")
     found = calls(code_of(written))
     assert set(found) == {"from_pretrained", "pipe", "save"}
     assert ast.literal_eval(found["pipe"].args[0]) == text
     usual = prompts | {"validation_prompts": ["usual", "plain"], "dataset_license": "usual"}
-    plain = hub.write_card(folder, SETTINGS | usual, METRICS, "samples/step-000004.png").read_text("utf-8")
+    plain = hub.card_text(folder, SETTINGS | usual, METRICS, "samples/step-000004.png")
     assert outline(written) == outline(plain)
     if text.isprintable() and text.strip():
         [token] = [t for t in MarkdownIt().parse(ModelCard(written).text) if "same starting noise" in t.content]
@@ -161,7 +162,7 @@ def test_whatever_a_folder_is_called_stands_as_itself_and_gives_way_to_the_repos
     folder.mkdir(parents=True)
     base = {"pretrained_model_name_or_path": str(tmp_path / "jane" / f"base {text}"), "revision": text}
     settings = SETTINGS | {"train_data_dir": str(folder)} | base | ({"adapter": "lora"} if kind == "adapters" else {})
-    written = hub.write_card(folder, settings, METRICS, None).read_text("utf-8")
+    written = hub.card_text(folder, settings, METRICS, None)
     assert "jane" not in written
     loading = {"pipeline": "from_pretrained", "adapters": "load_lora_weights"}[kind]
     found = calls(code_of(written))
@@ -176,7 +177,7 @@ def test_whatever_a_folder_is_called_stands_as_itself_and_gives_way_to_the_repos
     usual = tmp_path / "jane" / "usual"
     usual.mkdir()
     settings |= {"train_data_dir": "usual", "pretrained_model_name_or_path": "./usual", "revision": "main"}
-    assert outline(written) == outline(hub.write_card(usual, settings, METRICS, None).read_text("utf-8"))
+    assert outline(written) == outline(hub.card_text(usual, settings, METRICS, None))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -219,7 +220,8 @@ def test_a_card_takes_the_place_of_a_link_and_is_not_written_through_it(tmp_path
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("words")
     (tmp_path / "run" / "README.md").symlink_to(tmp_path / "secret")
-    hub.write_card(tmp_path / "run", SETTINGS, METRICS, None)
+    with hold(tmp_path / "run"):
+        card.write(tmp_path / "run", SETTINGS, METRICS, None)
     assert (tmp_path / "secret").read_text() == "words"
     assert "# run" in (tmp_path / "run" / "README.md").read_text()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["README.md"]
@@ -235,5 +237,5 @@ def test_a_recipe_cannot_put_code_into_the_card_in_place_of_a_number(tmp_path):
 
 
 def test_a_last_window_without_a_finite_loss_has_a_card(tmp_path):
-    text = hub.write_card(tmp_path, SETTINGS, METRICS | {"loss": None}, None).read_text()
+    text = hub.card_text(tmp_path, SETTINGS, METRICS | {"loss": None}, None)
     assert "| last training loss | none that is finite |" in text

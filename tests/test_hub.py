@@ -353,7 +353,9 @@ def test_a_card_that_somebody_wrote_or_edited_stays_until_it_may_go(server, tmp_
         return server.files("user/boots")["README.md"].decode()
 
     def write(**changes) -> str:
-        return hub.write_card(folder, settings(**changes), metrics, None).read_text()
+        text = hub.card_text(folder, settings(**changes), metrics, None)
+        (folder / "README.md").write_text(text)
+        return text
 
     written = write()
     assert hub.unedited(written) and 'from_pretrained("./run", trust' in written

@@ -123,8 +123,9 @@ def rewrite(folder: Path) -> None:
 
 
 def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
-    """`hub.write_card`, with what is in the folder of an evaluation."""
-    hub.write_card(folder, settings, metrics, grid, _evaluation(folder))
+    """Write `README.md`, the model card, of a run and of the evaluation that is in its folder: whole, and not through a
+    link that is in its place."""
+    write_text(folder / hub.CARD, hub.card_text(folder, settings, metrics, grid, _evaluation(folder)))
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

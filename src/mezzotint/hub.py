@@ -218,14 +218,6 @@ def card_text(
     return _signed(str(card))
 
 
-def write_card(folder: str | Path, *made_of: Any) -> Path:
-    """Write `README.md`, the model card; the arguments are those of `card_text`."""
-    path = Path(folder) / CARD
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(card_text(folder, *made_of), encoding="utf-8")
-    return aside.replace(path)  # whole, and in the place of a link, not through it
-
-
 def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:
     """The card's front matter."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
@@ -248,7 +240,7 @@ def _signed(text: str) -> str:
 
 
 def unedited(text: str) -> bool:
-    """Whether a card is as `write_card` wrote it, whatever repository its code names."""
+    """Whether a card is as `card_text` made it, whatever repository its code names."""
     signature = SIGNATURE.search(text)
     return signature is not None and signature[1] == _digest(text[: signature.start()].rstrip() + "\n")
 
@@ -354,7 +346,7 @@ def push(
 
     Of the repository's other files those go that an earlier pipeline had there by its `model_index.json`: code and
     weights that diffusers might load in place of these, and the figures of those weights. A card there that
-    `write_card` did not write, or that was edited since, stays.
+    `card_text` did not make, or that was edited since, stays.
 
     Args:
         folder: of a finished pipeline, or of its adapters.
