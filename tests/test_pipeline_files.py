@@ -244,6 +244,12 @@ def test_a_pipe_is_not_waited_for_and_a_lost_link_not_passed_over(folder, load, 
 
 
 @LIVES
+def test_an_encoder_of_layers_without_end_is_refused(folder, load):
+    change(folder / "text_encoder/config.json", num_layers=10**12)
+    refused(load, folder, "num_layers must be at most 10,000: got 1000000000000")
+
+
+@LIVES
 def test_a_tokenizer_without_its_settings_is_not_another_one(folder, load):
     (folder / "tokenizer/tokenizer_config.json").unlink()
     refused(load, folder, "tokenizer_config.json is missing")

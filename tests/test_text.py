@@ -530,6 +530,7 @@ def another_tokenizer(folder: Path) -> None:
     "damage, words",
     [
         (another_tokenizer, "the tokenizer has tokens up to 24, the encoder knows 9: they do not fit"),
+        (lambda folder: spoilt(folder, "config.json", num_hidden_layers=10**12), "num_hidden_layers must be at most"),
         (lost_link, "tokenizer_config.json is no plain file"),
         (lambda folder: spoilt(folder, "tokenizer_config.json", pad_token=None), "padding token"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header"),

@@ -55,7 +55,11 @@ def load_text_encoder(source: str):
             if not (path.is_file() or path.is_dir() and path.suffix != ".json"):
                 raise ValueError(f"{path.name} is no plain file")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        kind = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        for name, value in config.to_dict().items():
+            if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
+                raise ValueError(f"{name} must be at most 10,000: got {value}")
+        kind = config.model_type
         cls = {"clip": transformers.CLIPTextModel, "clip_text_model": transformers.CLIPTextModel}.get(kind)
         if cls is None:
             known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES

@@ -1037,7 +1037,9 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
         if issubclass(cls, PreTrainedTokenizerBase) and not (Path(folder) / "tokenizer_config.json").is_file():
             raise OSError("tokenizer_config.json is missing")  # without which transformers makes another one
         if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
-            _read_json(config)
+            for name, value in _read_json(config).items():
+                if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
+                    raise ValueError(f"{name} must be at most 10,000: got {value}")
         loaded = cls.from_pretrained(folder, **kwargs)
     except (ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
