@@ -21,7 +21,8 @@ import yaml
 # How threads wait: the variables that OpenMP reads
 WAYS = {
     "spinning (OpenMP's default)": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""},
-    "sleeping (ours)": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": ""},
+    "spinning for a moment (ours)": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": "6000"},
+    "sleeping": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": ""},
 }
 
 
