@@ -9,7 +9,7 @@ a thread spins for as long as waiting takes on a machine that has nothing else t
 
 import os
 
-# Turns of the spinning, some tens of microseconds. What the user said stands; the values of a run don't depend on it
+# Turns of the spinning. What the user said stands; the values of a run don't depend on it
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "6000")
 

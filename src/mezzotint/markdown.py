@@ -33,5 +33,5 @@ def literal(text: str) -> str:
 
 
 def _longest_run(text: str) -> int:
-    """Of backticks."""
+    """The length of the longest run of backticks in a text."""
     return max(map(len, re.findall("`+", text)), default=0)
