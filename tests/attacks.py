@@ -20,7 +20,7 @@ from victims import SHELL_MARK, VICTIMS
 
 @dataclass
 class Attack:
-    """What was done.
+    """An attack as it was carried out.
 
     A program may always end with the result of the undisturbed one, or say no. `legal` says why it may end well with
     another: "value" where a number, a text or a pixel that it reads is now another one, "setting" where what it was

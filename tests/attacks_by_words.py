@@ -31,7 +31,7 @@ UNBOUNDED = {"max_train_minutes"}  # one that may be infinite
 
 
 def parameters(program: str) -> list[argparse.Action]:
-    """What a program takes, by its own parser."""
+    """The flags that a program takes, by its own parser."""
     found: list[argparse.ArgumentParser] = []
 
     class Found(BaseException):

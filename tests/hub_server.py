@@ -185,7 +185,7 @@ class HubServer:
         return {path: file.data for path, file in self._repos[repo_type, name].at(revision).files.items()}
 
     def commits(self, name: str) -> int:
-        """How many a repository has, the first of which holds ``.gitattributes``; 0 where there is none."""
+        """The number of commits of a repository, the first of which holds ``.gitattributes``; 0 where there is none."""
         return len(self._repos["model", name].commits) if ("model", name) in self._repos else 0
 
     def answer(self, call: "Handler") -> Reply:

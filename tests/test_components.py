@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from tiny_run import TEXT_ENCODER, UNET
 
-from mezzotint_training import components
+from mezzotint_training import saved
 from mezzotint_training.components import (
     first_picture,
     level_factor,
@@ -188,7 +188,7 @@ def test_the_revision_is_asked_for(monkeypatch):
         asked.append((source, revision))
         raise OSError("no such\nrevision")
 
-    monkeypatch.setattr(components.MezzotintPipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(saved.MezzotintPipeline, "from_pretrained", from_pretrained)
     with pytest.raises(UserError, match="^pretrained_model_name_or_path user/set cannot be loaded: no such revision$"):
         pretrained_components(config(pretrained_model_name_or_path="user/set", revision="v1"))
     assert asked == [("user/set", "v1")]

@@ -5,11 +5,12 @@ import inspect
 
 from PIL import Image
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.augment import AUGMENT_DIM
 from mezzotint_training.config import TrainConfig, known_arguments
 from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import UserError, loading
+from mezzotint_training.errors import UserError
+from mezzotint_training.saved import load_pipeline
 from mezzotint_training.text import load_text_encoder, new_text_encoder
 
 
@@ -58,9 +59,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     Raises:
         UserError: for one that cannot be loaded, or has missing or surplus weights.
     """
-    source, revision = config.pretrained_model_name_or_path, config.revision
-    with loading(f"pretrained_model_name_or_path {source}"):
-        pipe = MezzotintPipeline.from_pretrained(source, revision=revision)
+    source, name = config.pretrained_model_name_or_path, "pretrained_model_name_or_path"
+    pipe = load_pipeline(source, name, revision=config.revision)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
     if config.adapter is None and pipe.scheduler.config.get("fitted_schedules"):  # to what the network was

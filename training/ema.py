@@ -13,10 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -36,8 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.number("length", float, required=True, help=f"above 0 and below {LONGEST:.4f}")
     parser.number("step", int, help="the average as of this snapshot (default: the last)")
     parser.add_argument("--output", type=text, required=True, help="the folder to write, new or empty")
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
     def program() -> None:
         args = parser.parse_args(argv)

@@ -41,22 +41,30 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 @contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Within it no library logs anything: what is wrong is said once, by the program."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
     """Silences the libraries and raises whatever they raise as one `UserError`, "`what` cannot be loaded: ...".
 
     diffusers, transformers, tokenizers and safetensors raise their own and plain errors, and Rust's panics, which are
     no `Exception`.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
-        yield
+        with silenced():
+            yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise UserError(f"{what} cannot be loaded: {one_line(error)}") from None
-    finally:
-        logging.disable(before)
 
 
 def exit_code(program: Callable[[], object], disk_full_hint: str = "") -> int:

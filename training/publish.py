@@ -11,10 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 
 from mezzotint import hub
 from mezzotint_training.arguments import Parser, text
@@ -35,8 +33,6 @@ def main(argv: list[str] | None = None) -> int:
         "--pretrained_model_name_or_path", help="the pipeline that adapters are of (default: the recipe's)"
     )
     parser.add_argument("--prompt", default="", help="of the picture to compare")
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     return exit_code(lambda: publish(parser.parse_args(argv)))
 
 

@@ -4,7 +4,6 @@ Nothing is decoded here: what becomes of a row is said in `data.py`.
 """
 
 import io
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError, one_line
+from mezzotint_training.errors import UserError, one_line, silenced
 from mezzotint_training.pictures import EXTENSIONS
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -80,10 +79,9 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
             if path.suffix.lower() in TABLES and path.exists() and not path.is_file():
                 raise UserError(f"train_data_dir must hold plain files: {path} is none")
     source = config.train_data_dir or config.dataset_name
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what is wrong is said once, below
     try:
-        return datasets.load_dataset(source, config.dataset_config_name, streaming=config.streaming)
+        with silenced():
+            return datasets.load_dataset(source, config.dataset_config_name, streaming=config.streaming)
     except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
         for path in sorted(path for path in files if path.suffix == ".parquet"):  # which of many it is, is not said
             try:
@@ -91,8 +89,6 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
             except Exception as fault:
                 raise UserError(f"cannot load {source}: {path}: {one_line(fault)}") from None
         raise UserError(f"cannot load {source}: {one_line(error)}") from None
-    finally:
-        logging.disable(before)
 
 
 def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:

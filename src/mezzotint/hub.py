@@ -255,7 +255,7 @@ def _digest(text: str) -> str:
 
 
 class Content(NamedTuple):
-    """What of a folder is published.
+    """The part of a folder that is published.
 
     Attributes:
         kind: `INDEX` for a pipeline, `ADAPTERS` for low-rank adapters.
@@ -269,8 +269,8 @@ class Content(NamedTuple):
 
 
 def content(folder: str | Path) -> Content:
-    """What of a folder is published: what its `model_index.json` names, as far as it is of a known kind, or its
-    adapters, and the card, licence, recipe, figures and samples beside them. Links are not followed.
+    """The part of a folder that is published: what its `model_index.json` names, as far as it is of a known kind, or
+    its adapters, and the card, licence, recipe, figures and samples beside them. Links are not followed.
 
     Raises:
         ValueError: for a folder that has neither a pipeline nor adapters, or has a link or another thing that is no
