@@ -1040,7 +1040,7 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
             for name, value in _read_json(config).items():
                 if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
                     raise ValueError(f"{name} must be at most 10,000: got {value}")
-        loaded = cls.from_pretrained(folder, **kwargs)
+        loaded: Any = cls.from_pretrained(folder, **kwargs)
     except (ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # whatever the libraries make of a damaged file, panics of Rust's included
