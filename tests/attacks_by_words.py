@@ -11,7 +11,7 @@ from unittest import mock
 from attacks import Attack, Ground, kind, shown
 from victims import VICTIMS
 
-from mezzotint_training.config import TrainConfig
+from mezzotint_training.config.settings import TrainConfig
 
 WORDS = [
     "", " ", "-1", "0", "1", "2", "-1.5", "0.5", "nan", "inf", "-inf", "1e308", "-1e308", "1e-320", str(10**12),

@@ -7,9 +7,9 @@ import time
 import torch
 from accelerate import Accelerator
 
-from mezzotint_training import cache
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.text import TextEncoding, new_text_encoder
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.networks import cache
+from mezzotint_training.networks.text import TextEncoding, new_text_encoder
 
 TEXT_ENCODER = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import LONG, UNET, pictures, run, trained, tree
 
-from mezzotint_training import data
+from mezzotint_training.data import dataset as data
 
 
 def edit(change):

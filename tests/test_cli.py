@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 
 from mezzotint_training import cli, sample
-from mezzotint_training.config import TrainConfig
+from mezzotint_training.config.settings import TrainConfig
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])

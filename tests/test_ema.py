@@ -5,14 +5,14 @@ import os
 import numpy as np
 import pytest
 import torch
+from averages_by_hand import average_of, walk
 from safetensors.torch import load_file, save_file
 from scipy.integrate import quad
-from test_averages import average_of, walk
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training import cli, ema
-from mezzotint_training.averages import LENGTHS, PowerFunctionAverages, gamma_of, save_snapshot, snapshots
-from mezzotint_training.config import UserError
+from mezzotint_training.config.settings import UserError
+from mezzotint_training.learning.averages import LENGTHS, PowerFunctionAverages, gamma_of, save_snapshot, snapshots
 
 
 def snapshots_of(folder, trajectory, every: int) -> PowerFunctionAverages:

@@ -13,12 +13,13 @@ import torch
 from tiny_run import digits, pictures
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import cli, evaluate, rows
-from mezzotint_training.config import TrainConfig
+from mezzotint_training import cli, evaluate
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data import rows
 from mezzotint_training.evaluate import Real
-from mezzotint_training.features import Classifier
-from mezzotint_training.held_out import LEVELS
-from mezzotint_training.objective import denoising_loss
+from mezzotint_training.learning.held_out import LEVELS
+from mezzotint_training.learning.objective import denoising_loss
+from mezzotint_training.metrics.features import Classifier
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
 METRICS_OF_RUN = {

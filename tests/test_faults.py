@@ -24,8 +24,8 @@ from test_train import assert_same_end
 from tiny_run import flags
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-from mezzotint_training import checkpoint
-from mezzotint_training.config import UserError
+from mezzotint_training.config.settings import UserError
+from mezzotint_training.engine import checkpoint
 
 STEPS = 12  # of eight pictures, out of forty: two epochs and a half
 # A frozen text encoder, so that there is a cache to build

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants
 from tiny_run import tree
 
 from mezzotint import hub
-from mezzotint_training.config import TrainConfig
+from mezzotint_training.config.settings import TrainConfig
 
 
 @pytest.fixture

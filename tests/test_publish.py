@@ -124,6 +124,10 @@ def whole_card(folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: none of these\n---\n")
 
 
+def empty_card(folder: Path) -> None:
+    (folder / "README.md").write_text("")
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -135,6 +139,7 @@ def whole_card(folder: Path) -> None:
         (lose_tokenizer, "this pipeline has no tokenizer"),
         (nest_recipe, "recipe.yaml must be YAML: "),
         (whole_card, "the Hub does not take the card: "),
+        (empty_card, "README.md must begin with metadata between two lines of ---: got none"),
     ],
 )
 def test_what_cannot_be_published_is_found_before_anything_is_uploaded(hub, publish, folder, spoil, words):
@@ -255,7 +260,7 @@ def test_what_a_run_leaves_to_be_published_names_no_place_of_the_machine(tmp_pat
 def serve() -> None:
     """Answer a `Publisher`."""
     from mezzotint_training import publish
-    from mezzotint_training.process import torch
+    from mezzotint_training.engine.process import torch
 
     torch.set_num_threads(1)
     replies = os.fdopen(os.dup(1), "w")

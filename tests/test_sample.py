@@ -76,6 +76,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(folder, tmp_path, capsys, argv
         (["--num_images_per_prompt", "1000000000"], "num_images_per_prompt must be at most 1,000: got 1000000000"),
         (["--seed", str(2**64)], f"seed must be below 2^63: got {2**64}"),
         (["--guidance_scale", "-1"], "guidance_scale must be a number from 0: got -1"),
+        (["--guidance_scale", "1e12"], "guidance_scale must be at most 1,000: got 1000000000000.0"),
         (["--guidance_scale", "nan"], "guidance_scale must be a number from 0: got nan"),
         (["--guidance_scale", "inf"], "guidance_scale must be a number from 0: got inf"),
         (["--guidance_interval", "nan", "1"], "guidance_interval must be at least 0: got nan"),

@@ -22,9 +22,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mezzotint import MezzotintPipeline
 from mezzotint.models.unet_mezzotint import MezzotintBlock
-from mezzotint_training import checkpoint, data, train
-from mezzotint_training.config import TrainConfig, parse_args
-from mezzotint_training.text import TextEncoding
+from mezzotint_training import train
+from mezzotint_training.config.settings import TrainConfig, parse_args
+from mezzotint_training.data import dataset as data
+from mezzotint_training.engine import checkpoint
+from mezzotint_training.networks.text import TextEncoding
 
 STATES = ("weights", "optimizer", "ema")
 # With everything that a user sees

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from tiny_run import digits, pictures, tree
 
 from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import cli, rows, train_classifier
-from mezzotint_training.config import UserError
-from mezzotint_training.lint import column
+from mezzotint_training import cli, train_classifier
+from mezzotint_training.config.settings import UserError
+from mezzotint_training.data import rows
+from mezzotint_training.data.lint import column
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -19,7 +19,8 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from mezzotint_training import rows, train
+from mezzotint_training import train
+from mezzotint_training.data import rows
 
 # `transformer_layers_per_block` is the recipe's; the drop-out makes every run sensitive to stray random numbers
 UNET = {

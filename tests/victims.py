@@ -31,8 +31,9 @@ from tiny_run import TINY, flags, pictures, trained
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training import fit_scheduler, rows
-from mezzotint_training.errors import one_line, out_of_memory
+from mezzotint_training import fit_scheduler
+from mezzotint_training.config.errors import one_line, out_of_memory
+from mezzotint_training.data import rows
 
 SECRET = b"what stands in somebody's other folder"
 MEMORY, FILE_SIZE = 4 << 30, 256 << 20  # that a victim may take, in bytes
@@ -218,14 +219,14 @@ def attempt(program: str, argv: list[str], folder: str, timeout: float) -> None:
 
 
 def evaluate(expression: str) -> int:
-    """An expression of the Python API, what it draws in `made.npy`. A `ValueError` or an `OSError` is how it says no,
-    as a program says it."""
+    """An expression of the Python API, what it draws in `made.npy`. A `ValueError`, an `OSError` or an
+    `ImportError` is how it says no, as a program says it."""
     logging.disable(logging.CRITICAL)  # libraries' warnings are theirs; a program's are its own
     try:
         pipe = MezzotintPipeline.from_pretrained("run")
         pipe.set_progress_bar_config(disable=True)
         result = eval(expression, {"pipe": pipe, "torch": torch, "np": np, "MezzotintPipeline": MezzotintPipeline})
-    except (ValueError, OSError, NotImplementedError) as error:  # the last one is diffusers'
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:  # the last one is diffusers'
         print(f"mezzotint: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.arguments import Parser, text
-from mezzotint_training.averages import LENGTHS, LONGEST, gamma_of, snapshots
-from mezzotint_training.errors import UserError, exit_code
-from mezzotint_training.saved import load_pipeline
-from mezzotint_training.writing import make_readable
+from mezzotint_training.config.arguments import Parser, text
+from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.engine.files import make_readable
+from mezzotint_training.learning.averages import LENGTHS, LONGEST, gamma_of, snapshots
+from mezzotint_training.networks.saved import load_pipeline
 
 TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 

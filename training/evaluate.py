@@ -33,10 +33,9 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training import card
-from mezzotint_training.arguments import (
+from mezzotint_training.config.arguments import (
     COUNT,
-    FROM_0,
+    GUIDANCE,
     Parser,
     Rule,
     at_least,
@@ -46,23 +45,16 @@ from mezzotint_training.arguments import (
     writable_file,
     writable_folder,
 )
-from mezzotint_training.config import TrainConfig, checked, read_recipe
-from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import UserError, exit_code, one_line
-from mezzotint_training.features import (
-    Classifier,
-    Features,
-    InceptionFeatures,
-    Judge,
-    PretrainedFeatures,
-    RandomFeatures,
-    train_classifier,
-    train_two_towers,
-    unit,
-)
-from mezzotint_training.held_out import LEVELS, HeldOut
-from mezzotint_training.lint import column
-from mezzotint_training.metrics import (
+from mezzotint_training.config.errors import UserError, exit_code, one_line
+from mezzotint_training.config.settings import TrainConfig, checked, read_recipe
+from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.lint import column
+from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.data.source import fixed_items
+from mezzotint_training.engine.files import hold
+from mezzotint_training.engine.report import progress as show
+from mezzotint_training.learning.held_out import LEVELS, HeldOut
+from mezzotint_training.metrics.distances import (
     GROUPS,
     Figure,
     average,
@@ -76,12 +68,20 @@ from mezzotint_training.metrics import (
     share,
     sliced_wasserstein,
 )
-from mezzotint_training.report import progress as show
-from mezzotint_training.rows import held_out, load_splits
-from mezzotint_training.saved import load_pipeline, sample_size
-from mezzotint_training.sources import fixed_items
+from mezzotint_training.metrics.features import (
+    Classifier,
+    Features,
+    InceptionFeatures,
+    Judge,
+    PretrainedFeatures,
+    RandomFeatures,
+    train_classifier,
+    train_two_towers,
+    unit,
+)
+from mezzotint_training.networks.saved import load_pipeline, sample_size
+from mezzotint_training.publishing import card
 from mezzotint_training.train_classifier import labelled
-from mezzotint_training.writing import hold
 
 # What a recipe says of its data, and flags can say in its place
 DATA = (
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
     parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, FROM_0, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="1 is off (default: %(default)s)")
     parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
                         "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
                         "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "

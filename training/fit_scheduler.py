@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import card
-from mezzotint_training.arguments import (
+from mezzotint_training.config.arguments import (
     COUNT,
-    FROM_0,
+    GUIDANCE,
     SEED,
     Parser,
     Rule,
@@ -36,12 +35,13 @@ from mezzotint_training.arguments import (
     text,
     writable_folder,
 )
-from mezzotint_training.config import checked, read_recipe
-from mezzotint_training.errors import UserError, exit_code
-from mezzotint_training.fitting import Fitted, fit, solve
-from mezzotint_training.saved import load_pipeline, sample_size
-from mezzotint_training.stock_solvers import common_settings, settings
-from mezzotint_training.writing import hold
+from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.settings import checked, read_recipe
+from mezzotint_training.engine.files import hold
+from mezzotint_training.few_steps.fitting import Fitted, fit, solve
+from mezzotint_training.few_steps.stock_solvers import common_settings, settings
+from mezzotint_training.networks.saved import load_pipeline, sample_size
+from mezzotint_training.publishing import card
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=text, help="a folder, or a Hub name with --output_dir")
     steps = (Rule("at least 2, one step has nothing to fit", lambda x: x >= 2), at_most(100))
     parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
-    parser.number("guidance_scale", float, FROM_0, nargs="+", help="1 is off (default: the recipe's, else 2)")
+    parser.number("guidance_scale", float, *GUIDANCE, nargs="+", help="1 is off (default: the recipe's, else 2)")
     parser.add_argument("--prompts", nargs="+", help="(default: the recipe's validation_prompts)")
     trajectories = (at_least(2), at_most(100_000))
     parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, as many again to judge on")

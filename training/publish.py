@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from mezzotint import hub
-from mezzotint_training.arguments import Parser, text
-from mezzotint_training.config import read_recipe
-from mezzotint_training.errors import CannotGoOn, UserError, exit_code, loading, one_line
-from mezzotint_training.saved import load_pipeline
+from mezzotint_training.config.arguments import Parser, text
+from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, loading, one_line
+from mezzotint_training.config.settings import read_recipe
+from mezzotint_training.networks.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,9 +13,9 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from mezzotint_training.arguments import (
+from mezzotint_training.config.arguments import (
     COUNT,
-    FROM_0,
+    GUIDANCE,
     SEED,
     SIDE,
     Parser,
@@ -24,9 +24,9 @@ from mezzotint_training.arguments import (
     text,
     writable_file,
 )
-from mezzotint_training.errors import UserError, exit_code, one_line
-from mezzotint_training.pictures import EXTENSIONS
-from mezzotint_training.saved import load_pipeline
+from mezzotint_training.config.errors import UserError, exit_code, one_line
+from mezzotint_training.modalities.images import EXTENSIONS
+from mezzotint_training.networks.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", default="sample.png", help="the picture to write (default: %(default)s)")
     parser.number("num_images_per_prompt", int, at_least(1), at_most(1000), default=1)
     parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, FROM_0, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="1 is off (default: %(default)s)")
     parser.number(
         "guidance_interval",
         float,

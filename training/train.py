@@ -39,25 +39,25 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
-from mezzotint_training import checkpoint, plan, sharding
-from mezzotint_training.adapters import add_adapters
-from mezzotint_training.arguments import at_most, number
-from mezzotint_training.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
-from mezzotint_training.components import new_components, pretrained_components
-from mezzotint_training.config import TrainConfig, parse_args
-from mezzotint_training.data import collate
-from mezzotint_training.errors import CannotGoOn, Interrupted, UserError, exit_code, loading
-from mezzotint_training.finish import draw_samples, finish
-from mezzotint_training.folder import previous_run, same_data, update_size, write_recipe
-from mezzotint_training.held_out import Course, HeldOut
-from mezzotint_training.lint import lint
-from mezzotint_training.objective import denoising_loss, draw_timesteps
-from mezzotint_training.optimizers import evaluation_weights, make_optimizer
-from mezzotint_training.process import ending_at_once, leave, make_accelerator, signals, sole_use
-from mezzotint_training.report import Losses, Report, peak_memory
-from mezzotint_training.saved import check_finite
-from mezzotint_training.sources import Source, fixed_items, open_source
-from mezzotint_training.text import TextEncoding, train_what_is_read
+from mezzotint_training.config.arguments import at_most, number
+from mezzotint_training.config.errors import CannotGoOn, Interrupted, UserError, exit_code, loading
+from mezzotint_training.config.settings import TrainConfig, parse_args
+from mezzotint_training.data.dataset import collate
+from mezzotint_training.data.lint import lint
+from mezzotint_training.data.source import Source, fixed_items, open_source
+from mezzotint_training.engine import checkpoint, plan, sharding
+from mezzotint_training.engine.process import ending_at_once, leave, make_accelerator, signals, sole_use
+from mezzotint_training.engine.report import Losses, Report, peak_memory
+from mezzotint_training.engine.resume import previous_run, same_data, update_size, write_recipe
+from mezzotint_training.learning.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
+from mezzotint_training.learning.held_out import Course, HeldOut
+from mezzotint_training.learning.objective import denoising_loss, draw_timesteps
+from mezzotint_training.learning.optimizers import evaluation_weights, make_optimizer
+from mezzotint_training.networks.adapters import add_adapters
+from mezzotint_training.networks.components import new_components, pretrained_components
+from mezzotint_training.networks.saved import check_finite
+from mezzotint_training.networks.text import TextEncoding, train_what_is_read
+from mezzotint_training.publishing.finish import draw_samples, finish
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,22 +28,22 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
-from mezzotint_training import sharding
-from mezzotint_training.arguments import Parser, new_folder, shown, text
-from mezzotint_training.components import first_picture, level_factor, picture_size
-from mezzotint_training.config import TrainConfig, known_arguments, parsed
-from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import CannotGoOn, UserError, exit_code, one_line
-from mezzotint_training.held_out import LEVELS
-from mezzotint_training.lint import column
-from mezzotint_training.metrics import share
-from mezzotint_training.optimizers import make_optimizer
-from mezzotint_training.process import leave, make_accelerator
-from mezzotint_training.report import Losses
-from mezzotint_training.report import progress as show
-from mezzotint_training.rows import held_out, load_splits
-from mezzotint_training.saved import load_pipeline
-from mezzotint_training.sources import Source, fixed_items
+from mezzotint_training.config.arguments import Parser, new_folder, shown, text
+from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line
+from mezzotint_training.config.settings import TrainConfig, known_arguments, parsed
+from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.lint import column
+from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.data.source import Source, fixed_items
+from mezzotint_training.engine import sharding
+from mezzotint_training.engine.process import leave, make_accelerator
+from mezzotint_training.engine.report import Losses
+from mezzotint_training.engine.report import progress as show
+from mezzotint_training.learning.held_out import LEVELS
+from mezzotint_training.learning.optimizers import make_optimizer
+from mezzotint_training.metrics.distances import share
+from mezzotint_training.networks.components import first_picture, level_factor, picture_size
+from mezzotint_training.networks.saved import load_pipeline
 
 # The settings of `train.py` that there are here too, and the defaults that differ
 SETTINGS = (

@@ -124,7 +124,9 @@ def refusals(name: str, card: str | None = None, api: HfApi | None = None) -> li
         refused = _no_right(name, (api or HfApi()).whoami())
         if refused is not None:
             found.append(refused)
-        if card is not None:
+        if card is not None and not card.lstrip().startswith("---"):
+            found.append(f"{CARD} must begin with metadata between two lines of ---: got none")
+        elif card is not None:
             ModelCard(card).validate()
     except LocalTokenNotFoundError:
         found.append("the upload needs a token: got none; `hf auth login` or HF_TOKEN brings one")

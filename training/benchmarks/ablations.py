@@ -30,9 +30,9 @@ import torch.nn.functional as F
 
 from mezzotint_training import train as program
 from mezzotint_training.benchmarks.quality import SCALES, Judge, prepare, ratio, run, update_seconds
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError
-from mezzotint_training.objective import denoising_loss
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.learning.objective import denoising_loss
 
 # The settings that a change is a change to, beyond the defaults
 BASE: dict[str, Any] = {

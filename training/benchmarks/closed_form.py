@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.rows import digits, load_splits
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.rows import digits, load_splits
 
 
 class Denoiser(Protocol):

@@ -33,9 +33,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config import TrainConfig, parse_args
-from mezzotint_training.report import peak_memory
-from mezzotint_training.text import load_text_encoder, new_text_encoder
+from mezzotint_training.config.settings import TrainConfig, parse_args
+from mezzotint_training.engine.report import peak_memory
+from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
 def transform(picture: Image.Image, resolution: int, flip: bool, mode: str = "RGB") -> torch.Tensor:

@@ -19,8 +19,8 @@ import torch
 from sklearn.svm import SVC
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.metrics import share
-from mezzotint_training.rows import DIGIT_NAMES, digits
+from mezzotint_training.data.rows import DIGIT_NAMES, digits
+from mezzotint_training.metrics.distances import share
 
 
 def reader() -> tuple[SVC, float]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mezzotint_training.features import RandomFeatures
-from mezzotint_training.metrics import frechet_distance, gaussian
+from mezzotint_training.metrics.distances import frechet_distance, gaussian
+from mezzotint_training.metrics.features import RandomFeatures
 
 
 @dataclass

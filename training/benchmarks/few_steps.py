@@ -38,11 +38,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint_training.benchmarks.distances import Judge, Measured
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
-from mezzotint_training.features import RandomFeatures
+from mezzotint_training.few_steps.fitting import fit, solve
+from mezzotint_training.few_steps.stock_solvers import Setting, common_settings, sample, settings, solvers_at
 from mezzotint_training.fit_scheduler import outcome
-from mezzotint_training.fitting import fit, solve
-from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife
-from mezzotint_training.stock_solvers import Setting, common_settings, sample, settings, solvers_at
+from mezzotint_training.metrics.distances import frechet_distance, gaussian, interval, jackknife
+from mezzotint_training.metrics.features import RandomFeatures
 
 METRICS = {
     "rmse_median": "RMSE, median",

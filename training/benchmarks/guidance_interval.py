@@ -24,9 +24,9 @@ import torch
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.benchmarks.digits_accuracy import reader
-from mezzotint_training.features import RandomFeatures
-from mezzotint_training.metrics import frechet_distance, gaussian, interval, jackknife, share
-from mezzotint_training.rows import DIGIT_NAMES, digits
+from mezzotint_training.data.rows import DIGIT_NAMES, digits
+from mezzotint_training.metrics.distances import frechet_distance, gaussian, interval, jackknife, share
+from mezzotint_training.metrics.features import RandomFeatures
 
 EVERYWHERE = (0.0, math.inf)
 

@@ -31,11 +31,11 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from mezzotint_training.batches import KeyedBatches
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.data import CaptionedImages, collate
-from mezzotint_training.rows import held_out, load_splits
-from mezzotint_training.streaming import CaptionedStream, load_stream
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.batches import KeyedBatches
+from mezzotint_training.data.dataset import CaptionedImages, collate
+from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.data.streaming import CaptionedStream, load_stream
 
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
 FILE_BYTES, GROUP_ROWS = 2**28, 100

@@ -23,12 +23,12 @@ from diffusers.utils import logging
 from safetensors.torch import load_file
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training import checkpoint
 from mezzotint_training.benchmarks.sampling_overhead import Timed, now, samplers
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import CannotGoOn, exit_code
-from mezzotint_training.saved import load_pipeline
-from mezzotint_training.sizes import SIZES, Facts, applied, derive
+from mezzotint_training.config.errors import CannotGoOn, exit_code
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
+from mezzotint_training.engine import checkpoint
+from mezzotint_training.networks.saved import load_pipeline
 
 # How a pipeline may be set up
 HOW: dict[str, Callable[[Any, str], Any]] = {

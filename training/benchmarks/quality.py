@@ -25,13 +25,13 @@ from diffusers import UNet2DConditionModel
 from scipy import stats
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.data import CaptionedImages
-from mezzotint_training.errors import UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.rows import digits, held_out, load_splits
 from mezzotint_training.evaluate import make_features, read, shuffled
-from mezzotint_training.metrics import Figure, estimated, frechet_distance, gaussian, kernel_distance, share
-from mezzotint_training.rows import digits, held_out, load_splits
-from mezzotint_training.text import load_text_encoder, new_text_encoder
+from mezzotint_training.metrics.distances import Figure, estimated, frechet_distance, gaussian, kernel_distance, share
+from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 from mezzotint_training.train_classifier import labelled
 
 

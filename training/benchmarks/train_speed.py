@@ -34,9 +34,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config import TrainConfig
-from mezzotint_training.errors import UserError
-from mezzotint_training.sizes import SIZES, Facts, applied, derive
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
 
 PROGRAMS = {"ours": "mezzotint_training.train", "peer": "mezzotint_training.benchmarks.diffusers_recipe"}
 WINDOWS = 5

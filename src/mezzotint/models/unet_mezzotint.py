@@ -389,16 +389,18 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         Raises:
             ValueError: in one line, for a checkpoint that is damaged, or has missing or surplus weights.
             OSError: in one line, for files that are not there.
+            ImportError: in one line, for a package that a quantized checkpoint needs.
         """
         with_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        except (ImportError, MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever the libraries make of a damaged file
-            kind, line = OSError if isinstance(error, OSError) else ValueError, " ".join(str(error).split())
+        except Exception as error:  # whatever the libraries make of a damaged file, or lack for a quantized one
+            kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
+            line = " ".join(str(error).split())
             raise kind(f"{pretrained_model_name_or_path} cannot be loaded: {line}") from error
         model, info = loaded
         for kind in ("missing", "unexpected"):

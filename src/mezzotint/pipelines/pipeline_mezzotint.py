@@ -1021,6 +1021,7 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
     Raises:
         ValueError: in one line, for what is damaged, or lacks weights, or has others.
         OSError: for files that are not there.
+        ImportError: for a package that they need.
     """
     is_model = issubclass(cls, (ModelMixin, PreTrainedModel))
     config = Path(folder) / (getattr(cls, "config_name", None) or "config.json")
@@ -1041,10 +1042,10 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
                 if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
                     raise ValueError(f"{name} must be at most 10,000: got {value}")
         loaded: Any = cls.from_pretrained(folder, **kwargs)
-    except (ImportError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+    except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # whatever the libraries make of a damaged file, panics of Rust's included
-        kind = OSError if isinstance(error, OSError) else ValueError
+        kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
         raise kind(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
     if not is_model:
         return loaded

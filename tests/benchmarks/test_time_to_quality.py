@@ -1,0 +1,114 @@
+"""What is made of the figures of runs: crossings and ratios against power laws, whose answers are known, and the runs
+against programs whose cost is."""
+
+import argparse
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from mezzotint import MezzotintUNetModel
+from mezzotint_training.benchmarks import ablations, quality, time_to_quality
+from mezzotint_training.config.settings import TrainConfig
+
+
+def lines(side: str, seed: int, scale: float, speed: float = 1.0) -> list[dict]:
+    """A curve KID = scale / seconds, of which each look is at a power of two."""
+    return [
+        {"side": side, "seed": seed, "share": 2.0**-i, "step": int(1000 * 2.0**-i), "guidance": 1.0,
+         "processor": speed * 64 * 2.0**-i, "wall": 2 * speed * 64 * 2.0**-i,
+         "kernel_distance": [scale / (speed * 64 * 2.0**-i), 0, 1], "frechet_distance": [2.0, 1, 3],
+         "accuracy": [0.5, 0.4, 0.6]}
+        for i in range(5)
+    ]  # fmt: skip
+
+
+def test_crossing_of_a_power_law():
+    seconds = [1.0, 3.0, 10.0, 40.0]
+    values = [5 * s**-1.5 for s in seconds]
+    for goal in (4.0, 1.0, 0.1, 0.03):
+        assert time_to_quality.crossing(seconds, values, goal) == (pytest.approx((5 / goal) ** (1 / 1.5)), "")
+    assert time_to_quality.crossing(seconds, values, 6.0) == (pytest.approx(1), "<")
+    assert time_to_quality.crossing(seconds, values, 0.001) == (pytest.approx(40), ">")
+    # the first time counts, whatever comes after it, and in whatever order the runs ended
+    assert time_to_quality.crossing([4, 1, 2], [9, 4, 1], 2.0) == (pytest.approx(2**0.5), "")
+
+
+def test_ratio_is_that_of_the_times_at_equal_quality():
+    """Ours has a third of the peer's KID at the same time, so it needs a third of the time."""
+    found = []
+    for seed, peer in enumerate((6.0, 7.0, 5.0)):
+        found += lines("peer", seed, peer) + lines("ours", seed, peer / 3)
+    for clock in ("processor", "wall"):
+        values = [x for x, mark in time_to_quality.ratios(found, clock) if mark == ""]
+        assert values == pytest.approx([1 / 3] * 3)
+    real = {"side": "real", "kernel_distance": [0.001, 0, 1], "frechet_distance": [1.0, 0, 1], "accuracy": [0.9, 0, 1]}
+    text = time_to_quality.table([real, *found], argparse.Namespace(scale="digits"))
+    assert "processor: 0.333 (0.333 to 0.333); by seed 0.333, 0.333, 0.333" in text
+    (last,) = [row for row in text.splitlines() if row.startswith("| peer | 64 | 128 | 1,000 ")]
+    # the geometric mean of 6, 7 and 5 sixty-fourths, in thousandths; 4.30 is Student's t of two degrees
+    logs = np.log(1000 * np.array([6, 7, 5]) / 64)
+    low, high = (math.exp(logs.mean() + sign * 4.3027 * logs.std(ddof=1) / 3**0.5) for sign in (-1, 1))
+    assert f"| {math.exp(logs.mean()):.3g} ({low:.3g} to {high:.3g}) |" in last and "| 50.0% |" in last
+
+
+def test_ratio_of_an_ablation():
+    """Against Welch's interval written out."""
+    ours, peer = [1.0, 1.2, 1.1], [2.0, 2.4, 2.2, 2.6]
+    value, low, high = quality.ratio(ours, peer)
+    a, b = np.log(ours), np.log(peer)
+    va, vb = a.var(ddof=1) / 3, b.var(ddof=1) / 4
+    degrees = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
+    assert value == pytest.approx(math.exp(a.mean() - b.mean())) and 3 < degrees < 5.1
+    half = (math.log(high) - math.log(low)) / 2
+    t = half / (va + vb) ** 0.5
+    from scipy.stats import t as student
+
+    assert 2 * student.sf(t, degrees) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_steps_that_fit(monkeypatch, tmp_path):
+    """Of a program that takes 5 s and 0.25 s an update."""
+    asked = []
+
+    def run(side, config, threads):
+        asked.append((side, config.max_train_steps, threads))
+        return quality.Run([], 1000.0, 5 + 0.25 * config.max_train_steps)
+
+    monkeypatch.setattr(quality, "run", run)
+    config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "x"), train_batch_size=32)
+    assert quality.steps_within([65, 1], "ours", config, 3) == [240, 2]
+    assert asked == [("ours", 2, 3), ("ours", 80, 3)]
+    assert quality.update_seconds("ours", config, 3) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", list(quality.SCALES))
+def test_both_sides_have_as_many_parameters(name):
+    scale = quality.SCALES[name]
+    with torch.device("meta"):
+        ours = MezzotintUNetModel(in_channels=1, out_channels=1, cross_attention_dim=64, **scale.ours)
+        peer = UNet2DConditionModel(cross_attention_dim=64, **scale.peer)
+    assert ours.num_parameters() == pytest.approx(peer.num_parameters(), rel=0.05)
+
+
+def test_changes_are_settings_or_contexts():
+    base = TrainConfig(dataset_name="digits")
+    assert set(ablations.CONTEXTS) <= set(ablations.CHANGES)
+    for name, (settings, _) in ablations.CHANGES.items():
+        replace(base, **settings)  # which checks each setting
+        assert bool(settings) or name in ablations.CONTEXTS or name == "none"
+
+
+def test_table_of_ablations_puts_the_best_first():
+    found = [
+        {"change": name, "updates": 9, "steps": 7, "processor": 9.0, "kernel_distance": kid * (1 + seed / 10),
+         "frechet_distance": 2 * kid * (1 + seed / 10), "accuracy": 0.5}
+        for name, kid in (("none", 0.02), ("worse", 0.04), ("better", 0.01)) for seed in range(3)
+    ]  # fmt: skip
+    rows = ablations.table(json.loads(json.dumps(found)), 9).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| better", "| none", "| worse"]
+    assert " 0.50 (" in rows[0] and " 2.00 (" in rows[2]

@@ -1,0 +1,49 @@
+"""Every recipe that is shipped can be run: its settings parse and its networks fit together."""
+
+import dataclasses
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mezzotint import MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.config.settings import RECIPES, TrainConfig, known_arguments, parse_args, recipes
+from mezzotint_training.networks.components import level_factor, picture_size
+from mezzotint_training.networks.text import new_text_encoder
+
+
+def settings_of(recipe: str) -> TrainConfig:
+    text = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    data = [] if "dataset_name" in text else ["--train_data_dir", "pictures"]
+    return parse_args(["--recipe", recipe, *data], description="")
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_its_networks_fit_together(recipe):
+    settings = settings_of(recipe)
+    with torch.device("meta"):
+        text_encoder, tokenizer = new_text_encoder(settings)
+        arguments = known_arguments(settings.unet, MezzotintUNetModel)
+        unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments)
+        height, width = picture_size(settings, None, Image.new("RGB", (8, 8)))
+        level_factor(settings, None, (height, width))
+        text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
+        assert unet(torch.zeros(2, 3, height, width), torch.zeros(2), text).sample.shape == (2, 3, height, width)
+    MezzotintScheduler(**known_arguments(settings.scheduler, MezzotintScheduler))
+    longest = max(len(tokenizer(prompt).input_ids) for prompt in settings.validation_prompts)
+    assert longest <= settings.max_text_length
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_it_holds_differences_from_the_defaults_only(recipe):
+    text = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    defaults = dataclasses.asdict(TrainConfig(dataset_name="any"))
+    assert [name for name, value in text.items() if value == defaults[name]] == []
+
+
+def test_digits_needs_no_download_and_says_whose_the_pictures_are():
+    settings = settings_of("digits")
+    assert settings.dataset_name == "digits" and settings.text_encoder_name_or_path is None
+    assert "CC BY 4.0" in settings.dataset_license
+    assert settings.pretrained_model_name_or_path is None and not settings.push_to_hub

@@ -1,0 +1,617 @@
+"""The U-Net against what must hold of it whatever it has learned: invariances, hand-written formulas, and itself with
+one thing changed (saved, compiled, checkpointed, in another number of dimensions or another precision)."""
+
+import copy
+import inspect
+import json
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from diffusers import AutoModel
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from mezzotint import MezzotintUNetModel
+from mezzotint.models.unet_mezzotint import (
+    MezzotintAttention,
+    MezzotintBlock,
+    MezzotintResidualBlock,
+    MezzotintTransformerLayer,
+)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(batch: int = 2, tokens: int = 5) -> dict:
+    """Samples, timesteps and texts that all differ within the batch."""
+    mask = torch.ones(batch, tokens, dtype=torch.bool)
+    mask[0, tokens // 2 :] = False
+    return {
+        "sample": randn(batch, 3, 8, 8, seed=1),
+        "timestep": torch.linspace(20.5, 900.0, batch),
+        "encoder_hidden_states": randn(batch, tokens, 16, seed=2),
+        "encoder_attention_mask": mask,
+    }
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, rel: float = 1e-5) -> None:
+    """Equal to `rel` times the largest magnitude, which is what rounding is proportional to."""
+    assert expected.isfinite().all() and expected.abs().max() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rel * expected.abs().max().item())
+
+
+# ------------------------------------------------------------------------------------------------- a fresh network
+
+
+@pytest.mark.parametrize("config", [{}, {"cross_attention_dim": None}, {"dropout": 0.1}])
+def test_fresh_network_predicts_exact_zero(config):
+    kwargs = inputs()
+    if "cross_attention_dim" in config:
+        kwargs = {"sample": kwargs["sample"], "timestep": 3}
+    output = MezzotintUNetModel(**TINY | config)(**kwargs).sample
+    assert torch.equal(output, torch.zeros(2, 3, 8, 8))
+
+
+def test_fresh_residual_branches_are_the_identity():
+    unet = MezzotintUNetModel(**TINY)
+    kinds = (MezzotintResidualBlock, MezzotintTransformerLayer)
+    blocks = [module for module in unet.modules() if isinstance(module, kinds)]
+    assert len(blocks) == 10
+    for block in blocks:
+        if isinstance(block, MezzotintResidualBlock):
+            x = randn(1, block.norm1.num_channels, 4, 4)
+            assert torch.equal(block(x, randn(1, 64)), block.shortcut(x))
+        else:
+            x = randn(1, 6, block.norm1.normalized_shape[0])
+            assert torch.equal(block(x, randn(1, 3, 16), None), x)
+
+
+# ---------------------------------------------------------------------------------------------------- what it reads
+
+
+def test_tuple_holds_the_same_values(make_unet):
+    unet = make_unet()
+    output = unet(**inputs(), return_dict=False)
+    assert type(output) is tuple and len(output) == 1
+    assert torch.equal(output[0], unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("timestep", [7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7.0, 7.0]).double()])
+def test_timestep_forms_are_equivalent(make_unet, timestep):
+    unet, kwargs = make_unet(), inputs()
+    assert torch.equal(unet(**kwargs | {"timestep": timestep}).sample, unet(**kwargs | {"timestep": 7}).sample)
+
+
+def test_fractional_timestep_is_its_own_sinusoid(make_unet):
+    unet, seen = make_unet(), []
+    unet.time_embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    outputs = [unet(**inputs() | {"timestep": t}).sample for t in (10, 10.5, 11)]
+    frequencies = torch.tensor([10000.0 ** -(i / 8) for i in range(8)])
+    close(seen[1], torch.cat([(10.5 * frequencies).cos(), (10.5 * frequencies).sin()]).expand(2, -1))
+    assert min((outputs[1] - outputs[i]).abs().max() for i in (0, 2)) > 1e-3
+
+
+def test_batch_equals_singles(make_unet):
+    unet, kwargs = make_unet(), inputs(3)
+    singles = [unet(**{k: v[i : i + 1] for k, v in kwargs.items()}).sample for i in range(3)]
+    close(unet(**kwargs).sample, torch.cat(singles))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masked_text_equals_truncated_text(make_unet, dtype):
+    unet, kwargs = make_unet(), inputs(1, tokens=6)
+    full = dict(kwargs, encoder_attention_mask=kwargs["encoder_attention_mask"].to(dtype))
+    short = dict(kwargs, encoder_hidden_states=kwargs["encoder_hidden_states"][:, :3], encoder_attention_mask=None)
+    close(unet(**full).sample, unet(**short).sample)
+
+
+def test_every_text_token_counts_and_no_padding(make_unet):
+    unet, kwargs = make_unet(), inputs(2, tokens=6)
+    text = kwargs["encoder_hidden_states"].requires_grad_()
+    unet(**kwargs).sample.square().sum().backward()
+    influence = text.grad.abs().sum(-1)  # (B, L)
+    assert (influence[kwargs["encoder_attention_mask"]] > 1e-3).all()
+    assert (influence[~kwargs["encoder_attention_mask"]] == 0).all()
+
+
+def test_text_acts_through_attention_and_through_its_mean(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    for names in (("encoder_embedding.weight",), ("attn2.to_out.0.weight", "attn2.to_out.0.bias")):
+        other = copy.deepcopy(unet)
+        for name, parameter in other.named_parameters():
+            if name.endswith(names):
+                torch.nn.init.zeros_(parameter)
+        assert (other(**kwargs).sample - expected).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("what", ["plain", "adapter", "processor", "half"])
+def test_text_projected_ahead_gives_the_same_bits_and_is_not_projected_again(make_unet, masked, what):
+    unet, kwargs, calls = make_unet(transformer_layers_per_block=(0, 2)), inputs(), []
+    mask = kwargs.pop("encoder_attention_mask") if masked else None
+    text = kwargs.pop("encoder_hidden_states")
+    kwargs.pop("encoder_attention_mask", None)
+    if what == "adapter":
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_v"], init_lora_weights=False))
+    if what == "processor":
+        unet.set_attn_processor(WrittenOut())
+    if what == "half":
+        unet, text, kwargs["sample"] = unet.bfloat16(), text.bfloat16(), kwargs["sample"].bfloat16()
+    steps = [kwargs | {"timestep": t} for t in (3, 5)]
+    expected = [unet(**step, encoder_hidden_states=text, encoder_attention_mask=mask).sample for step in steps]
+    projected = unet.project_text(text, mask)
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v", "encoder_norm", "encoder_embedding")):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    for step, output in zip(steps, expected, strict=True):
+        assert torch.equal(unet(**step, encoder_hidden_states=projected).sample, output)
+    assert not calls
+
+
+@torch.no_grad()
+def test_text_is_not_projected_ahead_where_the_weights_are_elsewhere(make_unet):
+    unet = make_unet()
+    assert unet.project_text(randn(2, 5, 16)) is not None
+    unet.mid_block.to("meta")
+    assert unet.project_text(randn(2, 5, 16)) is None
+
+
+def test_residual_block_equals_written_out_formula():
+    """conv2(silu(GN(conv1(silu(GN(x)))) (1 + scale) + shift)) + shortcut(x); the embedding gives the scale first."""
+    torch.manual_seed(0)
+    block = MezzotintResidualBlock(torch.nn.Conv2d, 8, 12, embed_dim=6, groups=4, eps=1e-5, dropout=0.0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    x, embedding = randn(2, 8, 4, 4), randn(2, 6, seed=1)
+
+    def norm(module, y):
+        groups = y.unflatten(1, (4, -1))
+        variance, mean = torch.var_mean(groups, (2, 3, 4), keepdim=True, correction=0)
+        y = ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+        return y * module.weight[:, None, None] + module.bias[:, None, None]
+
+    def silu(y):
+        return y / (1 + (-y).exp())
+
+    modulation = block.embedding_proj(silu(embedding))[..., None, None]
+    residual = norm(block.norm2, block.conv1(silu(norm(block.norm1, x))))
+    residual = block.conv2(silu(residual * (1 + modulation[:, :12]) + modulation[:, 12:]))
+    close(block(x, embedding), residual + block.shortcut(x))
+
+
+def test_decoder_units_read_their_twins(make_unet):
+    unet = make_unet(layers_per_block=2)
+    skips, read = [], []
+    for block in unet.down_blocks:
+        block.register_forward_hook(lambda _, args, output: skips.append(output))
+    for block in unet.up_blocks:
+        block.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    unet(**inputs())
+    assert len(skips) == len(read) == 4
+    for x, skip in zip(read, reversed(skips), strict=True):
+        assert torch.equal(x[:, x.shape[1] // 2 :], skip)
+
+
+def test_unchanged_pictures_and_none_told_of_are_the_same_bit_for_bit(make_unet):
+    unet = make_unet(augment_dim=11)
+    assert torch.equal(unet(**inputs(), augment_labels=torch.zeros(2, 11)).sample, unet(**inputs()).sample)
+    # and the network is that without the input, whose checkpoints hold nothing of it
+    plain, state = make_unet(), unet.state_dict()
+    assert {name: tuple(state.pop(name).shape) for name in state.keys() - plain.state_dict().keys()} == {
+        "time_embedding.cond_proj.weight": (16, 11)
+    }
+    plain.load_state_dict(state)
+    assert torch.equal(plain(**inputs()).sample, unet(**inputs()).sample)
+
+
+def test_what_was_done_to_a_picture_is_added_to_its_timesteps_sinusoid(make_unet):
+    unet, labels = make_unet(augment_dim=11), randn(2, 11, seed=3)
+    output = unet(**inputs(), augment_labels=labels).sample
+    assert (output - unet(**inputs()).sample).abs().flatten(1).amax(1).min() > 1e-3
+    singles = [
+        unet(**{k: v[i : i + 1] for k, v in inputs().items()}, augment_labels=labels[i : i + 1]).sample for i in (0, 1)
+    ]
+    close(output, torch.cat(singles))  # each its own
+    embedding = unet.time_embedding
+    handle = unet.time_proj.register_forward_hook(lambda _, args, out: out + labels @ embedding.cond_proj.weight.T)
+    close(unet(**inputs()).sample, output)
+    handle.remove()
+    gradient = torch.autograd.grad(output.square().sum(), embedding.cond_proj.weight)[0]
+    assert (gradient.abs().amax(0) > 0).all()
+
+
+# --------------------------------------------------------------------------------------------------- size and axes
+
+
+@pytest.mark.parametrize("size", [(4, 12), (20, 8), (2, 2)])
+def test_transposed_kernels_give_the_transposed_picture(make_unet, size):
+    unet = make_unet()
+    other = copy.deepcopy(unet)
+    for module in other.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = module.weight.data.transpose(2, 3).contiguous()
+    kwargs = inputs() | {"sample": randn(2, 3, *size)}
+    expected = unet(**kwargs).sample
+    assert expected.shape == (2, 3, *size)
+    close(other(**kwargs | {"sample": kwargs["sample"].mT.contiguous()}).sample.mT, expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("low", [1, 2])
+def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low):
+    """A volume whose slices along the new axis are all the same, through kernels that are zero off the middle slice,
+    stays so at every level, and each slice is what the lower-dimensional network makes of it. Attention agrees:
+    repeated keys share their weight."""
+    flat, solid = make_unet(spatial_dims=low), make_unet(spatial_dims=low + 1)
+    state, weights = flat.state_dict(), {}
+    for name, tensor in solid.state_dict().items():
+        weights[name] = state[name].reshape(tensor.shape) if tensor.shape[2:].numel() == 1 else torch.zeros_like(tensor)
+        if tensor.shape != state[name].shape and tensor.shape[2:].numel() > 1:
+            weights[name][:, :, 1] = state[name]
+        elif tensor.shape == state[name].shape:
+            weights[name] = state[name]
+    solid.load_state_dict(weights)
+    kwargs = inputs() | {"sample": randn(2, 3, *(4, 8)[:low])}
+    expected = flat(**kwargs).sample
+    volume = kwargs["sample"].unsqueeze(2).expand(-1, -1, 6, *[-1] * low)
+    output = solid(**kwargs | {"sample": volume}).sample
+    close(output, expected.unsqueeze(2).expand_as(output), rel=3e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def reference_attention(attn, x, context=None, mask=None):
+    """softmax(q k^T / sqrt(d)) v with RMS-normalised q and k, written out in float64."""
+
+    def heads(linear, y):
+        return (y.double() @ linear.weight.double().T).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, h, N, d)
+
+    def rms(norm, y):
+        return y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+
+    context = x if context is None else context
+    q, k, v = (
+        rms(attn.norm_q, heads(attn.to_q, x)),
+        rms(attn.norm_k, heads(attn.to_k, context)),
+        heads(attn.to_v, context),
+    )
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = logits.masked_fill(~mask.bool()[:, None, None], -math.inf)
+    out = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return (out @ attn.to_out[0].weight.double().T + attn.to_out[0].bias.double()).float()
+
+
+@pytest.mark.parametrize("context", [None, (2, 5, 16)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_written_out_softmax(context, masked):
+    torch.manual_seed(0)
+    attn = MezzotintAttention(24, head_dim=8, context_dim=context and context[-1])
+    for parameter in attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, context = randn(2, 7, 24), context and randn(*context, seed=1)
+    mask = torch.arange(7 if context is None else 5).expand(2, -1) < torch.tensor([[2], [4]]) if masked else None
+    close(attn(x, context, mask), reference_attention(attn, x, context, mask))
+
+
+class WrittenOut:
+    """A processor of one's own."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        return reference_attention(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+def test_processor_of_ones_own_gives_the_same(make_unet):
+    unet = make_unet()
+    expected = unet(**inputs()).sample
+    names = set(unet.attn_processors)
+    assert len(names) == 10  # self and cross, in two encoder, one middle and two decoder units
+    unet.set_attn_processor(WrittenOut())
+    assert {type(p) for p in unet.attn_processors.values()} == {WrittenOut} and set(unet.attn_processors) == names
+    close(unet(**inputs()).sample, expected)
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def test_checkpointing_recomputes_each_block_and_keeps_the_gradients(make_unet):
+    runs = {}
+    for checkpointing in (False, True):
+        unet = make_unet(dropout=0.2).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        calls = []
+        for block in (module for module in unet.modules() if isinstance(module, MezzotintBlock)):
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        saved = []
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            loss = unet(**inputs()).sample.square().mean()
+        forward = len(calls)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in unet.named_parameters()}
+        runs[checkpointing] = forward, len(calls) - forward, sum(saved), gradients
+    assert runs[False][:2] == (5, 0) and runs[True][:2] == (5, 5)
+    assert runs[True][2] < runs[False][2] / 4
+    for name, expected in runs[False][3].items():
+        assert expected.abs().max() > 0, name  # every parameter takes part
+        torch.testing.assert_close(runs[True][3][name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_dropout_acts_in_training_only(make_unet):
+    unet, plain = make_unet(dropout=0.3), make_unet()
+    expected = plain(**inputs()).sample
+    assert torch.equal(unet(**inputs()).sample, expected)
+    assert torch.equal(plain.train()(**inputs()).sample, expected)
+    unet.train()
+    first, second = (unet(**inputs()).sample for _ in range(2))
+    assert (first - expected).abs().max() > 0.05 and (first - second).abs().max() > 0.05
+
+
+def test_dropout_reaches_every_residual_branch(make_unet):
+    """At probability 1 a branch is what its last layer makes of zeros, or zero."""
+    unet = make_unet(dropout=1.0).train()
+    x, text = randn(2, 6, 16), randn(2, 5, 16)
+    layer = unet.down_blocks[0].transformer_layers[0]
+    close(layer(x, text, None), x + layer.ff.net[-1].bias)
+    block, x = unet.mid_block.residual, randn(2, 32, 4, 4)
+    close(block(x, randn(2, 64)), x + block.conv2.bias[:, None, None])
+
+
+@pytest.mark.parametrize("dtype, rel", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_is_close(make_unet, dtype, rel):
+    unet, kwargs = make_unet(augment_dim=3), inputs() | {"augment_labels": randn(2, 3)}
+    expected = unet(**kwargs).sample
+    half = {k: v.to(dtype) if k in ("sample", "encoder_hidden_states") else v for k, v in kwargs.items()}
+    output = unet.to(dtype)(**half).sample
+    assert output.dtype == dtype
+    assert (output.float() - expected).norm() < rel * expected.norm()
+
+
+def test_layerwise_casting_rounds_the_weights_it_may(make_unet):
+    unet, rounded = make_unet(), make_unet()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    stored = {name for name, p in unet.named_parameters() if p.dtype == torch.float8_e4m3fn}
+    assert (
+        "down_blocks.0.residual.conv1.weight" in stored and "mid_block.transformer_layers.0.attn1.to_q.weight" in stored
+    )
+    assert not any(part in name for name in stored for part in ("norm", "time_embedding", "conv_in", "conv_out"))
+    for name, parameter in rounded.named_parameters():
+        if name in stored:
+            parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
+    close(unet(**inputs()).sample, rounded(**inputs()).sample)
+
+
+@torch.no_grad()
+def test_compiles_into_one_graph(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    close(compiled(**kwargs).sample, expected)
+
+
+@torch.no_grad()
+def test_channels_last_gives_the_same(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    unet.to(memory_format=torch.channels_last)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        close(unet(**kwargs | {"sample": kwargs["sample"].to(memory_format=memory_format)}).sample, expected)
+
+
+def test_lora_starts_as_identity_trains_alone_and_round_trips(make_unet, tmp_path):
+    unet, base = make_unet(), make_unet()
+    before = base(**inputs()).sample
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    assert torch.equal(unet(**inputs()).sample, before)
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 4 * 10 and all(".lora_" in name for name in trained)
+
+    for name, parameter in unet.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    after = unet(**inputs()).sample
+    assert (after - before).abs().max() > 0.05
+    unet.save_lora_adapter(tmp_path)
+    base.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    assert torch.equal(base(**inputs()).sample, after)
+
+    unet.fuse_lora()
+    close(unet(**inputs()).sample, after)
+    unet.unfuse_lora()
+    unet.disable_lora()
+    close(unet(**inputs()).sample, before)
+
+
+# --------------------------------------------------------------------------------------------------------- on disk
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"cross_attention_dim": None, "sample_std": (0.5, 0.25, 0.125)}, {"augment_dim": 11}]
+)
+def test_saved_and_loaded_is_bit_equal(make_unet, tmp_path, config):
+    unet = make_unet(**config)
+    unet.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", WEIGHTS}
+    loaded, info = MezzotintUNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert state.keys() == unet.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in unet.state_dict().items())
+    for name in inspect.signature(MezzotintUNetModel).parameters:
+        value = loaded.config[name]  # JSON has lists only
+        assert (tuple(value) if isinstance(value, list) else value) == unet.config[name], name
+
+
+def test_auto_model_loads_the_network_of_a_saved_pipeline(make_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = AutoModel.from_pretrained(str(tmp_path / "pipe" / "unet"), trust_remote_code=True)
+    assert type(loaded).__name__ == "MezzotintUNetModel" and type(loaded) is not MezzotintUNetModel
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in pipe.unet.state_dict().items())
+    close(loaded(**inputs()).sample, pipe.unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
+def test_checkpoint_with_other_weights_is_refused(make_unet, tmp_path, kind, low_cpu_mem_usage):
+    make_unet().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    if kind == "missing":
+        del weights["mid_block.residual.conv1.bias"]
+    else:
+        weights["mid_block.residual.conv3.bias"] = torch.zeros(1)
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"must be those of its config: 1 {kind} \(mid_block\.residual\.conv\d\.bias\)$"
+    ):
+        MezzotintUNetModel.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+def test_checkpoint_of_another_shape_is_refused(make_unet, tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    weights["conv_in.bias"] = torch.zeros(17)
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="conv_in.bias"):
+        MezzotintUNetModel.from_pretrained(tmp_path)
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(make_unet, tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (tmp_path / "config.json").write_text(json.dumps(config | quantized))
+    with pytest.raises(ImportError, match="^[^\n]* cannot be loaded: [^\n]*bitsandbytes[^\n]*$"):
+        MezzotintUNetModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "halved", "garbage"])
+def test_damaged_weights_are_refused_in_one_line(make_unet, tmp_path, damage):
+    make_unet().save_pretrained(tmp_path)
+    data = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes({"empty": b"", "halved": data[: len(data) // 2], "garbage": b"\0" * 99}[damage])
+    with pytest.raises((ValueError, OSError), match="cannot be loaded: ") as error:
+        MezzotintUNetModel.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['"user/unet"', "[]", "null", "3", "[" * 100_000])
+def test_a_config_file_that_is_no_object_is_refused_and_nothing_is_fetched(make_unet, tmp_path, text):
+    make_unet().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json must hold a JSON object: got ") as error:
+        MezzotintUNetModel.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_pickled(make_unet, tmp_path):
+    unet = make_unet()
+    unet.save_pretrained(tmp_path, safe_serialization=False)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]
+    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        MezzotintUNetModel.from_pretrained(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    "config, rule",
+    [
+        ({"spatial_dims": 4}, "spatial_dims must be a whole number from 1 to 3: got 4"),
+        ({"sample_size": (8, 8, 8)}, "sample_size needs one entry, or one for each of 2 axes"),
+        ({"layers_per_block": 0}, "layers_per_block must be a whole number from 1 to 1024: got 0"),
+        ({"transformer_layers_per_block": (1,)}, "one entry for each of block_out_channels: got 1 for 2"),
+        ({"block_out_channels": (16, 30)}, r"multiples of norm_num_groups \(4\).*: got 30"),
+        ({"attention_head_dim": 12}, r"of attention_head_dim \(12\): got 16"),
+        ({"sample_mean": (0.0, 0.0)}, r"sample_mean needs 1 or in_channels \(3\) values: got 2"),
+        ({"sample_std": ()}, r"sample_std needs 1 or in_channels \(3\) values: got 0"),
+        ({"sample_std": (1.0, 0.0, 1.0)}, r"sample_std must be positive and at most 1e6: got \(1.0, 0.0, 1.0\)"),
+        ({"sample_std": (1e12,)}, "sample_std must be positive and at most 1e6: got"),
+        ({"sample_std": (1e-300,)}, r"sample_std must be positive and at most 1e6: got \(1e-300,\)"),
+        ({"sample_std": (float("nan"),)}, r"sample_std must be a list of finite numbers: got \(nan,\)"),
+        ({"sample_mean": (float("inf"),)}, r"sample_mean must be a list of finite numbers: got \(inf,\)"),
+        ({"sample_mean": 0.0}, "sample_mean must be a list of finite numbers: got 0.0"),
+        ({"sample_mean": ("0",)}, r"sample_mean must be a list of finite numbers: got \('0',\)"),
+        (
+            {"block_out_channels": (16, 10**9)},
+            r"block_out_channels must be a list of .* 1 to 65536: got \(16, 1000000000\)",
+        ),
+        (
+            {"block_out_channels": (16, 32.0)},
+            r"block_out_channels must be a list of whole numbers .*: got \(16, 32.0\)",
+        ),
+        ({"block_out_channels": 16}, "block_out_channels must be a list of whole numbers .*: got 16"),
+        ({"block_out_channels": "16"}, "block_out_channels must be a list of whole numbers .*: got '16'"),
+        ({"block_out_channels": ()}, r"block_out_channels must be a list of whole numbers .*: got \(\)"),
+        ({"block_out_channels": None}, "block_out_channels must be a list of whole numbers .*: got None"),
+        ({"block_out_channels": (16, -16)}, r"block_out_channels must be a list of .*: got \(16, -16\)"),
+        ({"transformer_layers_per_block": (0, True)}, r"transformer_layers_per_block must be a .*: got \(0, True\)"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be a whole number from 1 to 65536: got 0"),
+        ({"norm_num_groups": (4,)}, r"norm_num_groups must be a whole number .*: got \(4,\)"),
+        ({"attention_head_dim": None}, "attention_head_dim must be a whole number .*: got None"),
+        ({"in_channels": -3}, "in_channels must be a whole number .*: got -3"),
+        ({"out_channels": 0}, "out_channels must be a whole number .*: got 0"),
+        ({"cross_attention_dim": 16.5}, "cross_attention_dim must be a whole number .*: got 16.5"),
+        ({"time_embed_dim": "wide"}, "time_embed_dim must be a whole number .*: got 'wide'"),
+        ({"augment_dim": {}}, "augment_dim must be a whole number .*: got {}"),
+        ({"sample_size": (8, 0)}, r"sample_size must be a whole number .*: got \(8, 0\)"),
+        ({"layers_per_block": 10**6}, "layers_per_block must be a whole number .*: got 1000000"),
+        ({"spatial_dims": "2"}, "spatial_dims must be a whole number .*: got '2'"),
+        ({"sample_mean": (10**400,)}, r"sample_mean must be a list of finite numbers: got \(1000"),
+        ({"norm_eps": float("nan")}, "norm_eps must be a positive number: got nan"),
+        ({"norm_eps": "1e-5"}, "norm_eps must be a positive number: got '1e-5'"),
+        ({"dropout": 1.5}, r"dropout must be in \[0, 1\]: got 1.5"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused(config, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        MezzotintUNetModel(**TINY | config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, rule",
+    [
+        ({"sample": torch.zeros(2, 4, 8, 8)}, r"must have 4 axes and 3 channels: got shape \(2, 4, 8, 8\)"),
+        ({"sample": torch.zeros(2, 3, 8)}, r"must have 4 axes and 3 channels: got shape \(2, 3, 8\)"),
+        ({"sample": torch.zeros(2, 3, 8, 7)}, r"must be multiples of 2: got \(8, 7\)"),
+        ({"encoder_hidden_states": None}, "exactly when the model has a cross_attention_dim: got none"),
+        ({"encoder_hidden_states": torch.zeros(2, 5, 17)}, r"must have shape \(2, tokens, 16\): got \(2, 5, 17\)"),
+        ({"encoder_hidden_states": torch.zeros(1, 5, 16)}, r"must have shape \(2, tokens, 16\): got \(1, 5, 16\)"),
+        ({"encoder_attention_mask": torch.ones(2, 4)}, r"must have shape \(2, 5\), one entry for each token"),
+        ({"augment_labels": torch.zeros(2, 11)}, r"\(2, augment_dim\), which is None: got \(2, 11\)"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(make_unet, change, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        make_unet()(**inputs() | change)
+    assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_projected_text_for_other_samples_is_refused(make_unet):
+    unet, kwargs = make_unet(), inputs()
+    text = unet.project_text(kwargs["encoder_hidden_states"][:1])
+    with pytest.raises(ValueError, match="one entry for each of 2 samples: got 1"):
+        unet(kwargs["sample"], 3, text)
+
+
+def test_text_for_a_network_without_text_is_refused(make_unet):
+    with pytest.raises(ValueError, match="got some, cross_attention_dim is None"):
+        make_unet(cross_attention_dim=None)(**inputs())

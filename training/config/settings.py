@@ -1,0 +1,383 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Every setting of a training run, with its default and its help: the one place where a training default is written.
+
+Settings come in layers, each over the one before: these defaults, a named recipe (`recipes/*.yaml`), a YAML file
+(`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
+"""
+
+import argparse
+import inspect
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mezzotint_training.config import plain_yaml
+from mezzotint_training.config.arguments import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    FINITE,
+    FROM_0,
+    GUIDANCE,
+    SEED,
+    SHARE,
+    SIDE,
+    Parser,
+    Rule,
+    at_least,
+    at_most,
+    nearest,
+    number,
+    shown,
+)
+from mezzotint_training.config.errors import UserError, one_line
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def setting(default: Any, help: str, *rules: Rule) -> Any:
+    """A field of `TrainConfig`: its default, its help, and the rules that its numbers keep."""
+    metadata = {"help": help, "rules": rules}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainConfig:
+    """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
+
+    size: Literal["tiny", "small", "base", "large"] | None = setting(
+        None, "one dial: model, batch, learning rate and length of the run derived from it and the data (see --plan)"
+    )
+    plan: bool = setting(False, "print what the run would do and cost, measured over its first steps, and stop")
+
+    # Where to start from
+    pretrained_model_name_or_path: str | None = setting(
+        None, "fine-tune this saved pipeline (folder or Hub name); its text encoder, scheduler and data scale are kept"
+    )
+    revision: str | None = setting(None, "its branch, tag or commit")
+    unet: dict[str, Any] = setting({}, "arguments of MezzotintUNetModel, as YAML; for a model from scratch")
+    scheduler: dict[str, Any] = setting({}, "arguments of MezzotintScheduler, as YAML; for a model from scratch")
+    text_encoder_name_or_path: str | None = setting(
+        None, "a transformers encoder with its tokenizer (folder or Hub name); without one a small T5 on bytes is made"
+    )
+    text_encoder: dict[str, Any] = setting(
+        {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4},
+        "arguments of transformers' T5Config for that small encoder, as YAML",
+    )
+    max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut", *COUNT)
+    train_text_encoder: bool | None = setting(None, "by default yes for one made here and no for one that was loaded")
+    adapter: Literal["lora", "dora"] | None = setting(
+        None, "train low-rank adapters of a saved pipeline, not its weights"
+    )
+    rank: int = setting(4, "of the adapters", at_least(1), at_most(4096))
+    lora_alpha: float | None = setting(None, "their scale is lora_alpha / rank; by default rank, a scale of 1", ABOVE_0)
+    lora_dropout: float = setting(0.0, "share of an adapter's inputs dropped in training", BELOW_1)
+    lora_layers: list[str] = setting(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        "names of the U-Net's layers that get an adapter; the text encoder's are its own",
+    )
+
+    # Data
+    dataset_name: str | None = setting(None, "a Hub dataset, or 'digits': the handwriting that scikit-learn carries")
+    dataset_config_name: str | None = setting(None, "its configuration")
+    train_data_dir: str | None = setting(
+        None, "a folder of parquet files, tars (WebDataset), or pictures with a metadata.jsonl"
+    )
+    dataset_split: str = setting("train", "the split to train on")
+    image_column: str = setting("image", "the column of pictures")
+    caption_column: str = setting("text", "the column of captions; of several for a picture one is drawn each time")
+    resolution: list[int] | None = setting(
+        None, "height and width to train at, one number for both; by default the size of the first picture", *SIDE
+    )
+    aspect_ratio_buckets: str | None = setting(
+        None, "sizes to choose from for each picture, 'height,width;height,width;...', or 'auto': of resolution's area"
+    )
+    random_flip: bool = setting(False, "mirror half of the pictures (not where left and right matter)")
+    augment_probability: float = setting(
+        0.0,
+        "of each geometric change to a picture; the network is told of them, so samples don't show them (small sets)",
+        SHARE,
+    )
+    max_train_samples: int | None = setting(None, "use only so many rows, from the start", at_least(1), at_most(10**12))
+    validation_split: str | None = setting(
+        None,
+        "the split of the held-out loss; by default 'validation' where there is one, else rows kept out of training",
+    )
+    num_validation_samples: int = setting(
+        256, "rows for the held-out loss, at most; 0 is none", at_least(0), at_most(10**9)
+    )
+    on_bad_row: Literal["stop", "skip"] = setting(
+        "stop", "at a picture that cannot be read or a caption that is none: stop, or skip and count"
+    )
+    streaming: bool = setting(
+        False, "read rows as they come and keep none: for sets larger than the memory or the disk"
+    )
+    shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves", *COUNT)
+    cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
+    dataloader_num_workers: int = setting(
+        0, "processes (for a stream: threads) that load data beside the training", at_least(0), at_most(1024)
+    )
+    weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
+        "logit_normal", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
+    )
+    logit_mean: float = setting(0.5, "of log sigma, the noise's standard deviation where the data's is 1", FINITE)
+    logit_std: float = setting(1.2, "its standard deviation", ABOVE_0)
+    proportion_empty_prompts: float = setting(
+        0.1, "share of captions dropped, which is what guidance learns from", SHARE
+    )
+
+    # Optimisation
+    num_cpu_threads_per_process: int | None = setting(
+        None,
+        "CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores",
+        at_least(1),
+        at_most(1024),
+    )
+    seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)", *SEED)
+    train_batch_size: int = setting(64, "pictures a process and micro-step", at_least(1), at_most(65_536))
+    gradient_accumulation_steps: int = setting(1, "micro-steps for each update", at_least(1), at_most(65_536))
+    max_train_steps: int = setting(10_000, "updates", *COUNT)
+    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first", FROM_0)
+    learning_rate: float = setting(1e-3, "peak", ABOVE_0)
+    lr_scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = setting("cosine", "its course after warm-up")
+    lr_warmup_steps: int = setting(100, "updates of linear warm-up", at_least(0), at_most(10**9))
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
+        "adamw", "muon: Muon for matrices, AdamW for the rest; prodigy finds its rate by itself (learning_rate 1)"
+    )
+    adam_beta1: float = setting(0.9, "AdamW", BELOW_1)
+    adam_beta2: float = setting(0.99, "AdamW", BELOW_1)
+    adam_weight_decay: float = setting(0.01, "AdamW", FROM_0)
+    adam_epsilon: float = setting(1e-8, "AdamW", FROM_0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", ABOVE_0)
+    use_ema: bool = setting(True, "keep a moving average of the weights, and publish that")
+    ema_decay: float = setting(0.999, "its decay, approached as (1 + step) / (10 + step)", SHARE)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "arithmetic; weights stay in float32; by default as accelerate is configured"
+    )
+    posthoc_ema_steps: int | None = setting(
+        None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run", *COUNT
+    )
+    max_nonfinite_steps: int = setting(
+        10, "updates in a row without a finite gradient, each skipped, before the run stops", *COUNT
+    )
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
+    channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: often faster")
+    compile: bool = setting(False, "compile the U-Net: minutes at the start, faster steps on a GPU")
+
+    # What is kept
+    output_dir: str = setting("runs/mezzotint", "the finished pipeline, its card and samples, checkpoints, logs")
+    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT)
+    checkpoints_total_limit: int | None = setting(2, "older checkpoints are removed", *COUNT)
+    resume_from_checkpoint: str | None = setting(
+        None, "a checkpoint folder, or 'latest'; the same command run again goes on by itself"
+    )
+    validation_prompts: list[str] = setting([], "drawn while training, always from the same noise")
+    num_validation_images: int = setting(4, "pictures for each of them", at_least(1), at_most(1000))
+    validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses", *COUNT)
+    num_inference_steps: int = setting(20, "for the drawings, and the card's example", *COUNT)
+    guidance_scale: float = setting(2.0, "likewise", *GUIDANCE)
+    logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT)
+    report_to: str = setting("auto", "trackers of accelerate (tensorboard, wandb, ...), 'none', or what is installed")
+
+    # Publishing
+    push_to_hub: bool = setting(False, "upload the finished pipeline")
+    hub_model_id: str | None = setting(None, "user/name to upload to; by default output_dir's name")
+    hub_private_repo: bool = setting(False, "as a private repository")
+    license: str | None = setting(None, "of the weights, for the card (a Hub licence identifier)")
+    dataset_license: str | None = setting(None, "of the pictures, for the card")
+
+    def __post_init__(self):
+        for f in fields(self):
+            setattr(self, f.name, checked(f.name, getattr(self, f.name)))
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            got = "neither" if self.dataset_name is None else "both"
+            raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
+        if self.resolution is not None and len(self.resolution) not in (1, 2):
+            raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
+
+        if self.adapter is not None and self.pretrained_model_name_or_path is None:
+            raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
+        if self.streaming and self.aspect_ratio_buckets:
+            raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
+        # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        self.given = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+HINTS = get_type_hints(TrainConfig)
+RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
+
+
+def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
+    """Settings from defaults, recipe, YAML file and flags, in that order.
+
+    Raises:
+        UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
+    """
+    parser = Parser("train", description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
+    parser.add_argument("--config", help="a YAML file of differences")
+    for f in fields(TrainConfig):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = _kind(HINTS[f.name])
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
+        else:
+            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
+    flags = vars(parser.parse_args(argv))
+    recipe, config = flags.pop("recipe", None), flags.pop("config", None)
+    layers = []
+    if recipe is not None:
+        if recipe not in recipes():
+            raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, recipes())}; there are {', '.join(recipes())}")
+        layers.append(read_yaml(RECIPES / f"{recipe}.yaml"))
+    if config is not None:
+        layers.append(read_yaml(Path(config)))
+    layers.append({k: _from_text(k, v) for k, v in flags.items()})
+
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        # a data source replaces the one of the layer below, and what that said of it
+        source = ("dataset_name", "train_data_dir")
+        if any(layer.get(k) for k in source) and any(settings.get(k) for k in source):
+            of_it = {*source, "dataset_config_name", "dataset_license", "dataset_split", "validation_split"}
+            settings = {k: v for k, v in settings.items() if k not in of_it}
+        for key, value in layer.items():
+            if isinstance(value, dict) and isinstance(settings.get(key), dict):
+                value = {**settings[key], **value}
+            settings[key] = value
+    given = dict(settings)
+    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    for key, value in settings.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            settings[key] = {**defaults[key], **value}
+    config = TrainConfig(**settings)
+    config.given = given
+    return config
+
+
+def recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, all of which there are.
+
+    Raises:
+        UserError: for a file that is not there or no such YAML, or an unknown setting (with the nearest known one).
+    """
+    settings = _read_mapping(path)
+    for key in settings:
+        if key not in HINTS:
+            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), list(HINTS))}")
+    return settings
+
+
+def read_recipe(folder: str | Path) -> dict[str, Any]:
+    """What `recipe.yaml` says in the folder of a finished run, of this version or another: settings that are unknown
+    here are among them, and no value is checked (`checked`). Empty for a folder without one.
+
+    Whoever made the folder wrote it: what it says of places, on this machine or the Hub, is for the user to confirm.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    path = Path(folder) / "recipe.yaml"
+    return _read_mapping(path) if path.is_file() else {}
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = plain_yaml.load(file.read(plain_yaml.LENGTH + 1))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config file {path} cannot be read as YAML: {one_line(error)}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
+    return settings
+
+
+def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
+    """`arguments`, all of which `cls` takes; a UserError names the first that it does not."""
+    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{cls.__name__} has no argument {shown(name)}{nearest(str(name), known)}")
+    return arguments
+
+
+def _kind(hint: Any) -> type:
+    """The plain type behind a hint: `int | None` is int, `list[str]` is list, a Literal is str."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
+    if isinstance(value, bool) or _kind(HINTS[name]) is str:
+        return None if value in ("null", "None") else value
+    if isinstance(value, list):
+        return value if str in get_args(HINTS[name]) else [parsed(name, item) for item in value]
+    return parsed(name, value)
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value of a flag whose text is YAML.
+
+    Raises:
+        UserError: for what is none.
+    """
+    try:
+        return plain_yaml.load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} must be YAML: got {shown(text)} ({one_line(error)})") from None
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value of a setting in the type and within the rules that it has.
+
+    Raises:
+        UserError: for one that has another type or breaks a rule.
+    """
+    return _checked(name, HINTS[name], value)
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}: got {shown(value)}")
+        return value
+    if get_origin(hint) is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [_checked(name, get_args(hint)[0], item) for item in items]
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{name} must be a mapping of names to values: got {shown(value)}")
+        return dict(value)
+    if hint in (int, float):
+        return number(name, hint, value, *RULES[name])
+    if not isinstance(value, hint):
+        raise UserError(f"{name} must be {'text' if hint is str else 'of type bool'}: got {shown(value)}")
+    if value == "" and HINTS[name] != list[str]:
+        raise UserError(f"{name} must not be empty: got ''")
+    return value

@@ -1,0 +1,261 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The dial `--size`: model, batch, learning rate and length of a run from one word and the data, each with its reason.
+
+What is derived is a function of the settings and of `Facts` alone, never of the machine: a run that goes on elsewhere
+derives the same. A setting that was asked for (`config.given`) is never touched; the rest follows from it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mezzotint import MezzotintUNetModel
+from mezzotint_training.config.arguments import at_least, at_most, number, shown
+from mezzotint_training.config.errors import UserError, one_line
+from mezzotint_training.config.settings import TrainConfig, known_arguments
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the derivation knows of the data, and of the model if there is one already.
+
+    Args:
+        pictures: in the set; `None` for a streamed one, whose length nobody knows.
+        height, width: that is trained at, in pixels.
+        channels: 1 for grey pictures, 3 for colour.
+        block_out_channels: of the saved U-Net that is fine-tuned, `None` for one from scratch.
+    """
+
+    pictures: int | None
+    height: int
+    width: int
+    channels: int
+    block_out_channels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One derived setting, `name` with a dot for an argument of a component; `str` is a line of the plan."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value} ← {self.reason}"
+
+
+@dataclass(frozen=True)
+class Size:
+    parameters: int  # of the U-Net
+    unet: dict[str, int]  # arguments of MezzotintUNetModel; 64 channels a head are ADM's (2105.05233, table 3)
+    transformer_layers: int  # in each unit with attention
+    text: dict[str, int]  # arguments of T5Config
+    batch: int  # pictures an update
+    seen: float  # pictures seen in a run from scratch, where the set is large enough
+
+
+SIZES = {
+    "tiny": Size(
+        1_000_000,
+        {"layers_per_block": 1, "attention_head_dim": 16, "norm_num_groups": 8},
+        1,
+        {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4},
+        batch=64,
+        seen=2e5,
+    ),
+    "small": Size(
+        10_000_000,
+        {"layers_per_block": 2, "attention_head_dim": 32, "norm_num_groups": 16},
+        1,
+        {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 3, "num_heads": 4},
+        batch=128,
+        seen=4e6,
+    ),
+    "base": Size(
+        100_000_000,
+        {"layers_per_block": 2, "attention_head_dim": 64, "norm_num_groups": 32},
+        1,
+        {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 4, "num_heads": 8},
+        batch=256,
+        seen=3e7,
+    ),
+    "large": Size(
+        300_000_000,
+        {"layers_per_block": 3, "attention_head_dim": 64, "norm_num_groups": 32},
+        2,
+        {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 12},
+        batch=256,
+        seen=1e8,
+    ),
+}
+# Channels of each level in units of the first's, by the number of levels. From four on these are ADM's (2105.05233, its
+# code's defaults for 64, 128 and 256 px), the shorter ones are the upper ends of its four
+MULTIPLES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4), 6: (1, 1, 2, 2, 4, 4)}
+LOWEST = 8  # pixels of the lowest level: ADM's at every resolution
+ATTENTION = 16  # pixels from which down a level has attention: DDPM's (2006.11239, appendix B); ADM begins at 32
+
+
+def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
+    """The settings that follow from `config.size`, in an order in which each needs only those before it.
+
+    A reader who wants to know how these are chosen at all: width and depth by the parameters one can afford (EDM2,
+    2312.02696, table 2, has width as its only dial), levels by the resolution, the rate by width and batch, the length
+    by the pictures, the average by the length.
+    """
+    if config.size is None:
+        return []
+    size, tuned = SIZES[config.size], facts.block_out_channels is not None
+    found: list[Derived] = []
+
+    def settle(name: str, value: Any, reason: str) -> Any:
+        """The value in force: the one that was asked for, or this one, which is then noted."""
+        whole, _, part = name.partition(".")
+        if part and part in config.given.get(whole, {}):
+            return config.given[whole][part]
+        if not part and name in config.given:
+            return getattr(config, name)
+        found.append(Derived(name, value, reason))
+        return value
+
+    # The networks
+    if tuned:
+        widest = max(facts.block_out_channels)
+    else:
+        if config.text_encoder_name_or_path is None:
+            for name, value in size.text.items():
+                settle(f"text_encoder.{name}", value, f"the small T5 of size {config.size}")
+        widest = _unet(config, facts, size, settle)
+
+    # The batch and how long
+    accumulation = config.gradient_accumulation_steps
+    batch = settle(
+        "train_batch_size",
+        max(1, size.batch // accumulation),
+        f"{size.batch} pictures an update of size {config.size}, over {accumulation} micro-steps",
+    )
+    update = batch * accumulation
+    seen, passes = (size.seen / 10, 100) if tuned else (size.seen, 1000)
+    reason = f"{seen:,.0f} pictures of {config.size}{' in fine-tuning' if tuned else ''}, {update} an update"
+    if facts.pictures is not None and seen > passes * facts.pictures:
+        seen, reason = passes * facts.pictures, f"each picture {passes:,} times, {update} an update: a small set"
+    elif facts.pictures is not None and seen < facts.pictures:
+        seen, reason = facts.pictures, f"each picture once, {update} an update: a large set"
+    steps = settle("max_train_steps", int(float(f"{max(seen / update, 100):.1e}")), reason)
+
+    # The rate. Adam's goes with the inverse of the width (µP, 2203.03466, table 3) and the square root of the batch
+    # (2205.10287; the linear rule of 1706.02677 is SGD's). Anchored at the recipe emoji-32, between DDPM's 2e-4 for
+    # 256 channels and batches of 128 and EDM's 1e-3 for 256 channels and batches of 512
+    if config.optimizer == "prodigy":
+        settle("learning_rate", 1.0, "Prodigy finds the rate itself (2306.06101)")
+    else:
+        rate = min(5e-4 * (288 / widest) * math.sqrt(update / 128), 2e-3)
+        reason = f"5e-4 x 288 / {widest} channels x sqrt({update} / 128 a batch), at most 2e-3"
+        if tuned and config.adapter is None:
+            rate, reason = rate / 10, f"{reason}, a tenth for weights that are trained already"
+        settle("learning_rate", float(f"{rate:.1e}"), reason)
+    # 1910.04209: about as long as the second moment takes to settle
+    untuned = max(2 / (1 - config.adam_beta2), steps / 50)
+    settle(
+        "lr_warmup_steps", round(min(untuned, steps / 10)),
+        f"2 / (1 - adam_beta2) = {2 / (1 - config.adam_beta2):.0f} or 2 % of {steps} updates, at most 10 %",
+    )  # fmt: skip
+    # EDM2 (2312.02696, table 2): the best averages have 7 to 13.5 % of the run's length; less where the rate falls to 0
+    settle(
+        "ema_decay", round(min(max(1 - 20 / steps, 0.9), 0.9999), 5),
+        f"an average over 5 % of {steps} updates, at most 10,000",
+    )  # fmt: skip
+    if not tuned and facts.pictures is not None:
+        often = steps * update / facts.pictures
+        dropout = 0.1 if often > 100 else 0.0
+        settle("unet.dropout", dropout, f"each picture seen {often:,.0f} times; from 100 on 0.1 (DDPM, appendix B)")
+
+    # What is kept and shown
+    settle("checkpointing_steps", _rounded(max(steps / 20, 1)), f"20 in {steps} updates")
+    settle("validation_steps", max(_rounded(max(steps / 20, 1)), 100), f"20 in {steps} updates, 100 or more apart")
+    settle("logging_steps", _rounded(min(max(steps / 400, 1), 100)), f"400 in {steps} updates, at least every 100")
+    return found
+
+
+def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
+    """Settle the U-Net's shape; returns the channels of its widest level."""
+    given, side = config.given.get("unet", {}), min(facts.height, facts.width)
+    for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
+        values = given.get(name)
+        if values is not None and not (isinstance(values, list) and values):
+            raise UserError(f"the unet's {name} must be a list of numbers, one a level: got {shown(values)}")
+        for value in values or ():
+            number(f"the unet's {name}", int, value, at_least(least), at_most(65_536 if least else 1024))
+    for name in given.keys() & size.unet.keys():
+        most = 1024 if name == "layers_per_block" else 65_536
+        number(f"the unet's {name}", int, given[name], at_least(1), at_most(most))
+    shape = given.get("block_out_channels") or given.get("transformer_layers_per_block")
+    if shape is not None:
+        levels = len(shape)
+    else:
+        levels = min(max(1 + round(math.log2(side / LOWEST)), 2), max(MULTIPLES))
+        while facts.height % 2 ** (levels - 1) or facts.width % 2 ** (levels - 1):
+            levels -= 1
+    sides = [side // 2**level for level in range(levels)]
+    fixed = {
+        name: settle(f"unet.{name}", value, f"the U-Net of size {config.size}") for name, value in size.unet.items()
+    }
+    attention = settle(
+        "unet.transformer_layers_per_block",
+        [size.transformer_layers if s <= ATTENTION or s == sides[-1] else 0 for s in sides],
+        f"attention, cheap from {ATTENTION} px down: levels of {', '.join(map(str, sides))} px",
+    )
+    if "block_out_channels" in given:
+        return max(given["block_out_channels"])
+
+    arguments = known_arguments(given, MezzotintUNetModel) | {
+        "in_channels": facts.channels,
+        "out_channels": facts.channels,
+        "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
+        **fixed,
+        "transformer_layers_per_block": attention,
+    }
+    unit = math.lcm(fixed["attention_head_dim"], fixed["norm_num_groups"])  # which must divide every level
+    multiples = MULTIPLES.get(levels, MULTIPLES[6] + (4,) * (levels - 6))
+    counts = [0]  # parameters at 0, 1, 2, ... times `unit` channels, up to the first that are too many
+    while counts[-1] < size.parameters:
+        channels = [len(counts) * unit * multiple for multiple in multiples]
+        try:
+            with torch.device("meta"):
+                counts.append(MezzotintUNetModel(**arguments, block_out_channels=channels).num_parameters())
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise UserError(f"unet got an argument that it cannot take: {one_line(error)}") from None
+    over = len(counts) - 1  # of this and the one below the nearer, in proportion
+    units = over if over == 1 or counts[over] * counts[over - 1] < size.parameters**2 else over - 1
+    shape = settle(
+        "unet.block_out_channels",
+        [units * unit * multiple for multiple in multiples],
+        f"{counts[units] / 1e6:.1f} M parameters, nearest to the {size.parameters / 1e6:.0f} M of size {config.size}",
+    )
+    return max(shape)
+
+
+def applied(config: TrainConfig, derived: list[Derived]) -> TrainConfig:
+    """The settings with the derived ones in place, checked like any others.
+
+    Raises:
+        UserError: where they do not fit with what was asked for.
+    """
+    changes: dict[str, Any] = {}
+    for one in derived:
+        whole, _, part = one.name.partition(".")
+        if part:
+            changes[whole] = {**changes.get(whole, getattr(config, whole)), part: one.value}
+        else:
+            changes[whole] = one.value
+    result = replace(config, **changes)
+    result.given = config.given
+    return result
+
+
+def _rounded(number: float) -> int:
+    """To 1, 2 or 5 times a power of ten, whichever is nearest in proportion: intervals are read more easily so."""
+    scale = 10 ** math.floor(math.log10(number))
+    return min((scale, 2 * scale, 5 * scale, 10 * scale), key=lambda n: abs(math.log(number / n)))

@@ -1,0 +1,223 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""From rows of a dataset to batches of (picture, caption, noise).
+
+A run is a function of its seed: what happens to a picture in an epoch (its caption, whether that is dropped, its noise
+and noise level) depends on (seed, epoch, row) alone, not on the batch, the worker or the process that it falls to.
+Where rows come from is said in `rows.py`, which of them an update holds in `batches.py`, what is wrong with a set in
+`lint.py`.
+"""
+
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from diffusers.training_utils import find_nearest_bucket
+from PIL import Image
+
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.augment import augment
+from mezzotint_training.data.lint import bad_captions, cells, column
+from mezzotint_training.data.rows import NUMBER
+from mezzotint_training.engine.report import progress as show
+from mezzotint_training.modalities.images import open_picture, read_header, read_picture
+
+# Decoded pictures of a set that takes no more than this are kept in memory
+CACHE_BYTES = 2**31
+# The fifth word of the keys of random numbers that belong to no item: those have four (seed, epoch, row, copy)
+SUBSTITUTE = 2
+
+
+class CaptionedImages(torch.utils.data.Dataset):
+    """Pictures with captions and noise, addressed by `(epoch, position)` or `(epoch, position, copy)`.
+
+    Args:
+        rows: what `rows.held_out` returns.
+        config: the run's settings.
+        channels: 1 for grey pictures, 3 for colour.
+        size: `(height, width)`; pictures are scaled to cover it and cropped about their centre.
+        buckets: sizes from which each picture gets the one nearest to its shape, instead; see `size_buckets`. `size` is
+            that of the most pictures then, once `read_all` has seen them.
+        mean, std: of each channel, in [-1, 1] units; samples are normalised with them. Set after `statistics`.
+
+    Positions count the rows that are good as far as is known before step 1. A picture that turns out bad later, under
+    `on_bad_row=skip`, gives its place (its noise, too) to another of the same size, drawn by the same key: batches are
+    full, and a run still is a function of its seed.
+
+    Items are what `make_item` returns, and `bad`: a line for each bad row that was met.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        config: TrainConfig,
+        channels: int,
+        size: tuple[int, int],
+        buckets: list[tuple[int, int]] | None = None,
+    ):
+        if channels not in (1, 3):
+            raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
+        self.rows, self.config, self.channels, self.size = rows, config, channels, size
+        self.cells = rows.select_columns(config.image_column)
+        self.captions = column(rows, config.caption_column)
+        self.numbers = column(rows, NUMBER).to_numpy() if NUMBER in rows.column_names else np.arange(len(rows))
+        self.buckets = buckets or [size]
+        self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
+        self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        self.faults: dict[int, str] = {}
+        self.cache: list[torch.Tensor | None] | None = None
+        for index, fault in bad_captions(self.captions):
+            self._bad(index, fault, of_picture=False)
+        self._leave_out()
+
+    @property
+    def bad(self) -> list[str]:
+        """A line for each bad row that is known to this process."""
+        return list(self.faults.values())
+
+    def _bad(self, index: int, fault: str, of_picture: bool = True) -> None:
+        path = (self.cells[index][self.config.image_column] or {}).get("path")
+        if of_picture:
+            line = f"picture in row {self.numbers[index]}{f' ({path})' if path else ''} cannot be read: {fault}"
+        else:
+            line = f"caption in row {self.numbers[index]} {fault}{f' for {path}' if path else ''}"
+        if self.config.on_bad_row == "stop":
+            raise UserError(f"{line}; --on_bad_row skip goes on without it")
+        self.faults[index] = line
+
+    def _leave_out(self) -> None:
+        self.good = np.setdiff1d(np.arange(len(self.rows)), list(self.faults))
+        if len(self.good) == 0:
+            raise UserError(f"no row could be read; the first: {self.bad[0]}")
+
+    def read_all(self, progress: bool = True) -> None:
+        """Give each picture its bucket, by its header; then decode them all and keep them, if the set is small enough.
+        Bad ones are known before step 1 then."""
+        total = len(self.rows)
+        if len(self.buckets) > 1:
+            for index, cell in enumerate(
+                show(cells(self.rows, self.config.image_column), "reading sizes", total, progress)
+            ):
+                if index not in self.faults:
+                    try:
+                        header = read_header(cell)
+                    except ValueError as error:
+                        self._bad(index, str(error))
+                    else:
+                        self.bucket[index] = find_nearest_bucket(header.height, header.width, self.buckets)
+            self._leave_out()
+            self.size = self.buckets[np.bincount(self.bucket[self.good]).argmax()]
+        areas = np.array([height * width for height, width in self.buckets])
+        if self.channels * areas[self.bucket[self.good]].sum() > CACHE_BYTES:
+            return
+        self.cache = [self.pixels(i) for i in show(range(total), "reading pictures", total, progress)]
+        self._leave_out()
+
+    def open(self, index: int) -> Image.Image:
+        """A row's picture as it is on disk, upright."""
+        return open_picture(self.cells[index][self.config.image_column])
+
+    def pixels(self, index: int) -> torch.Tensor | None:
+        """A row's picture as bytes (channels, height, width), or `None` for a bad row under `on_bad_row=skip`.
+
+        Raises:
+            UserError: for a bad picture under `on_bad_row=stop`, with its file or row.
+        """
+        if self.cache is not None:
+            return self.cache[index]
+        if index in self.faults:
+            return None
+        try:
+            cell = self.cells[index][self.config.image_column]
+            return read_picture(cell, self.channels, self.buckets[self.bucket[index]])
+        except ValueError as error:
+            self._bad(index, str(error))
+
+    def texts(self) -> Iterator[str]:
+        """All captions, of good rows and bad, none of which is missing."""
+        for caption in self.captions:
+            caption = caption.as_py()
+            yield from (text for text in (caption if isinstance(caption, list) else [caption]) if text is not None)
+
+    def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
+        total, square, count = torch.zeros(self.channels), torch.zeros(self.channels), 0
+        for index in self.good[np.linspace(0, len(self.good) - 1, min(limit, len(self.good))).astype(int)]:
+            pixels = self.pixels(int(index))
+            if pixels is not None:
+                x = pixels.double() / 127.5 - 1
+                total, square, count = total + x.mean((1, 2)), square + x.square().mean((1, 2)), count + 1
+        mean = total / count
+        std = (square / count - mean.square()).clamp(min=1e-4).sqrt()
+        return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def __getitem__(self, key: tuple[int, ...]) -> dict:
+        epoch, position, copy = key if len(key) == 3 else (*key, 0)
+        index = int(self.good[position])
+        number, bad = int(self.numbers[index]), []
+        pixels = self.pixels(index)
+        if pixels is None:
+            peers = self.good[self.bucket[self.good] == self.bucket[index]]
+            first = np.random.default_rng([self.config.seed, epoch, number, copy, SUBSTITUTE]).integers(len(peers))
+            for other in np.roll(peers, -first).tolist():
+                bad.append(self.faults[index])
+                index, pixels = other, self.pixels(other)
+                if pixels is not None:
+                    break
+            else:
+                raise UserError(f"no picture could be read; the first: {bad[0]}")
+        caption = self.captions[index].as_py()
+        return make_item(self.config, epoch, number, pixels, caption, self.mean, self.std, copy) | {"bad": bad}
+
+
+def make_item(
+    config: TrainConfig,
+    epoch: int,
+    index: int,
+    pixels: torch.Tensor,
+    captions: str | list[str],
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    copy: int = 0,
+) -> dict:
+    """A row's picture and captions as what is trained on in an epoch: a function of (seed, epoch, index, copy) alone.
+
+    Args:
+        config: the run's settings.
+        epoch, index: of the row.
+        pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
+        captions: one, or several of which one is drawn.
+        mean, std (`torch.Tensor` of shape `(channels, 1, 1)`): of the data, in [-1, 1] units.
+        copy: which it is of the row's appearances in this epoch, the first being 0.
+
+    Returns:
+        a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` (a number in [0, 1)) and
+        `caption`; with `augment_probability`, `augment_labels` too.
+    """
+    generator = np.random.default_rng([config.seed, epoch, index, copy])  # which for copy 0 is that of the other three
+    caption, dropped, flip, uniform, seed = generator.random(5).tolist()
+    text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
+    if config.random_flip and flip < 0.5:
+        pixels = pixels.flip(-1)
+    sample = pixels.float().div_(127.5).sub_(1).sub_(mean).div_(std)
+    item = {"caption": "" if dropped < config.proportion_empty_prompts else text, "uniform": uniform}
+    if config.augment_probability > 0:
+        sample, item["augment_labels"] = augment(sample, generator, config.augment_probability)
+    noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
+    return item | {"sample": sample, "noise": noise}
+
+
+def collate(items: list[dict]) -> dict:
+    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`; lists of
+    `captions` and of `bad`, the lines on bad rows that were met."""
+    tensors = [name for name in ("sample", "noise", "augment_labels") if name in items[0]]
+    return {
+        **{name: torch.stack([item[name] for item in items]) for name in tensors},
+        "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),
+        "captions": [item["caption"] for item in items],
+        "bad": [line for item in items for line in item.get("bad", ())],
+    }

@@ -1,0 +1,172 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What a set holds and what is wrong with it, found without decoding a picture. What becomes of a bad row is decided in
+`data.py`, and what is printed of it in the plan."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mezzotint_training.modalities.images import read_header
+
+if TYPE_CHECKING:
+    from mezzotint_training.data.dataset import CaptionedImages
+
+
+def column(rows: datasets.Dataset, name: str) -> pa.Array:
+    """A column of a set, of which nothing is decoded."""
+    return rows.select_columns(name).with_format("arrow")[:].column(name).combine_chunks()
+
+
+def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
+    """The cells of a column of pictures, one after another; their bytes stay where they are until they are read."""
+    for table in rows.select_columns(column).with_format("arrow").iter(batch_size=100):
+        for cell in table.column(column):
+            content = cell["bytes"].as_buffer() if cell.is_valid else None
+            yield {"bytes": content, "path": cell["path"].as_py() if cell.is_valid else None}
+
+
+def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:
+    """The rows whose captions are none, or no text, each with what is wrong with it."""
+    try:
+        captions.validate(full=True)
+        if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
+            suspects = pc.indices_nonzero(pc.is_null(captions)).to_pylist()
+        else:
+            empty = pc.fill_null(pc.equal(pc.list_value_length(captions), 0), True)
+            holes = pc.list_parent_indices(captions).filter(pc.is_null(pc.list_flatten(captions)))
+            suspects = sorted({*pc.indices_nonzero(empty).to_pylist(), *holes.to_pylist()})
+    except pa.ArrowInvalid:  # somewhere there are bytes that are no text
+        suspects = range(len(captions))
+    for index in suspects:
+        try:
+            caption = captions[index].as_py()
+        except UnicodeDecodeError as error:
+            yield index, f"must be text in UTF-8: {error}"
+        else:
+            if caption is None or isinstance(caption, list) and (not caption or None in caption):
+                yield index, f"must be text: got {caption!r}"
+
+
+class Range(NamedTuple):
+    least: int
+    median: float
+    most: int
+
+
+@dataclass
+class Lint:
+    """What a set holds.
+
+    Attributes:
+        columns: of pictures and of captions.
+        rows: how many there are.
+        dropped: a line for each row that is left out, with the reason.
+        looked_at: how many pictures the rest was found from.
+        heights, widths, captions_each, caption_lengths: over those rows; lengths are in tokens.
+        buckets: how many pictures each size is for.
+        different_captions: how many there are.
+        findings: `(what, how many rows, up to five of their numbers)` of each kind that there is.
+    """
+
+    columns: tuple[str, str]
+    rows: int
+    dropped: list[str]
+    looked_at: int = 0
+    heights: Range | None = None
+    widths: Range | None = None
+    buckets: dict[tuple[int, int], int] = field(default_factory=dict)
+    captions_each: Range | None = None
+    caption_lengths: Range | None = None
+    different_captions: int = 0
+    findings: list[tuple[str, int, list[int]]] = field(default_factory=list)
+
+
+def count_bytes(text: str) -> int:
+    """The length of a text for ByT5, whose tokens are its bytes and one for its end."""
+    return len(text.encode()) + 1
+
+
+def lint(
+    data: "CaptionedImages",
+    max_text_length: int,
+    count_tokens: Callable[[str], int] = count_bytes,
+    limit: int = 100_000,
+) -> Lint:
+    """Look at a set's captions and at the headers of its pictures, of no more than `limit` rows, evenly spread.
+
+    Args:
+        data: the set, after `read_all`.
+        max_text_length: tokens that the text encoder reads.
+        count_tokens: of a caption.
+        limit: rows to look at.
+    """
+    config = data.config
+    found = Lint((config.image_column, config.caption_column), len(data.rows), data.bad)
+    chosen = data.good[np.linspace(0, len(data.good) - 1, min(limit, len(data.good))).astype(int)]
+    rows, numbers = data.rows.select(chosen), data.numbers[chosen]
+    kinds: dict[str, list[int]] = defaultdict(list)
+
+    # 1. Captions
+    lengths, each, different = [], [], set()
+    for number, index in zip(numbers.tolist(), chosen.tolist(), strict=True):
+        caption = data.captions[index].as_py()
+        texts = caption if isinstance(caption, list) else [caption]
+        tokens = [count_tokens(text) for text in texts]
+        each.append(len(texts))
+        lengths += tokens
+        different.update(texts)
+        if not all(text.strip() for text in texts):
+            kinds["an empty caption"].append(number)
+        if any(not (c.isprintable() or c.isspace()) for c in "".join(texts)):
+            kinds["a caption with control characters"].append(number)
+        if max(tokens) > max_text_length:
+            kinds[f"a caption of more than {max_text_length} tokens, which is cut there"].append(number)
+
+    # 2. Pictures, by their headers
+    heights, widths, alike = [], [], defaultdict(list)
+    for number, index, cell in zip(numbers.tolist(), chosen.tolist(), cells(rows, config.image_column), strict=True):
+        try:
+            header = read_header(cell)
+            length = len(cell["bytes"]) if cell["bytes"] else Path(cell["path"]).stat().st_size
+        except (ValueError, OSError):  # which decoding will find, and drop or stop at
+            kinds["a picture that cannot be read"].append(number)
+            continue
+        heights.append(header.height)
+        widths.append(header.width)
+        alike[length, header].append((number, index))
+        height, width = data.buckets[data.bucket[index]]
+        shape = header.height * width / (header.width * height)  # 1 is no crop
+        if header.height < height or header.width < width:
+            kinds["a picture smaller than it is trained at"].append(number)
+        if min(shape, 1 / shape) < 0.5:
+            kinds["a picture of which more than half is cropped"].append(number)
+        if header.animated:
+            kinds["a picture of several frames, of which the first is used"].append(number)
+
+    # 3. Equal files, looked for only among those of equal length and size
+    for group in (group for group in alike.values() if len(group) > 1):
+        first: dict[bytes, int] = {}
+        for number, index in group:
+            cell = data.cells[index][config.image_column]
+            digest = hashlib.sha256(cell["bytes"] or Path(cell["path"]).read_bytes()).digest()
+            if first.setdefault(digest, number) != number:
+                kinds["a picture that an earlier row has too"].append(number)
+
+    found.looked_at = len(chosen)
+    found.heights, found.widths, found.captions_each, found.caption_lengths = (
+        Range(min(x), median(x), max(x)) if x else None for x in (heights, widths, each, lengths)
+    )
+    counts = np.bincount(data.bucket[data.good], minlength=len(data.buckets))
+    found.buckets = {size: int(count) for size, count in zip(data.buckets, counts, strict=True) if count}
+    found.different_captions = len(different)
+    found.findings = [(kind, len(rows), sorted(rows)[:5]) for kind, rows in kinds.items()]
+    return found

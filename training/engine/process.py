@@ -1,0 +1,137 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The process that a run is: accelerate's view of it, its threads, and the signals that end it. What it does in between
+is `train.py`'s."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import datasets
+import diffusers
+import torch
+import transformers
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
+
+from mezzotint_training.config.errors import Interrupted, UserError, one_line
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine import threads
+from mezzotint_training.engine.checkpoint import recover
+from mezzotint_training.engine.files import hold
+
+
+def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
+    """As accelerate is configured, with the threads that were asked for."""
+    available = sorted(str(name) for name in get_available_trackers())
+    if config.report_to not in (*available, "auto", "all", "none"):
+        raise UserError(
+            f"report_to must be 'auto', 'none', 'all' or a tracker that is installed ({', '.join(available)}): "
+            f"got {config.report_to!r}"
+        )
+    tracker = {"auto": "tensorboard" if "tensorboard" in available else None, "none": None}
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=tracker.get(config.report_to, config.report_to),
+            project_dir=output_dir,
+            step_scheduler_with_optimizer=False,
+            # nothing here waits longer but for the main process to upload, or to write to a slow disk
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        )
+    except (ValueError, RuntimeError) as error:  # a precision that the device lacks, a device that is not there
+        raise UserError(one_line(error)) from None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
+        raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
+    if config.num_cpu_threads_per_process is not None or accelerator.device.type == "cpu":
+        threads.settle(config.num_cpu_threads_per_process)
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return accelerator
+
+
+@contextlib.contextmanager
+def sole_use(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Within it no other run writes to `output_dir`, which the first process holds; all call this.
+
+    Raises:
+        UserError: in all processes, as `writing.hold` does.
+        CannotGoOn: as `writing.hold` does.
+    """
+    with contextlib.ExitStack() as held:
+        refusal: list[str | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(hold(output_dir))
+                recover(output_dir)
+            except UserError as error:
+                refusal = [str(error)]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise UserError(refusal[0])
+        yield
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within it SIGTERM raises `Interrupted`: what comes before the steps and after them is done again."""
+
+    def end(number: int, _) -> None:
+        raise Interrupted("stopped before the first step or after the last; the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End together with the other processes; no collective may follow.
+
+    gloo's thread lets go of a collective's tensor a moment after all were told that it is done, and needs Python's lock
+    for it, which the destructor of the process group holds while it waits for that thread: a process that goes on to
+    its end at once can wait for itself for ever (seen with torch 2.13), or abort. So it gives the thread that moment.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+        time.sleep(0.3)
+    accelerator.end_training()
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Within it SIGTERM and SIGINT (Ctrl-C) are noted in the list, for the loop to stop at the end of its step.
+
+    What comes within seconds of the first is the same request, from a launcher that passes it on; a later Ctrl-C
+    interrupts at once.
+    """
+    caught: list[int] = []
+    first = [0.0]
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and caught and time.monotonic() > first[0] + 3:
+            raise KeyboardInterrupt
+        first[0] = first[0] if caught else time.monotonic()
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,170 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What a run says of itself while it goes: progress on a terminal or plain lines elsewhere, `metrics.jsonl`, trackers.
+
+What is measured is decided in the loop; here it is only shown and written down.
+"""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.engine.files import write_text
+
+T = TypeVar("T")
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "images_per_second": "{:.0f} images/s",
+    "data_wait": "data wait {:.0%}",
+    "skipped_steps": "{} skipped",
+    "held_out_loss": "held out {:.4f}",
+    "verdict": "{}",
+}
+
+
+def progress(items: Iterable[T], description: str, total: int, show: bool = True) -> Iterator[T]:
+    """`items`, with a bar on a terminal."""
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield from items
+        return
+    yield from track(items, description, total=total, console=console, transient=True)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held so far, in bytes: of the GPU where it computes on one, else of the
+    machine (its peak resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Losses:
+    """The losses of the micro-steps since the last line of the log, also told apart by where in [0, 1) the noise level
+    was drawn from, in quarters from little noise to much."""
+
+    QUARTERS = 4
+
+    def __init__(self, accelerator: Accelerator, entries: list | None = None):
+        """`entries` are what `state` returned, of all processes: each takes its own, or the mean of another number."""
+        self.accelerator, self.entries = accelerator, []
+        if entries:
+            per_process = torch.tensor(entries, device=accelerator.device)  # (processes, micro-steps, 1 + 2 * QUARTERS)
+            alike = len(per_process) == accelerator.num_processes
+            self.entries = list(per_process[accelerator.process_index] if alike else per_process.mean(0))
+
+    def add(self, losses: torch.Tensor, uniform: torch.Tensor) -> None:
+        """Of the samples of a micro-step, (B,), with the numbers in [0, 1) that their noise levels were drawn from."""
+        quarter = F.one_hot((uniform * self.QUARTERS).long().clamp(max=self.QUARTERS - 1), self.QUARTERS).float()
+        losses = losses.detach()
+        self.entries.append(torch.cat([losses.mean()[None], losses @ quarter, quarter.sum(0)]))
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` micro-steps."""
+        del self.entries[-count:]
+
+    def means(self) -> tuple[float | None, list[float | None]]:
+        """The mean over micro-steps and processes, and that of each quarter; then forget them. `None` is of nothing."""
+        if not self.entries:  # in all processes
+            return None, [None] * self.QUARTERS
+        stacked = torch.stack(self.entries)
+        self.entries = []
+        loss = self.accelerator.reduce(stacked[:, 0].mean(), "mean")
+        sums, counts = self.accelerator.reduce(stacked[:, 1:].sum(0), "sum").chunk(2)
+        return loss.item(), [x / n if n else None for x, n in zip(sums.tolist(), counts.tolist(), strict=True)]
+
+    def state(self) -> list:
+        """Of all processes, which must all call this; plain lists, exact."""
+        if not self.entries:
+            return []
+        entries = torch.stack(self.entries)
+        return self.accelerator.gather(entries[None]).tolist()
+
+
+class Report:
+    """Of one run, from update `step` to `total`. Only the main process shows and writes anything.
+
+    Args:
+        output_dir: where `metrics.jsonl` is; what an interrupted run wrote there after update `step` is taken out,
+            since it comes again.
+        accelerator: of the run, whose trackers are written to.
+        total, step: the last update, and the one to go on from.
+    """
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator, total: int, step: int):
+        self.path, self.accelerator, self.total = output_dir / "metrics.jsonl", accelerator, total
+        console = Console(stderr=True)
+        self.bar = None
+        if accelerator.is_main_process:
+            if self.path.exists() and not self.path.is_file():
+                raise UserError(f"output_dir must hold a file where its log is written: {self.path} is none")
+            if self.path.is_file():
+                lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                kept = [line for line in lines if _step_of(line) <= step]
+                if kept != lines:
+                    write_text(self.path, "".join(kept))
+            if console.is_terminal:
+                columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+                self.bar = Progress(*columns, console=console)
+                self.task = self.bar.add_task("", total=total, completed=step)
+                self.bar.start()
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def say(self, message: str) -> None:
+        """A line for whoever watches."""
+        if self.bar is not None:
+            self.bar.console.print(message, markup=False, highlight=False)
+        elif self.accelerator.is_main_process:
+            print(message, flush=True)
+
+    def write(self, step: int, **values: Any) -> None:
+        """One line of `metrics.jsonl` and one point of every tracker; what is not finite is written as `null`."""
+        values = {name: finite(value) for name, value in values.items()}
+        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        for name, value in values.items():
+            if isinstance(value, list):
+                numbers |= {f"{name}/{i}": v for i, v in enumerate(value) if v is not None}
+        self.accelerator.log(numbers, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        shown = ", ".join(text.format(values[k]) for k, text in SHOWN.items() if values.get(k) not in (None, 0))
+        if self.bar is not None:
+            self.bar.update(self.task, description=shown)
+        else:
+            print(f"step {step:,} of {self.total:,}: {shown}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _step_of(line: str) -> float:
+    """The update that a line of `metrics.jsonl` is of; infinity for a line that is none."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("}\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def finite(value: Any) -> Any:
+    """Plain data as other programs' JSON can hold them: with `None` in the place of what is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Sampling in few steps, fitted to a network."""

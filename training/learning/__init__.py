@@ -1,0 +1,1 @@
+"""How a network learns: the objective, optimizers, averages, and the loss on held-out samples."""

@@ -1,0 +1,1 @@
+"""How far drawn samples are from real ones."""

@@ -1,0 +1,1 @@
+"""One sample: from a cell of a data set to a tensor, and back."""

@@ -1,0 +1,1 @@
+"""What is trained: new components, saved ones, text encoders, adapters."""

@@ -1,0 +1,80 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Saved pipelines, for all programs: loaded, checked and on their device, or refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from mezzotint import MezzotintPipeline
+from mezzotint_training.config.errors import UserError, loading
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        UserError: for one that is not on this machine.
+    """
+    possible = ["cpu"]
+    if torch.cuda.is_available():
+        possible += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        possible.append("mps")
+    if name not in possible:
+        raise UserError(f"device must be one of this machine's ({', '.join(possible)}): got {name!r}")
+    return torch.device(name)
+
+
+def load_pipeline(
+    source: str | Path, name: str = "checkpoint", revision: str | None = None, device: str = "cpu", **components: Any
+) -> MezzotintPipeline:
+    """The pipeline of a folder or a Hub repository, by the installed package's code, every weight accounted for and
+    finite.
+
+    Args:
+        source: a folder or a Hub name.
+        name: of the argument that named it, for the message.
+        revision: branch, tag or commit on the Hub.
+        device: where to, as `--device` names it.
+        components: in place of those that are saved.
+
+    Raises:
+        UserError: for one that cannot be loaded, or a device that is not there.
+    """
+    place = find_device(device)
+    diffusers.utils.logging.disable_progress_bar()  # of the loading, and they stay off
+    transformers.utils.logging.disable_progress_bar()
+    with loading(f"{name} {source}"):
+        pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+        for part, model in pipe.components.items():
+            check_finite(part, model)
+    return pipe.to(place)
+
+
+def check_finite(name: str, model: Any) -> None:
+    """See that the weights of the component `name`, where it has any, are finite numbers.
+
+    Raises:
+        UserError: for weights that are not.
+    """
+    for key, weight in model.named_parameters() if isinstance(model, torch.nn.Module) else ():
+        if not weight.isfinite().all():
+            raise UserError(f"weights must be finite numbers: {key} of the {name} has others")
+
+
+def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:
+    """Height and width in pixels that the pipeline's U-Net was trained at.
+
+    Raises:
+        UserError: for a U-Net that does not say it.
+    """
+    size = pipe.unet.config.sample_size
+    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise UserError(
+            f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
+        )
+    return size

@@ -1,0 +1,1 @@
+"""What is shown and published: drawings, the finished pipeline, its card."""

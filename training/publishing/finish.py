@@ -1,0 +1,135 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What a run shows of its network: drawings while it goes, and in the end the pipeline with its card, samples and
+figures, as they are published."""
+
+import json
+import re
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.utils import make_image_grid
+from huggingface_hub.errors import HTTPError
+from PIL import Image, ImageOps
+
+from mezzotint import MezzotintPipeline, hub
+from mezzotint_training.config.errors import CannotGoOn, one_line
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine.files import aside, replacing, sync, write_text
+from mezzotint_training.engine.report import finite
+from mezzotint_training.networks.adapters import save_adapters
+from mezzotint_training.publishing import card
+
+# Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
+# weights in another number of files, and code of another version
+KIND = re.compile(r"(.+?)(?:_v[0-9a-f]{8}\.py|(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?)")
+
+
+def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str | None:
+    """Draw the validation prompts, a column each, every row from its own noise; write the grid as PNG and to trackers.
+
+    Returns:
+        the PNG's path, relative to `output_dir`; `None` where the network draws nothing that is finite, which is said.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    prompts, rows = config.validation_prompts, config.num_validation_images
+    images = []
+    try:
+        for row in range(rows):
+            with torch.autocast(accelerator.device.type, enabled=False):
+                images += pipe(
+                    prompts,
+                    num_inference_steps=config.num_inference_steps,
+                    guidance_scale=config.guidance_scale,
+                    generator=[torch.Generator().manual_seed(config.seed + row) for _ in prompts],
+                ).images
+    except ValueError as error:
+        accelerator.print(f"the validation prompts are not drawn at step {step}: {one_line(error)}")
+        return None
+    name = f"samples/step-{step:06d}.png"
+    if not accelerator.is_main_process:  # of a sharded network, which all must call
+        return name
+    scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
+    size = [scale * x for x in images[0].size]
+    shown = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    shown = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in shown]
+    grid = make_image_grid(shown, rows=rows, cols=len(prompts))
+    (output_dir / "samples").mkdir(exist_ok=True)
+    new = aside(output_dir, "samples.png")
+    grid.save(new, "PNG")
+    sync(new)
+    new.replace(output_dir / name)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+    return name
+
+
+def finish(
+    pipe: MezzotintPipeline, config: TrainConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator
+) -> dict[str, Any]:
+    """Write the finished pipeline, or its adapters, and its figures; load it back as a stranger would; draw the card's
+    pictures; upload. Whenever it is interrupted, the folder holds the pipeline that was there, or the new one, or one
+    that nothing loads until the same command has written it.
+
+    Args:
+        pipe: with the weights to publish.
+        metrics: what the run measured; of a finished run that is run again (`updates` 0), what is there stays.
+
+    Returns:
+        the figures that are in `metrics.json`.
+
+    Raises:
+        CannotGoOn: for an upload that failed; the finished pipeline is there.
+    """
+    figures = output_dir / "metrics.json"
+    again = metrics.pop("updates") == 0 and figures.is_file()
+    if again:
+        try:
+            before = json.loads(figures.read_text(encoding="utf-8"))
+            again = before["steps"] == metrics["steps"]  # else they are of a shorter run that was finished before
+        except (ValueError, KeyError, TypeError):
+            again = False
+        metrics = before if again else metrics
+    new = aside(output_dir, "pipeline")
+    if config.adapter is None:
+        if again and (output_dir / "scheduler").is_dir():  # which may have been fitted to these weights since
+            pipe.scheduler = type(pipe.scheduler).from_pretrained(output_dir / "scheduler")
+        pipe.save_pretrained(new)
+        loaded, index = MezzotintPipeline.from_pretrained(new), MezzotintPipeline.config_name
+    else:
+        index = save_adapters(new, pipe.unet, pipe.text_encoder).name
+        loaded = MezzotintPipeline.from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
+        loaded.load_lora_weights(new)
+        loaded.unet.register_to_config(sample_size=pipe.unet.config.sample_size)  # that the adapters were trained at
+    loaded.to(accelerator.device)
+    grid = None
+    if config.validation_prompts:
+        grid = draw_samples(loaded, config, output_dir, metrics["steps"], accelerator)
+    # Of a row that was left out its number is published, not the path of its picture
+    if found := (metrics.get("plan") or {}).get("data"):
+        found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
+    with replacing(new, output_dir, index, KIND):
+        if not again:  # what was measured is of other weights
+            (output_dir / card.EVALUATION).unlink(missing_ok=True)
+        write_text(figures, json.dumps(finite(metrics), indent=1) + "\n")
+        card.write(output_dir, asdict(config), metrics, grid)
+    loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
+    accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")
+    if config.push_to_hub:
+        name = config.hub_model_id or output_dir.name
+        try:
+            address = hub.push(output_dir, name, private=config.hub_private_repo, say=accelerator.print)
+        except (OSError, ValueError, HTTPError) as error:
+            raise CannotGoOn(
+                f"the pipeline is finished in {output_dir}, but its upload failed ({one_line(error)}); "
+                f"`mezzotint publish {shlex.quote(str(output_dir))} --hub_model_id ...` uploads it"
+            ) from None
+        accelerator.print(f"published: {address}")
+    return metrics
