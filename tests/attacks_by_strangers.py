@@ -127,8 +127,8 @@ def set_what_loads(rng: random.Random, ground: Ground) -> Attack:
     run, (name, changes) = lay_out(rng, ground), rng.choice(CONFIGS)
     (run / name).with_name("evil.py").write_text(EVIL)
     edit(run / name, **changes)
-    # the index names the class, and this is put right
-    legal = "setting" if changes.get("_class_name") == "Evil" else ""
+    # the index names the class, and this is put right; a name that means nothing is published as it stands
+    legal = "setting" if changes.get("_class_name") == "Evil" else "value" if "_name_or_path" in changes else ""
     return Attack(ground.victim, f"{name} with {changes}", legal=legal)
 
 

@@ -243,6 +243,18 @@ def test_a_pipe_is_not_waited_for_and_a_lost_link_not_passed_over(folder, load, 
     refused(load, folder, "is no plain file")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_code_takes_the_place_of_a_pipe_or_a_link(folder, tmp_path, kind):
+    (code,), other = folder.glob("pipeline_*.py"), tmp_path / "another's"
+    other.write_text("as it was")
+    content = code.read_bytes()
+    code.unlink()
+    os.mkfifo(code) if kind == "pipe" else code.symlink_to(other)
+    load_installed(folder).save_config(folder)
+    assert code.is_file() and not code.is_symlink() and code.read_bytes() == content
+    assert other.read_text() == "as it was"
+
+
 @LIVES
 def test_an_encoder_of_layers_without_end_is_refused(folder, load):
     change(folder / "text_encoder/config.json", num_layers=10**12)

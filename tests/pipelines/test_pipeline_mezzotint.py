@@ -780,6 +780,7 @@ EMBEDS = torch.zeros(1, 5, 16)
         ),
         ({"prompt": None, "prompt_embeds": EMBEDS[:0]}, "prompt_embeds must have one entry for each .*: got none"),
         ({"prompt": None, "prompt_embeds": "a"}, r"prompt_embeds must have shape \(prompts, tokens, 16\): got 'a'"),
+        ({"prompt": None, "prompt_embeds": EMBEDS.long()}, "prompt_embeds must be floating point: got torch.int64"),
         ({"prompt": None, "prompt_embeds": EMBEDS, "prompt_attention_mask": [1]}, r"each token: got mask \(\)"),
         ({"prompt": [3] * 10**6}, r"prompt must be a text or a list of texts: got \[3, 3, 3, 3, 3, 3, \.\.\.\]$"),
         ({"callback_on_step_end_tensor_inputs": ["t"]}, r"must be among \['latents', .*\]: got \['t'\]"),

@@ -449,6 +449,8 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
                 got = f"shape {shape}" if shape else _shown(embeds)
                 raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
+            if embeds is not None and not embeds.is_floating_point():
+                raise ValueError(f"{name}_embeds must be floating point: got {embeds.dtype}")
             fits = isinstance(mask, torch.Tensor) and embeds is not None and mask.shape == embeds.shape[:2]
             if mask is not None and not fits:
                 raise ValueError(
@@ -1128,5 +1130,6 @@ def _ship_source(cls: type, folder: Path) -> str:
     for old in folder.glob(f"{stem}_v*.py"):
         if VERSIONED.fullmatch(old.stem) and old.stem != name:
             old.unlink()
+    (folder / f"{name}.py").unlink(missing_ok=True)  # of a pipe or a link a file is made
     (folder / f"{name}.py").write_bytes(content)
     return name
