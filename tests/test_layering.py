@@ -1,13 +1,18 @@
 """Who may import whom, read from the source and seen in fresh interpreters. The files of the layers 0 and 1 travel
-inside checkpoints, alone."""
+inside checkpoints, each joined with the shared files that it imports."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from mezzotint.pipelines.checkpoint_mezzotint import _joined
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -19,10 +24,11 @@ ALLOWED = {"torch", "numpy", "PIL", "diffusers", "transformers", "huggingface_hu
 RELATIVE = re.compile(r"^\s*import\s+\.(\S+)\s*$|^\s*from\s+\.(\S+)\s+import", re.MULTILINE)
 
 
-def imported(path: Path) -> set[str]:
-    """The full names of all modules that a file imports, anywhere in it; a relative one starts with a dot."""
+def imported(source: Path | str | bytes) -> set[str]:
+    """The full names of all modules that a file or a text imports, anywhere in it; a relative one starts with a dot."""
+    source = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -42,10 +48,66 @@ def test_there_is_something_to_check():
     assert {path.stem for path in TRAVELLING} >= {"unet_mezzotint", "scheduling_mezzotint", "pipeline_mezzotint"}
 
 
-@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
-def test_travelling_file_stands_alone(path):
-    assert {name.partition(".")[0] for name in imported(path)} <= ALLOWED
-    assert RELATIVE.search(path.read_text(encoding="utf-8")) is None
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name.partition(".")[0] == "mezzotint"}
+
+
+def module_of(path: Path) -> str:
+    return f"mezzotint.{path.parent.name}.{path.stem}"
+
+
+# What others import; each other travelling file defines classes that a checkpoint names
+SHARED = {name for path in TRAVELLING for name in ours(imported(path))}
+EACH = pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
+
+
+@EACH
+def test_travelling_file_imports_shared_ones_of_its_folder_and_no_shared_one_imports_ours(path):
+    """Then one pass joins all, nothing is included twice, and each name means in the joined text what it meant."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_the_top = [node for node in tree.body if isinstance(node, ast.ImportFrom) and ours({str(node.module)})]
+    assert {node.module for node in at_the_top} == ours(imported(path))
+    assert {str(node.module).rpartition(".")[0] for node in at_the_top} <= {f"mezzotint.{path.parent.name}"}
+    assert [alias.name for node in at_the_top for alias in node.names if alias.asname or alias.name == "*"] == []
+    assert not (module_of(path) in SHARED and at_the_top)
+    assert "SOURCE = Path(__file__).read_bytes()" in path.read_text(encoding="utf-8").splitlines()
+
+
+@EACH
+def test_what_travels_stands_alone(path):
+    module = import_module(module_of(path))
+    joined = _joined(module, path)
+    assert {name.partition(".")[0] for name in imported(joined)} <= ALLOWED
+    assert RELATIVE.search(joined.decode()) is None
+    assert _joined(SimpleNamespace(__name__=module.__name__, SOURCE=joined), path) == joined
+    assert joined.startswith(b"# Joined from " if ours(imported(path)) else b"# Copyright")
+
+
+@EACH
+def test_a_name_has_one_meaning_in_what_travels(path):
+    defined, brought = Counter(), {}
+    for node in ast.parse(_joined(import_module(module_of(path)), path)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined[node.name] += 1
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined.update(name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                name, origin = alias.asname or alias.name.partition(".")[0], (getattr(node, "module", ""), alias.name)
+                assert brought.setdefault(name, origin) == origin
+    assert {name for name, times in defined.items() if times > 1} <= {"SOURCE", "logger"}
+    assert not defined.keys() & brought.keys()
+
+
+@EACH
+def test_what_travels_has_one_pipeline_at_most(path):
+    """diffusers refuses a file with two, and takes the only one of a pipeline's file."""
+    tree = ast.parse(_joined(import_module(module_of(path)), path))
+    bases = [ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+    assert bases.count("DiffusionPipeline") == (path.parent.name == "pipelines" and module_of(path) not in SHARED)
+    pipelines = {path.stem for path in TRAVELLING if path.stem.startswith("pipeline_")}
+    assert not {module.rpartition(".")[2] for module in SHARED} & pipelines  # no task's class is the base of another's
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT / "src").as_posix())

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.utils import validate_repo_id
 
 from mezzotint import markdown
-from mezzotint.pipelines.pipeline_mezzotint import VERSIONED
+from mezzotint.pipelines.checkpoint_mezzotint import VERSIONED
 
 # The two kinds of folders that are published: a pipeline's, and one of low-rank adapters
 INDEX, ADAPTERS = "model_index.json", "pytorch_lora_weights.safetensors"

@@ -393,7 +393,7 @@ WAYS = pytest.mark.parametrize("way", ["save_pretrained", "save_config", "push_t
 @pytest.fixture
 def save(monkeypatch):
     """`save(pipe, folder, way)`; what would be uploaded comes to the folder."""
-    module = "mezzotint.pipelines.pipeline_mezzotint"
+    module = "mezzotint.pipelines.checkpoint_mezzotint"
     monkeypatch.setattr(f"{module}.create_repo", lambda name, **_: type("Repo", (), {"repo_id": name}))
     monkeypatch.setattr(f"{module}.file_exists", lambda *_, **__: False)
 

@@ -1,188 +1,45 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
 
-Only the order of these steps lives here, and how a pipeline and its adapters are read and written. The file stands
-alone (it travels inside checkpoints): it imports torch, numpy, transformers and diffusers, and no component class of
-ours.
-
-It lives two lives, told apart by `__name__`. As `mezzotint.pipelines.pipeline_mezzotint` it loads checkpoints with the
-installed package's classes and needs no trust in the checkpoint's code. As a file in a checkpoint it is loaded by
-`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where mezzotint is not installed.
+Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
+imports: it imports torch, numpy, transformers and diffusers, and no component class of ours.
 """
 
 import copy
-import functools
-import hashlib
 import inspect
-import itertools
-import json
 import math
 import numbers
-import os
-import re
 import reprlib
-import shutil
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import pipelines as diffusers_pipelines
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict, _load_lora_into_text_encoder
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import USE_PEFT_BACKEND, get_peft_kwargs, logging, require_peft_backend
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import ModelCard, create_repo, file_exists
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Beside the class of a component diffusers looks for those that it may be derived from
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast  # noqa: F401 # isort: skip
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin, _align_weights
 
 logger = logging.get_logger(__name__)
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
-VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
-LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
-# What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
-COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
 # Held while what the calls of several threads have in common is set for one of them: the scheduler's timesteps, the
 # tokenizer's padding
 ONE_AT_A_TIME = threading.Lock()
 # Held by a call for as long as its network keeps features from step to step (diffusers' `enable_cache`)
 WITH_CACHE = threading.RLock()
-
-
-class MezzotintLoraLoaderMixin(LoraBaseMixin):
-    """Low-rank adapters (LoRA, <https://huggingface.co/papers/2106.09685>, and DoRA) of the U-Net and of any
-    `transformers` text encoder, in diffusers' format: names that begin with `unet.` and `text_encoder.`, the adapters'
-    settings in the file's header. Needs peft. What is not here (`set_adapters`, `unload_lora_weights`,
-    `delete_adapters`, ...) is diffusers' own."""
-
-    _lora_loadable_modules = ["unet", "text_encoder"]
-
-    @classmethod
-    def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict, return_lora_metadata: bool = False, **kwargs
-    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """The tensors by name of a folder, a Hub repository, a safetensors file or a dict, and with
-        `return_lora_metadata` the adapters' settings where there are any. `kwargs` (`weight_name`, `subfolder`,
-        `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `proxies`) say where it is."""
-        names = (
-            "weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only",
-            "proxies",
-        )  # fmt: skip
-        state_dict, metadata = _fetch_state_dict(
-            pretrained_model_name_or_path_or_dict,
-            use_safetensors=True,
-            allow_pickle=False,
-            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
-            **dict.fromkeys(names) | kwargs,
-        )
-        strangers = [key for key in state_dict if not key.startswith(("unet.", "text_encoder.")) or "lora" not in key]
-        if strangers or not state_dict:
-            raise ValueError(
-                "the names of a LoRA must begin with 'unet.' or 'text_encoder.' and hold 'lora': got "
-                f"{repr(strangers[0]) if strangers else 'no tensors'}"
-            )
-        pair = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
-        for key in state_dict:
-            stem, ending = key[: -len(".lora_A.weight")], key[-len(".lora_A.weight") :]
-            if ending in pair and stem + pair[ending] not in state_dict:
-                raise ValueError(f"each layer of a LoRA must have lora_A and lora_B: {key} has no {pair[ending][1:-7]}")
-        return (state_dict, metadata) if return_lora_metadata else state_dict
-
-    @require_peft_backend
-    def load_lora_weights(
-        self, pretrained_model_name_or_path_or_dict, adapter_name: str | None = None, hotswap: bool = False, **kwargs
-    ) -> None:
-        """Add an adapter and make it the active one.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: a folder, a Hub repository, a safetensors file, or tensors by name.
-            adapter_name (`str`, *optional*): by default the first free one of `default_0`, `default_1`, ...
-            hotswap (`bool`): take the place of the U-Net's adapter of that name, as diffusers does.
-            kwargs: as of `lora_state_dict`, and diffusers' `low_cpu_mem_usage`.
-
-        Raises:
-            ValueError: for tensors that are no LoRA of such a pipeline, or a name in use.
-        """
-        common = {"low_cpu_mem_usage": kwargs.pop("low_cpu_mem_usage", True), "hotswap": hotswap, "_pipeline": self}
-        state_dict, metadata = self.lora_state_dict(
-            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
-        )
-        used = {name for names in self.get_list_adapters().values() for name in names}
-        if adapter_name in used and not hotswap:
-            raise ValueError(f"adapter_name must be new: got {adapter_name!r}, in use are {sorted(used)}")
-        adapter_name = adapter_name or next(name for i in itertools.count() if (name := f"default_{i}") not in used)
-        common["adapter_name"] = adapter_name
-
-        if any(key.startswith("unet.") for key in state_dict):
-            self.unet.load_lora_adapter(dict(state_dict), prefix="unet", metadata=metadata, **common)
-            self.unet.train(self.unet.training)  # the adapters' dropout too, which comes in training mode
-        text = {key: value for key, value in state_dict.items() if key.startswith("text_encoder.")}
-        if text and self.text_encoder is None:
-            logger.warning("This pipeline has no text encoder: the LoRA's part for one is left out")
-        elif text:
-            if metadata is None:  # diffusers would look for CLIP's names
-                bare = {key.removeprefix("text_encoder."): value for key, value in text.items()}
-                ranks = {key: value.shape[1] for key, value in bare.items() if key.endswith(".lora_B.weight")}
-                found = get_peft_kwargs(ranks, None, bare, is_unet=False)
-                metadata = {f"text_encoder.{key}": value for key, value in found.items()}
-            # diffusers knows an encoder's adapters by its own two names, and turns them back whatever the encoder;
-            # transformers, which then loads them, would pass over DoRA's magnitudes
-            for ours, theirs in (
-                (r"\.lora_A\.", ".lora_linear_layer.down."),
-                (r"\.lora_B\.", ".lora_linear_layer.up."),
-                (r"\.lora_magnitude_vector$", ".lora_magnitude_vector.weight"),
-            ):
-                text = {re.sub(ours, theirs, key): value for key, value in text.items()}
-            _load_lora_into_text_encoder(
-                text, None, self.text_encoder, prefix="text_encoder", metadata=metadata, **common
-            )
-        _align_weights(self.unet, self.text_encoder)
-
-    @classmethod
-    def save_lora_weights(
-        cls,
-        save_directory: str | PathLike,
-        unet_lora_layers: dict[str, torch.Tensor] | None = None,
-        text_encoder_lora_layers: dict[str, torch.Tensor] | None = None,
-        unet_lora_adapter_metadata: dict[str, Any] | None = None,
-        text_encoder_lora_adapter_metadata: dict[str, Any] | None = None,
-        **kwargs,
-    ) -> None:
-        """Write `pytorch_lora_weights.safetensors`, from what peft's `get_peft_model_state_dict` gives of each model
-        and the settings (`model.peft_config[name].to_dict()`). `kwargs` (`weight_name`, ...) are diffusers'."""
-        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
-        metadata = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
-        layers = {name: tensors for name, tensors in layers.items() if tensors}
-        if not layers:
-            raise ValueError("at least one of unet_lora_layers and text_encoder_lora_layers must be given: got neither")
-        kwargs["safe_serialization"] = True  # nothing is pickled
-        cls._save_lora_weights(save_directory, layers, {name: metadata[name] for name in layers}, **kwargs)
-
-    def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
-        """Add the active adapters to the weights of `components`, by default of both. With `unload_lora_weights` after
-        it the pipeline is a plain one."""
-        super().fuse_lora(components or self._lora_loadable_modules, lora_scale, **kwargs)
-
-    def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
-        """The inverse of `fuse_lora`, up to rounding."""
-        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
 
 
 def _seen_without_defaults(init: Callable) -> Callable:
@@ -194,7 +51,7 @@ def _seen_without_defaults(init: Callable) -> Callable:
     return init
 
 
-class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
+class MezzotintPipeline(MezzotintCheckpointMixin, DiffusionPipeline):
     """
     Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>), or another.
 
@@ -805,293 +662,6 @@ class MezzotintPipeline(DiffusionPipeline, MezzotintLoraLoaderMixin):
             return (images,)
         return ImagePipelineOutput(images=images)
 
-    # ----------------------------------------------------------------------------------------- loading and saving
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file):
-        index = _read_json(json_file)
-        name = index.get("_class_name")
-        name = name[-1] if isinstance(name, list) and name else name
-        if name not in [base.__name__ for base in cls.__mro__ if issubclass(base, MezzotintPipeline)]:
-            raise ValueError(f"{json_file} must be the index of a {cls.__name__}: got _class_name {_shown(name)}")
-        # Installed: the class to load is this one, not the checkpoint's file
-        if __name__.startswith("mezzotint."):
-            index["_class_name"] = name
-        return index
-
-    @classmethod
-    def load_config(cls, *args, **kwargs):
-        loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Installed: components come from the package's modules (`import mezzotint` loads them), not from the checkpoint
-        if __name__.startswith("mezzotint."):
-            for name, entry in index.items():
-                match = VERSIONED.fullmatch(str(entry[0])) if isinstance(entry, list) and len(entry) == 2 else None
-                for package in ("models", "schedulers") if match else ():
-                    module = f"mezzotint.{package}.{match['stem']}"
-                    if module in sys.modules:
-                        index[name] = [module, entry[1]]
-        return loaded
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs):
-        """The pipeline of a folder or a Hub repository, as diffusers' method of that name, by this package's code.
-
-        Raises:
-            ValueError: in one line, for a component given in `kwargs` that is of another kind than the pipeline takes,
-                or one in the folder that is damaged, or lacks weights, or has others.
-            OSError: for files that are not there.
-        """
-        if not isinstance(pretrained_model_name_or_path, (str, PathLike)):
-            got = _shown(pretrained_model_name_or_path)
-            raise ValueError(f"pretrained_model_name_or_path must be a folder or a name on the Hub: got {got}")
-        for name, kinds in cls._get_signature_types().items():
-            kinds = tuple(kind for kind in kinds if kind is not type(None))
-            given = getattr(kwargs.get(name), "_orig_mod", kwargs.get(name))  # of a compiled model, the model
-            if given is not None and not isinstance(given, kinds):
-                raise ValueError(f"{name} must be a {kinds[0].__name__}: got {_shown(given)}")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
-        # diffusers asks here what to load, whichever class `from_pretrained` was called of. What comes from a library
-        # is loaded by `_load`, found as an attribute of this module
-        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
-        for name, entry in init_dict.items():
-            if not isinstance(entry, (list, tuple)) or [type(x) for x in entry] not in ([str, str], [type(None)] * 2):
-                raise ValueError(f"{cls.config_name} must give {name} as [library, class]: got {_shown(entry)}")
-            library, class_name = entry
-            if library is None or not (library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library)):
-                continue  # none, or of the checkpoint's own file
-            found = getattr(sys.modules[__name__], f"{library}:{class_name}")
-            expected = [x for x in cls._get_signature_types()[name] if x is not type(None)]
-            if not issubclass(found, tuple(expected)) and not hasattr(found, "_backends"):
-                raise ValueError(
-                    f"{cls.config_name} must give {name} as a {expected[0].__name__}: got {library}.{class_name}"
-                )
-            init_dict[name] = (__name__, f"{library}:{class_name}")
-        return init_dict, unused, hidden
-
-    def register_to_config(self, **kwargs):
-        # diffusers' note of where the pipeline was loaded from: it must hold wherever the process goes next
-        if source := kwargs.get("_name_or_path"):
-            kwargs["_name_or_path"] = str(Path(source).absolute()) if Path(source).is_dir() else source
-        super().register_to_config(**kwargs)
-
-    @classmethod
-    def from_pipe(cls, pipeline, **kwargs):
-        # diffusers moves a component along only if its exact type is annotated
-        for name in ("unet", "text_encoder", "guider", "guidance_unet", "classifier"):
-            if getattr(pipeline, name, None) is not None:
-                kwargs.setdefault(name, getattr(pipeline, name))
-        return super().from_pipe(pipeline, **kwargs)
-
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
-        """Write `model_index.json` and, beside it and in each component's folder, the source file of every class that
-        is neither diffusers' nor transformers', so that the folder loads anywhere. Called by `save_pretrained`."""
-        super().save_config(save_directory)
-        folder = Path(save_directory)
-        path = folder / self.config_name
-        index = json.loads(path.read_text(encoding="utf-8"))
-        index["_class_name"] = [_ship_source(type(self), folder), type(self).__name__]
-        index.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
-        for name, component in self.components.items():
-            library = index[name][0]
-            if library is None or library in LOADABLE_CLASSES or hasattr(diffusers_pipelines, library):
-                continue
-            component = getattr(component, "_orig_mod", component)  # of a compiled model, the model
-            index[name] = [_ship_source(type(component), folder / name), type(component).__name__]
-            config_path = folder / name / component.config_name
-            if isinstance(component, ModelMixin) and config_path.is_file():  # for diffusers' AutoModel
-                config = json.loads(config_path.read_text(encoding="utf-8"))
-                config["auto_map"] = {"AutoModel": ".".join(index[name])}
-                config.pop("_name_or_path", None)
-                config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-        source = Path(getattr(self.config, "_name_or_path", None) or "")
-        if source.is_absolute() and (source / self.config_name).is_file() and source.resolve() != folder.resolve():
-            _copy_companions(source, folder)
-        if push_to_hub:
-            repo_id, token = kwargs.get("repo_id", folder.name), kwargs.get("token")
-            repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
-            with tempfile.TemporaryDirectory() as alone:  # without what else there is in the folder
-                self.save_config(alone)
-                self._upload_folder(alone, repo_id, token, kwargs.get("commit_message"), kwargs.get("create_pr", False))
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        use_flashpack: bool = False,
-        **kwargs,
-    ) -> None:
-        """As diffusers', with the code that the pipeline needs, and as safetensors whatever `safe_serialization` says:
-        nothing is pickled. Of the folder that it was loaded from the card, the licence, the recipe, the figures and the
-        sample pictures go along, unless they are links. With `push_to_hub` it is uploaded too, as the method of that
-        name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that.
-
-        Raises:
-            ValueError: for a pipeline with adapters, which would be saved neither apart nor in the weights.
-        """
-        if not isinstance(save_directory, (str, PathLike)) or not os.fspath(save_directory):
-            raise ValueError(f"save_directory must be a folder, or the place of a new one: got {save_directory!r}")
-        if adapters := self.get_list_adapters() if USE_PEFT_BACKEND else {}:
-            raise ValueError(
-                "a pipeline is saved without adapters: fuse_lora() and then unload_lora_weights() put them into its "
-                f"weights, save_lora_weights() saves them alone: got {adapters}"
-            )
-        options = {"variant": variant, "max_shard_size": max_shard_size}
-        super().save_pretrained(save_directory, **options, use_flashpack=use_flashpack)
-        mode = (Path(save_directory) / self.config_name).stat().st_mode
-        for path in Path(save_directory).glob("*/*.safetensors"):  # which are written for their owner's eyes only
-            path.chmod(mode)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **options, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-        max_shard_size: int | str | None = None,
-    ) -> str:
-        """Upload the pipeline with its code and with a model card, that of the folder that it was loaded from or else
-        the repository's own, whose loading line then names `repo_id`. Arguments as diffusers'; returns the commit's
-        address."""
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
-            card = Path(folder) / "README.md"
-            if card.is_file():
-                text = card.read_text(encoding="utf-8")
-            elif file_exists(repo_id, card.name, token=token):
-                text = ModelCard.load(repo_id, token=token).content
-            else:
-                text = _MINIMAL_CARD
-            text = LOADING.sub(f'from_pretrained("{repo_id}"', text)
-            card.write_text(text, encoding="utf-8")
-            return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
-
-
-_MINIMAL_CARD = """\
----
-library_name: diffusers
-pipeline_tag: text-to-image
-tags:
-- mezzotint
----
-
-A text-to-image diffusion pipeline. It carries its own code:
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("", trust_remote_code=True)
-```
-"""
-
-
-def __getattr__(name: str) -> type:
-    """A class by the name that `extract_init_dict` gives it, `library:class`: its `from_pretrained` is `_load`."""
-    library, colon, class_name = name.partition(":")
-    if not colon:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        cls = simple_get_class_obj(library, class_name)
-    except (AttributeError, ImportError):
-        cls = None
-    if not isinstance(cls, type):
-        raise ValueError(f"{library} must have the class that the checkpoint names: got {_shown(class_name)}")
-    if hasattr(cls, "_backends"):  # in place of one that needs a package which is not there, as diffusers then says
-        return cls
-    return type(cls.__name__, (cls,), {"from_pretrained": functools.partial(_load, cls)})
-
-
-def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
-    """The component of class `cls` that is in `folder`, as `cls.from_pretrained(folder, **kwargs)` would load it, but
-    that every weight must be there and have its place, and that nothing is pickled, run or fetched from elsewhere.
-
-    Raises:
-        ValueError: in one line, for what is damaged, or lacks weights, or has others.
-        OSError: for files that are not there.
-        ImportError: for a package that they need.
-    """
-    is_model = issubclass(cls, (ModelMixin, PreTrainedModel))
-    config = Path(folder) / (getattr(cls, "config_name", None) or "config.json")
-    kwargs["local_files_only"] = True
-    if issubclass(cls, (PreTrainedModel, PreTrainedTokenizerBase)):
-        kwargs["trust_remote_code"] = False
-    if is_model:
-        kwargs |= {"output_loading_info": True, "use_safetensors": kwargs.get("use_safetensors") is not False}
-    if issubclass(cls, PreTrainedModel):
-        kwargs["ignore_mismatched_sizes"] = True  # and reported below
-    try:
-        if odd := [path for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]:
-            raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for, a lost link passed over
-        if issubclass(cls, PreTrainedTokenizerBase) and not (Path(folder) / "tokenizer_config.json").is_file():
-            raise OSError("tokenizer_config.json is missing")  # without which transformers makes another one
-        if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
-            for name, value in _read_json(config).items():
-                if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
-                    raise ValueError(f"{name} must be at most 10,000: got {value}")
-        loaded: Any = cls.from_pretrained(folder, **kwargs)
-    except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # whatever the libraries make of a damaged file, panics of Rust's included
-        kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
-        raise kind(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
-    if not is_model:
-        return loaded
-    model, report = loaded
-    for kind in ("missing", "unexpected", "mismatched"):
-        keys = [(key,) if isinstance(key, str) else key for key in report[f"{kind}_keys"]]  # or with two shapes
-        # many encoders are published without the pooler of their class, or with the one of another: it is not used
-        keys = sorted(" ".join(map(str, key)) for key in keys if "pooler" not in key[0].split("."))
-        if keys:
-            raise ValueError(
-                f"the weights in {folder} must be those of its config: {len(keys)} {kind} "
-                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            )
-    return model
-
-
-def _read_json(path: str | PathLike) -> dict[str, Any]:
-    """The JSON object in a file; what else may stand there diffusers would take for the name of a repository.
-
-    Raises:
-        ValueError: for what is no object.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} must hold a JSON object: got one that is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path} must hold a JSON object: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object: got {_shown(found)}")
-    return found
-
-
-def _copy_companions(source: Path, folder: Path) -> None:
-    """Copy what goes along with a pipeline: files alone, none of them reached by a link, which may lead anywhere."""
-    for pattern in COMPANIONS:
-        for path in sorted(source.glob(pattern)):
-            target = folder / path.relative_to(source)
-            if path.is_symlink() or (path.parent != source and path.parent.is_symlink()):
-                logger.warning(f"{path} is a link, or in a folder that is one, and is not saved along")
-            elif path.is_file():
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
-
 
 def _shown(value: Any) -> str:
     """The beginning of a value's `repr`, on one line."""
@@ -1106,30 +676,3 @@ def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module |
     """The modules again, around the same weights: what is hooked to them is not hooked to those of other calls."""
     weights = [*network.parameters(), *network.buffers()] if network is not None else []
     return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
-
-
-def _align_weights(*models: torch.nn.Module | None) -> None:
-    """Put weights that lie askew in memory, as those mapped from a file do, at the 64-byte boundaries of fresh ones.
-    CPU kernels round differently there: without this a saved and reloaded pipeline draws other bits."""
-    for model in models:
-        for tensor in [*model.parameters(), *model.buffers()] if model is not None else []:
-            if tensor.device.type == "cpu" and type(tensor.data) is torch.Tensor and tensor.data_ptr() % 64:
-                tensor.data = tensor.data.clone()
-
-
-def _ship_source(cls: type, folder: Path) -> str:
-    """Copy the file that defines `cls` into `folder` and return its module name there. The name ends in a hash of the
-    content: diffusers runs the files of all checkpoints in one flat space of modules, where equal names must mean
-    equal code."""
-    source = Path(inspect.getfile(cls))
-    match = VERSIONED.fullmatch(source.stem)
-    stem = match["stem"] if match else source.stem
-    content = getattr(sys.modules[cls.__module__], "SOURCE", None) or source.read_bytes()
-    name = f"{stem}_v{hashlib.sha256(content).hexdigest()[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{stem}_v*.py"):
-        if VERSIONED.fullmatch(old.stem) and old.stem != name:
-            old.unlink()
-    (folder / f"{name}.py").unlink(missing_ok=True)  # of a pipe or a link a file is made
-    (folder / f"{name}.py").write_bytes(content)
-    return name
