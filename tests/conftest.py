@@ -1,6 +1,7 @@
 """Tiny components for all tests: seeded, in evaluation mode, and with no parameter left at zero, where a freshly made
 network would hide whatever stands behind it."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,14 @@ TINY = {
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
 }
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What diffusers warns of, and our files by its logger."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return caplog
 
 
 @pytest.fixture

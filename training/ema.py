@@ -171,8 +171,8 @@ def _pipeline(run_dir: Path) -> MezzotintPipeline:
     if not (run_dir / "model_index.json").is_file():
         raise UserError(f"run_dir must hold a finished pipeline: {run_dir} has no model_index.json")
     pipe = load_pipeline(run_dir, "run_dir")
-    if pipe.scheduler.config.get("fitted_schedules"):  # to the average that is there
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
+    if pipe.scheduler.config.get("_fitted_schedules"):  # to the average that is there
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
     return pipe
 
 

@@ -208,7 +208,7 @@ def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
     kind = (table["num_inference_steps"], table["guidance_scale"])
     others = [
         old
-        for old in pipe.scheduler.config.fitted_schedules or ()
+        for old in pipe.scheduler.fitted_schedules or ()
         if (old["num_inference_steps"], old["guidance_scale"]) != kind
     ]
     tables = sorted([*others, table], key=lambda t: (t["num_inference_steps"], t["guidance_scale"]))

@@ -198,7 +198,8 @@ def card_text(
     folder, settings = Path(folder), public(settings)
     scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
     if scheduler.is_file():
-        schedules = json.loads(scheduler.read_text(encoding="utf-8")).get("fitted_schedules") or []
+        saved = json.loads(scheduler.read_text(encoding="utf-8"))
+        schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
     template = importlib.resources.files("mezzotint.model_cards").joinpath(name)

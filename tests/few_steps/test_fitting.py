@@ -161,7 +161,7 @@ def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
     said = capsys.readouterr().out
     kept = said.count(": kept;")
     assert kept >= 1 and kept + said.count("NOT kept") == 2
-    tables = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["fitted_schedules"]
+    tables = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_fitted_schedules"]
     assert len(tables) == kept
     for table in tables:
         assert table["guidance_scale"] == 2.0
@@ -174,7 +174,7 @@ def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
 
     assert fit_scheduler.main([str(folder), *flags, "--steps", str(n)]) == 0
     assert f"{n} steps, guidance 2: has a table (--refit fits another)" in capsys.readouterr().out
-    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["fitted_schedules"] == tables
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_fitted_schedules"] == tables
 
 
 def test_networks_are_fitted_in_whole_float32(make_pipe, tmp_path, monkeypatch):

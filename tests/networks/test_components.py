@@ -8,6 +8,7 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from tiny_run import TEXT_ENCODER, UNET
 
+from mezzotint import MezzotintScheduler
 from mezzotint_training.config.settings import TrainConfig, UserError
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.networks import saved
@@ -171,7 +172,12 @@ def test_what_was_fitted_to_a_network_stays_with_it(adapter, make_pipe, tmp_path
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=[table])
     pipe.save_pretrained(tmp_path)
     loaded = pretrained_components(config(pretrained_model_name_or_path=str(tmp_path), adapter=adapter))
-    assert loaded["scheduler"].config.fitted_schedules == (None if adapter is None else [table])
+    assert loaded["scheduler"].fitted_schedules == (None if adapter is None else [table])
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)  # which carries them along
+    pipe.save_pretrained(tmp_path)
+    loaded = pretrained_components(config(pretrained_model_name_or_path=str(tmp_path), adapter=adapter))
+    back = MezzotintScheduler.from_config(loaded["scheduler"].config)
+    assert back.fitted_schedules == (None if adapter is None else [table])
 
 
 def test_a_saved_pipeline_without_text_comes_back_without(make_pipe, tmp_path):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from test_scheduling_mezzotint import PREDICTIONS, SCHEDULES, Gaussian, assert_equal_to, randn, smooth_network
+from test_scheduling_mezzotint import (
+    PREDICTIONS,
+    SCHEDULES,
+    STOCK,
+    Gaussian,
+    assert_equal_to,
+    randn,
+    smooth_network,
+)
 
 from mezzotint import MezzotintScheduler
 
@@ -258,7 +266,7 @@ def test_one_step_too_many_is_refused():
 def test_tables_survive_saving_and_other_schedulers(tmp_path, recwarn):
     ours = MezzotintScheduler(fitted_schedules=[ddim_table(5), ddim_table(8, 2.0)])
     ours.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "scheduler_config.json").read_text())["fitted_schedules"][0] == ddim_table(5)
+    assert json.loads((tmp_path / "scheduler_config.json").read_text())["_fitted_schedules"][0] == ddim_table(5)
     z = randn(1, 1, 4, 4)
     samples = []
     stock = DPMSolverMultistepScheduler.from_config(ours.config)
@@ -267,7 +275,7 @@ def test_tables_survive_saving_and_other_schedulers(tmp_path, recwarn):
         MezzotintScheduler.from_pretrained(tmp_path),
         MezzotintScheduler.from_config(ours.config),
         MezzotintScheduler.from_config(json.loads(ours.to_json_string())),
-        MezzotintScheduler.from_config(stock.config, fitted_schedules=ours.config.fitted_schedules),
+        MezzotintScheduler.from_config(stock.config, fitted_schedules=ours.fitted_schedules),
     ):
         scheduler.set_timesteps(5)
         assert scheduler.fitted_schedule["provenance"] == {"by": "hand"}
@@ -275,6 +283,38 @@ def test_tables_survive_saving_and_other_schedulers(tmp_path, recwarn):
     assert all(torch.equal(sample, samples[0]) for sample in samples)
     stock.set_timesteps(5)
     assert torch.isfinite(chain(stock, z)).all()
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_tables_survive_every_stock_scheduler(name, log, tmp_path):
+    """By way of configs and of files, ours saved first or the stock one, in one direction and in the other."""
+    ours = MezzotintScheduler(fitted_schedules=[ddim_table(5), ddim_table(8, 2.0)])
+    ours.save_pretrained(tmp_path / "ours")
+    by_config = STOCK[name].from_config(ours.config)
+    by_config.save_pretrained(tmp_path / "stock")
+    by_file = STOCK[name].from_pretrained(tmp_path / "ours")
+    for back in (
+        MezzotintScheduler.from_config(by_config.config),
+        MezzotintScheduler.from_config(by_file.config),
+        MezzotintScheduler.from_pretrained(tmp_path / "stock"),
+        MezzotintScheduler.from_config(STOCK[name].from_pretrained(tmp_path / "stock").config),
+        MezzotintScheduler.from_config(DDIMScheduler.from_config(by_config.config).config),
+    ):
+        assert back.fitted_schedules == ours.fitted_schedules
+        back.set_timesteps(8, guidance_scale=2.0)
+        assert back.fitted_schedule == ddim_table(8, 2.0)
+    assert MezzotintScheduler.from_config(by_config.config, fitted_schedules=None).fitted_schedules is None
+    assert [record.getMessage() for record in log.records] == []
+
+
+def test_files_of_before_tables_had_a_private_name_are_read(tmp_path):
+    MezzotintScheduler().save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fitted_schedules": [ddim_table(5)]}))
+    loaded = MezzotintScheduler.from_pretrained(tmp_path)
+    assert loaded.fitted_schedules == [ddim_table(5)]
+    stock = DPMSolverMultistepScheduler.from_config(loaded.config)
+    assert MezzotintScheduler.from_config(stock.config).fitted_schedules == [ddim_table(5)]
 
 
 @pytest.mark.parametrize(

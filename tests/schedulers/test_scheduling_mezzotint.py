@@ -6,13 +6,13 @@ monotone, keeps each sample at its own quantile of that distribution.
 """
 
 import json
-import logging
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.utils import DummyObject
 
 from mezzotint import MezzotintScheduler
 
@@ -482,13 +482,6 @@ def public(scheduler) -> dict:
     return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
 
 
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
-    caplog.set_level(logging.WARNING)
-    return caplog
-
-
 @pytest.mark.parametrize("name", STOCK)
 def test_stock_schedulers_take_our_config(name, log, tmp_path):
     default = MezzotintScheduler()
@@ -536,6 +529,8 @@ def test_save_and_load(schedule, variance_type, tmp_path):
     ours.save_pretrained(tmp_path)
     loaded = MezzotintScheduler.from_pretrained(tmp_path)
     assert public(loaded) == public(ours)
+    assert dict(loaded.config) | {"_use_default_values": []} == dict(ours.config)
+    assert "_use_default_values" not in loaded.config  # a file says all
     assert torch.equal(loaded.betas, ours.betas)
     compare_chains(loaded, ours, n=5)
 
@@ -545,8 +540,11 @@ def test_round_trip_through_a_stock_config(name):
     ours = MezzotintScheduler(
         beta_start=0.001, clip_sample_range=2.0, set_alpha_to_one=False, variance_type="fixed_large"
     )
-    back = MezzotintScheduler.from_config(STOCK[name].from_config(ours.config).config)
+    stock = STOCK[name].from_config(ours.config)
+    back = MezzotintScheduler.from_config(stock.config)
     assert {key: value for key, value in public(back).items() if key in ours.config} == public(ours)
+    notes = "_use_default_values"  # of what was left at a default, as diffusers keeps them
+    assert back.config.get(notes) == (ours.config[notes] if notes in stock.config else None)
 
 
 @pytest.mark.parametrize("stock_class", [DDIMScheduler, DDPMScheduler])
@@ -556,6 +554,51 @@ def test_stock_config_becomes_ours(config, stock_class):
     stock = stock_class(**config)
     ours = MezzotintScheduler.from_config(stock.config, variance_type=VARIANCE_TYPE[stock_class], solver_order=1)
     compare_chains(ours, stock, n=20)
+
+
+# scheduler/scheduler_config.json of Stable Diffusion 1.5, as it was published
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+
+
+@pytest.mark.parametrize("name", [*STOCK, "Absent"])
+def test_a_config_that_leaves_keys_out_means_its_own_class(name, log, monkeypatch, tmp_path):
+    """A network of Stable Diffusion predicts the noise, which its scheduler's config does not say."""
+    config = STABLE_DIFFUSION | {"_class_name": name + "Scheduler"}
+    if name == "Absent":  # as diffusers shows a class whose package is not installed
+
+        class AbsentScheduler(metaclass=DummyObject):
+            _backends = ["absent"]
+
+            def __init__(self, *args, **kwargs):
+                raise ImportError
+
+        monkeypatch.setattr(diffusers, "AbsentScheduler", AbsentScheduler, raising=False)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    ours = MezzotintScheduler.from_pretrained(tmp_path)
+    assert ours.config.prediction_type == MezzotintScheduler.from_config(config).config.prediction_type == "epsilon"
+    if name != "Absent":
+        stock = STOCK[name].from_pretrained(tmp_path)
+        shared = (public(ours).keys() & public(stock).keys()) - {"solver_order"}
+        assert {k: ours.config[k] for k in shared} == {k: stock.config[k] for k in shared}
+        assert torch.equal(ours.alphas_cumprod, stock.alphas_cumprod)
+    assert [record.getMessage() for record in log.records] == []
+
+
+def test_a_config_of_ours_that_leaves_keys_out_means_ours(tmp_path):
+    for config in ({"beta_end": 0.03}, {"beta_end": 0.03, "_class_name": "MezzotintScheduler"}):
+        assert public(MezzotintScheduler.from_config(config)) == public(MezzotintScheduler(beta_end=0.03))
 
 
 # ----------------------------------------------------------------------------------- custom timesteps, errors

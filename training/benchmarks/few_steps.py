@@ -57,16 +57,16 @@ def our_schedulers(problem: Problem, args: argparse.Namespace) -> dict[str, Sche
     found = {"default": with_tables(problem.scheduler, None)}
     if args.fit:
         found["fitted"] = fitted(problem, args)
-    elif problem.scheduler.config.get("fitted_schedules"):
+    elif problem.scheduler.config.get("_fitted_schedules"):
         found["fitted"] = problem.scheduler
     return found
 
 
 def with_tables(scheduler: SchedulerMixin, tables: list[dict[str, Any]] | None) -> SchedulerMixin:
     """The same scheduler with these tables and no others."""
-    if tables is None and not scheduler.config.get("fitted_schedules"):
+    if tables is None and not scheduler.config.get("_fitted_schedules"):
         return scheduler
-    return type(scheduler).from_config(dict(scheduler.config) | {"fitted_schedules": tables})
+    return type(scheduler).from_config(scheduler.config, fitted_schedules=tables)
 
 
 def fitted(problem: Problem, args: argparse.Namespace) -> SchedulerMixin:

@@ -63,8 +63,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     pipe = load_pipeline(source, name, revision=config.revision)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
-    if config.adapter is None and pipe.scheduler.config.get("fitted_schedules"):  # to what the network was
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, fitted_schedules=None)
+    if config.adapter is None and pipe.scheduler.config.get("_fitted_schedules"):  # to what the network was
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
     return dict(pipe.components)
 
 

@@ -16,6 +16,7 @@ Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (
 standard deviation of the noise on unscaled data), as in every diffusers scheduler.
 """
 
+import inspect
 import numbers
 import reprlib
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -38,6 +40,9 @@ BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
+
+# What a stock scheduler was left at for these goes with its own steps, not with its network
+_PASSED_OVER = ("trained_betas", "variance_type")
 
 
 @dataclass
@@ -110,6 +115,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     # its own namespace off the list, hence `_get_compatibles`.
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
+    ignore_for_config = ["fitted_schedules"]  # registered under a private name
 
     @register_to_config
     def __init__(
@@ -154,9 +160,12 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"{name} must be true or false: got {reprlib.repr(self.config[name])}")
 
         # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
-        # own default there (`prediction_type="epsilon"`, for one). Only what is None may be passed over like that, and
-        # the tables, which no stock scheduler knows.
-        self.register_to_config(_use_default_values=[*_passed_over(self.config), "fitted_schedules"])
+        # own default there (`prediction_type="epsilon"`, for one): not here. Stock schedulers know nothing of tables,
+        # and would warn of them; under a private name they carry them along, and hand them back.
+        if "_use_default_values" in self.config:
+            self.register_to_config(_use_default_values=[])
+        if fitted_schedules is not None:
+            self.register_to_config(_fitted_schedules=fitted_schedules)
 
         if trained_betas is not None:
             betas = torch.tensor(_floats("trained_betas", trained_betas), dtype=torch.float32)
@@ -228,8 +237,16 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # The other way round too: what a stock scheduler was left at (`prediction_type="epsilon"`) is what its network
-        # was made for, and must not become our default.
-        return super().extract_init_dict({**config_dict, "_use_default_values": _passed_over(config_dict)}, **kwargs)
+        # was made for, and must not become our default, be it said in the config or only known from the class's name
+        passed_over = [name for name in _PASSED_OVER if name in config_dict.get("_use_default_values", [])]
+        config = _stock_defaults(config_dict.get("_class_name"), cls) | dict(config_dict)
+        tables = config.pop("_fitted_schedules", None)
+        tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
+        config["_use_default_values"] = passed_over
+        init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
+        if "_use_default_values" in config_dict:
+            hidden["_use_default_values"] = []  # of a config that was not read from a file, as `__init__` has it
+        return init_dict | {"fitted_schedules": tables}, unused, hidden
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -410,10 +427,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
         self._run = (*run, self.timesteps)
 
+    @property
+    def fitted_schedules(self) -> list[dict[str, Any]] | None:
+        """All tables that the scheduler was made with, `None` without."""
+        return self.config.get("_fitted_schedules")
+
     def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
         """The tables of `fitted_schedules` for that many steps."""
-        tables = self.config.fitted_schedules or ()
-        return [table for table in tables if table["num_inference_steps"] == num_inference_steps]
+        return [table for table in self.fitted_schedules or () if table["num_inference_steps"] == num_inference_steps]
 
     @property
     def sigmas(self) -> torch.Tensor:
@@ -646,9 +667,14 @@ def _floats(name: str, values: Any) -> list[float]:
     return found
 
 
-def _passed_over(config) -> list[str]:
-    """Which arguments another class may take its own default for: those that were left at None here."""
-    return [name for name in ("trained_betas", "variance_type") if name in config.get("_use_default_values", [])]
+def _stock_defaults(class_name: Any, cls: type) -> dict[str, Any]:
+    """The arguments of `cls` as diffusers' scheduler of that name is left at; none for a name that is not of its."""
+    stock = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
+    if not isinstance(stock, type):
+        return {}
+    arguments, ours = (inspect.signature(kind.__init__).parameters for kind in (stock, cls))
+    found = {name: x.default for name, x in arguments.items() if name in ours and x.default is not x.empty}
+    return {"prediction_type": "epsilon"} | found  # said of those too that lack a package and show no arguments
 
 
 def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
