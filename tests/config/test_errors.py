@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import warnings
 
 import pytest
 import torch
@@ -84,3 +85,10 @@ def test_memory_that_is_full_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert out_of_memory(caught.value) and out_of_memory(MemoryError()) and not out_of_memory(RuntimeError("shape"))
+
+
+def test_a_library_that_warns_while_it_fails_is_one_line(recwarn):
+    with pytest.raises(UserError, match="^it cannot be loaded: it is broken$"), loading("it"):
+        warnings.warn("it may be broken", stacklevel=1)
+        raise ValueError("it is broken")
+    assert not recwarn

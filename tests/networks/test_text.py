@@ -4,6 +4,7 @@ disk against what the encoder says, and a build that was killed against one that
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -533,6 +534,10 @@ def another_tokenizer(folder: Path) -> None:
         (lambda folder: spoilt(folder, "config.json", num_hidden_layers=10**12), "num_hidden_layers must be at most"),
         (lost_link, "tokenizer_config.json is no plain file"),
         (lambda folder: spoilt(folder, "tokenizer_config.json", pad_token=None), "padding token"),
+        (
+            lambda folder: shutil.copy(folder / "config.json", folder / "tokenizer_config.json"),
+            "tokenizer_config.json must hold a tokenizer's settings: got a model's",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "header"),
         (lambda folder: (folder / "config.json").write_text("[]"), ""),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ""),

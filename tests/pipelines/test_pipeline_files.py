@@ -265,6 +265,8 @@ def test_an_encoder_of_layers_without_end_is_refused(folder, load):
 def test_a_tokenizer_without_its_settings_is_not_another_one(folder, load):
     (folder / "tokenizer/tokenizer_config.json").unlink()
     refused(load, folder, "tokenizer_config.json is missing")
+    shutil.copy(folder / "text_encoder/config.json", folder / "tokenizer/tokenizer_config.json")
+    refused(load, folder, "tokenizer_config.json must hold a tokenizer's settings: got a model's")
 
 
 @pytest.mark.parametrize(

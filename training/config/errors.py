@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 from huggingface_hub.errors import HTTPError
@@ -42,11 +43,13 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Within it no library logs anything: what is wrong is said once, by the program."""
+    """Within it no library logs or warns: what is wrong is said once, by the program."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

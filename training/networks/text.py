@@ -55,6 +55,8 @@ def load_text_encoder(source: str):
             if not (path.is_file() or path.is_dir() and path.suffix != ".json"):
                 raise ValueError(f"{path.name} is no plain file")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if "architectures" in tokenizer.init_kwargs:
+            raise ValueError("tokenizer_config.json must hold a tokenizer's settings: got a model's")
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         for name, value in config.to_dict().items():
             if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one

@@ -406,6 +406,10 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
             raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for, a lost link passed over
         if issubclass(cls, PreTrainedTokenizerBase) and not (Path(folder) / "tokenizer_config.json").is_file():
             raise OSError("tokenizer_config.json is missing")  # without which transformers makes another one
+        if issubclass(cls, PreTrainedTokenizerBase) and "architectures" in _read_json(
+            f"{folder}/tokenizer_config.json"
+        ):
+            raise ValueError("tokenizer_config.json must hold a tokenizer's settings: got a model's")
         if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
             for name, value in _read_json(config).items():
                 if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
