@@ -404,12 +404,12 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
     try:
         if odd := [path for path in Path(folder).iterdir() if not (path.is_file() or path.is_dir())]:
             raise OSError(f"{odd[0].name} is no plain file")  # a pipe would be waited for, a lost link passed over
-        if issubclass(cls, PreTrainedTokenizerBase) and not (Path(folder) / "tokenizer_config.json").is_file():
-            raise OSError("tokenizer_config.json is missing")  # without which transformers makes another one
-        if issubclass(cls, PreTrainedTokenizerBase) and "architectures" in _read_json(
-            f"{folder}/tokenizer_config.json"
-        ):
-            raise ValueError("tokenizer_config.json must hold a tokenizer's settings: got a model's")
+        if issubclass(cls, PreTrainedTokenizerBase):
+            settings = Path(folder) / "tokenizer_config.json"
+            if not settings.is_file():  # without which transformers makes another tokenizer
+                raise OSError(f"{settings.name} is missing")
+            if "architectures" in _read_json(settings):
+                raise ValueError(f"{settings.name} must hold a tokenizer's settings: got a model's")
         if not issubclass(cls, PreTrainedTokenizerBase) or config.is_file():
             for name, value in _read_json(config).items():
                 if "layers" in name and isinstance(value, int) and value > 10_000:  # which would be made one by one
