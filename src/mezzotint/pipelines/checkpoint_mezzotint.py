@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import numbers
 import re
 import reprlib
 import shutil
@@ -64,12 +65,16 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
         """The tensors by name of a folder, a Hub repository, a safetensors file or a dict, and with
         `return_lora_metadata` the adapters' settings where there are any. `kwargs` (`weight_name`, `subfolder`,
         `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, `proxies`) say where it is."""
+        source, name = pretrained_model_name_or_path_or_dict, kwargs.get("weight_name")
+        for file in (name, source if isinstance(source, (str, PathLike)) and Path(source).is_file() else None):
+            if file is not None and not str(file).endswith(".safetensors"):
+                raise ValueError(f"a LoRA is read from a .safetensors file, nothing that is pickled: got {str(file)!r}")
         names = (
             "weight_name", "subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only",
             "proxies",
         )  # fmt: skip
         state_dict, metadata = _fetch_state_dict(
-            pretrained_model_name_or_path_or_dict,
+            source,
             use_safetensors=True,
             allow_pickle=False,
             user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
@@ -158,6 +163,28 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
         kwargs["safe_serialization"] = True  # nothing is pickled
         cls._save_lora_weights(save_directory, layers, {name: metadata[name] for name in layers}, **kwargs)
 
+    def set_adapters(
+        self, adapter_names: list[str] | str, adapter_weights: float | dict | list[float] | list[dict] | None = None
+    ) -> None:
+        """Make these adapters the active ones, and no others.
+
+        Args:
+            adapter_names (`str` or list of `str`): which.
+            adapter_weights (`float`, `dict` or a list with one of them for each adapter, *optional*): what each one
+                counts, 1 by default; a `dict` says it of `"unet"` and `"text_encoder"`.
+
+        Raises:
+            ValueError: for weights of single blocks, which are not supported, and for a name that is not in use.
+        """
+        for weights in adapter_weights if isinstance(adapter_weights, list) else [adapter_weights]:
+            for weight in weights.values() if isinstance(weights, dict) else [weights]:
+                if not (weight is None or isinstance(weight, numbers.Real)):
+                    raise ValueError(
+                        "adapter_weights must be a number for an adapter, or a number for each of its components, as "
+                        f"{{'unet': 0.5, 'text_encoder': 1.0}}: got {reprlib.repr(weights)}"
+                    )
+        super().set_adapters(adapter_names, adapter_weights)
+
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
         """Add the active adapters to the weights of `components`, by default of both. With `unload_lora_weights` after
         it the pipeline is a plain one."""
@@ -245,12 +272,19 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             kwargs["_name_or_path"] = str(Path(source).absolute()) if Path(source).is_dir() else source
         super().register_to_config(**kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # diffusers' index of components would go on saying that there is none here, and leave out what was assigned
+        if value is not None and vars(self).get("_internal_dict", {}).get(name) in ((None, None), [None, None]):
+            self.register_modules(**{name: value})
+
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
-        # diffusers moves a component along only if its exact type is annotated
-        for name in ("unet", "text_encoder", "guider", "guidance_unet", "classifier"):
-            if getattr(pipeline, name, None) is not None:
-                kwargs.setdefault(name, getattr(pipeline, name))
+        # diffusers moves a component along only if its exact type is annotated, and asks for those that `pipeline`
+        # does not know, be they optional here
+        for name in cls._get_signature_types():
+            if name in cls._optional_components or getattr(pipeline, name, None) is not None:
+                kwargs.setdefault(name, getattr(pipeline, name, None))
         return super().from_pipe(pipeline, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
