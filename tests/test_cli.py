@@ -1,7 +1,9 @@
 """The `mezzotint` command: it names the programs, hands on to them and loads nothing heavy before that."""
 
+import argparse
 import importlib
 import importlib.metadata
+import re
 import runpy
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from dataclasses import fields
 import pytest
 
 from mezzotint_training import cli, sample
+from mezzotint_training.config.arguments import Parser
 from mezzotint_training.config.settings import TrainConfig
 
 
@@ -107,6 +110,35 @@ def test_arguments_that_a_program_does_not_take_are_one_line(capsys, name, argv,
     assert cli.main([name, *NEEDED[name], *argv]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"mezzotint: {words}") and err.count("\n") == 1 and len(err) < 500
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_help_says_of_every_argument_what_it_is(monkeypatch, name):
+    """In words that stand alone: with a subject, and with no "(default: None)" but where settings are listed."""
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda self: parsers.append(self))
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    (parser,) = parsers
+    for action in parser._actions:
+        words = action.help or ""
+        assert re.match(r"(?!(of|its|for|by|at|that|likewise|as)\b)\S+ \S", words), f"{action.dest}: {words!r}"
+
+
+def test_help_shows_defaults():
+    parser = Parser("tidy", "Tidy up.\n\n  as it is", add_help=False)
+    parser.number("seed", int, default=0, help="seed of all")
+    parser.number("steps", int, nargs="+", default=[4, 5], help="numbers of steps")
+    parser.add_argument("--share", default="5 %", help="share of all")
+    parser.add_argument("--output", help="file to write")
+    parser.add_argument("--prompt", default="", help="text; by default none")
+    text = parser.format_help()
+    assert "\n\n  as it is\n" in text
+    for line in (
+        "seed of all (default: 0)\n", "numbers of steps (default: 4 5)\n", "share of all (default: 5 %)\n",
+        "file to write\n", "text; by default none\n",
+    ):  # fmt: skip
+        assert f" {line}" in text, line
 
 
 @pytest.mark.parametrize("name", [name for name in NEEDED if name != "train"])

@@ -6,11 +6,11 @@ import sys
 
 COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
-    "train-classifier": "train a classifier of noisy pictures, to steer a saved pipeline by",
+    "train-classifier": "train a classifier of noisy pictures, which steers a saved pipeline",
     "sample": "draw pictures with a trained pipeline",
     "fit-scheduler": "fit a trained pipeline's scheduler to its network: few steps that end where many would",
     "evaluate": "measure what a trained pipeline draws, against real pictures",
-    "ema": "make the pipeline of another average of a run's weights",
+    "ema": "make a pipeline from another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",
 }
 

@@ -1,11 +1,12 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Make the pipeline of another average of a run's weights, after the run.
+"""Make a pipeline from another average of a run's weights, after the run.
 
 mezzotint ema runs/mine --length 0.07 --output runs/mine-0.07
 
-The run must have kept snapshots (--posthoc_ema_steps; see `averages.py`). The length is the standard deviation of the
-average's profile over the steps, as a share of the run: short ones follow the last weights, long ones are smoother. The
-best differs from run to run and with guidance; the paper's were 0.015 to 0.135 (arXiv 2312.02696, Table 6).
+The run must have kept snapshots (--posthoc_ema_steps; see `learning/averages.py`). The length is the standard deviation
+of the average's profile over the steps, as a share of the run: short averages follow the last weights, long ones are
+smoother. The best length differs from run to run and with guidance; the paper's were 0.015 to 0.135 (arXiv 2312.02696,
+Table 6).
 """
 
 import os
@@ -31,8 +32,8 @@ TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("ema", __doc__)
     parser.add_argument("run_dir", type=text, help="a finished run's output_dir")
-    parser.number("length", float, required=True, help=f"above 0 and below {LONGEST:.4f}")
-    parser.number("step", int, help="the average as of this snapshot (default: the last)")
+    parser.number("length", float, required=True, help=f"length of the average, above 0 and below {LONGEST:.4f}")
+    parser.number("step", int, help="snapshot at which the average ends; by default the last")
     parser.add_argument("--output", type=text, required=True, help="the folder to write, new or empty")
 
     def program() -> None:

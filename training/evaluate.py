@@ -7,17 +7,20 @@ pictures come to beside it.
 
 With --card the figures go into the checkpoint's folder, and its model card is written anew with them.
 
-Drawn are pictures for captions of training pictures. Kernel distance (KID), Fréchet distance, sliced-Wasserstein
-distance, precision and recall, on each kind of --features, are those to held-out pictures; beside each, the floor: that
-of the training pictures themselves, which perfect ones could stand for. Prompt accuracy: how often a classifier of the
-training split (where there are labels) reads what was asked for, or how often a two-tower model of it picks a picture's
-own caption among several, for captions that were trained on and for held-out ones that were not; beside it, the same of
-the held-out pictures. Copy rate: how many pictures are suspiciously nearer to one training picture than to any other;
-beside it, how many held-out ones are, --copy_alarms by design: what is drawn is copied as far as it exceeds that. (In
-pixels a copy that is shifted passes for new, as does one of a picture that has near relatives in the set.) And the
-denoising loss of held-out pictures.
+The pictures are drawn for captions of training pictures. The figures:
 
-The networks that judge are never used for fitting anything (`features.py`). Everything is a function of --seed.
+- Kernel distance (KID), Fréchet distance, sliced-Wasserstein distance, precision and recall, on each kind of
+  --features, between drawn and held-out pictures. Beside each stands the floor: the same figure of training pictures,
+  which perfect drawings would reach.
+- Prompt accuracy: how often a classifier of the training split (where there are labels) reads what was asked for, or
+  how often a two-tower model of it picks a picture's own caption among several; for captions that were trained on, and
+  for held-out ones that were not. Beside it stands the same figure of held-out pictures.
+- Copy rate: the share of pictures that are suspiciously nearer to one training picture than to any other. Beside it
+  stands that of held-out pictures, --copy_alarms by design: what exceeds it is copied. (In pixels, a copy passes for
+  new if it is shifted, or if its picture has near relatives in the set.)
+- The denoising loss of held-out pictures.
+
+The networks that judge are never used for fitting anything. Everything is a function of --seed.
 """
 
 import argparse
@@ -46,7 +49,7 @@ from mezzotint_training.config.arguments import (
     writable_folder,
 )
 from mezzotint_training.config.errors import UserError, exit_code, one_line
-from mezzotint_training.config.settings import TrainConfig, checked, read_recipe
+from mezzotint_training.config.settings import HELP, TrainConfig, checked, read_recipe
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.lint import column
 from mezzotint_training.data.rows import held_out, load_splits
@@ -108,36 +111,38 @@ class Real:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("evaluate", __doc__)
-    parser.add_argument("checkpoint", type=text, help="a folder or a Hub name")
+    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
     for name in DATA:
-        only = " if that is digits: another set is read if you name it" if name in PLACES else ""
-        parser.add_argument(f"--{name}", type=text, help=f"(default: the checkpoint's recipe's{only})")
-    parser.add_argument("--split", type=text, help="of held-out pictures (default: test, else what the run held out)")
-    parser.add_argument("--label_column", type=text, help="of classes (default: label, where there is one)")
+        only = ", if that names digits; any other set must be named here" if name in PLACES else ""
+        help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
+        parser.add_argument(f"--{name}", type=text, help=help)
+    parser.add_argument("--split", type=text,
+                        help="split of the held-out pictures; by default test, else what the run held out")  # fmt: skip
+    parser.add_argument("--label_column", type=text, help="column of the classes; by default label, if there is one")
     many = at_most(10**6)
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
-    parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
+    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="weight of the guidance; 1 turns it off")
     parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
                         "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
                         "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "
                         "random, and classifier for a set with labels, else two-tower)")  # fmt: skip
     parser.number("judge_steps", int, at_least(1), many, default=1000,
-                  help="of training the latter (default: %(default)s)")  # fmt: skip
+                  help="updates for which the classifier or the two-tower model is trained")  # fmt: skip
     parser.number("choices", int, at_least(2), many, default=32,
-                  help="captions that the two-tower model picks from, at most")  # fmt: skip
-    parser.add_argument("--copy_features", default="pixels", metavar="KIND", help="pixels, or one of --features")
+                  help="most captions that the two-tower model picks from")  # fmt: skip
+    parser.add_argument("--copy_features", default="pixels", metavar="KIND",
+                        help="what copies are looked for in: pixels, or one of --features")  # fmt: skip
     parser.number("copy_alarms", float, Rule("between 0 and 1", lambda x: 0 < x < 1), default=0.05,
-                  help="share of real pictures to be taken for copies (default: %(default)s)")  # fmt: skip
-    parser.number(
-        "batch_size", int, at_least(1), at_most(65_536), default=128, help="of drawing (default: %(default)s)"
-    )
-    parser.number("seed", int, at_least(0), at_most(10**12), default=0)  # pictures are a million apart
-    parser.add_argument("--output", type=text, help="a JSON file for all of it")
-    parser.add_argument("--card", action="store_true", help="write it into the checkpoint's folder, evaluation.json, "
-                        "and into its model card")  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+                  help="share of real pictures that may be taken for copies")  # fmt: skip
+    parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
+    parser.number("seed", int, at_least(0), at_most(10**12), default=0,  # pictures are a million apart
+                  help="seed of the drawings, of the choice of pictures and of what is trained to judge")  # fmt: skip
+    parser.add_argument("--output", type=text, help="a JSON file to write all figures to")
+    parser.add_argument("--card", action="store_true", help="write the figures into the checkpoint's folder, as "
+                        "evaluation.json, and into its model card")  # fmt: skip
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to draw on")
 
     def program() -> None:
         args = parser.parse_args(argv)

@@ -4,7 +4,8 @@
 mezzotint fit-scheduler runs/digits --steps 4 5 6 8 10
 
 Each table that is better than the default and than the stock solvers, on noises that it was not fitted on, is written
-into the checkpoint at once; the same command run again goes on with those that are left. `fitting.py` has the method.
+into the checkpoint at once; the same command run again goes on with those that are left. The method is in
+`few_steps/fitting.py`.
 """
 
 import argparse
@@ -78,23 +79,27 @@ class PipelineNetwork:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("fit-scheduler", __doc__)
-    parser.add_argument("checkpoint", type=text, help="a folder, or a Hub name with --output_dir")
+    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder, or a Hub name with --output_dir")
     steps = (Rule("at least 2, one step has nothing to fit", lambda x: x >= 2), at_most(100))
-    parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10], help="(default: 4 5 6 8 10)")
-    parser.number("guidance_scale", float, *GUIDANCE, nargs="+", help="1 is off (default: the recipe's, else 2)")
-    parser.add_argument("--prompts", nargs="+", help="(default: the recipe's validation_prompts)")
+    parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10],
+                  help="numbers of sampling steps, each of which gets a table")  # fmt: skip
+    parser.number("guidance_scale", float, *GUIDANCE, nargs="+",
+                  help="guidance scales to fit at, 1 being off; by default the recipe's, else 2")  # fmt: skip
+    parser.add_argument("--prompts", nargs="+", help="prompts to fit on; by default the recipe's validation_prompts")
     trajectories = (at_least(2), at_most(100_000))
-    parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, as many again to judge on")
-    parser.number("teacher_steps", int, *COUNT, default=100, help="of each trajectory (default: %(default)s)")
-    parser.add_argument("--stock", choices=["common", "all"], default="common", help="solvers that it must beat")
-    parser.number("starts", int, *COUNT, help="solvers to start from (default: 36 / steps, at least 4)")
-    parser.number("history", int, *COUNT, help="predictions a step reads (default: all up to 10 steps, else 4)")
+    parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, and as many to judge on")
+    parser.number("teacher_steps", int, *COUNT, default=100, help="steps of each trajectory that is followed")
+    parser.add_argument("--stock", choices=["common", "all"], default="common",
+                        help="solvers of diffusers that a table must beat")  # fmt: skip
+    parser.number("starts", int, *COUNT, help="number of solvers to start from; by default 36 / steps, at least 4")
+    parser.number("history", int, *COUNT,
+                  help="earlier predictions that a step reads; by default all up to 10 steps, else 4")  # fmt: skip
     parser.add_argument("--refit", action="store_true", help="fit anew what the checkpoint has a table for")
     parser.add_argument(
         "--output_dir", type=text, help="write a copy of the pipeline there, and leave the checkpoint as it is"
     )
-    parser.number("seed", int, *SEED, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.number("seed", int, *SEED, default=0, help="seed of the trajectories' noises")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to fit on")
 
     def program() -> None:
         args = parser.parse_args(argv)

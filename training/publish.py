@@ -3,7 +3,8 @@
 
 mezzotint publish runs/digits --hub_model_id user/digits
 
-Nothing goes up before the Hub would take it and what goes up has drawn a picture here. The folder is only read.
+Before anything is uploaded, the Hub is asked whether it would take it, and the pipeline draws a picture from the very
+files that go up. The folder is only read.
 """
 
 import argparse
@@ -24,15 +25,16 @@ from mezzotint_training.networks.saved import load_pipeline
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("publish", __doc__)
     parser.add_argument("folder", type=text, help="a finished run's output_dir")
-    parser.add_argument("--hub_model_id", type=text, required=True, help="user/name")
-    parser.add_argument("--hub_private_repo", action="store_true", help="the repository must be private")
+    parser.add_argument("--hub_model_id", type=text, required=True, help="user/name of the repository to upload to")
+    parser.add_argument("--hub_private_repo", action="store_true", help="upload to a private repository only")
     parser.add_argument(
-        "--replace_card", action="store_true", help="replace a card there that was written or edited by hand"
+        "--replace_card", action="store_true", help="replace a card on the Hub that somebody wrote or edited by hand"
     )
     parser.add_argument(
-        "--pretrained_model_name_or_path", help="the pipeline that adapters are of (default: the recipe's)"
+        "--pretrained_model_name_or_path",
+        help="the pipeline that adapters were trained for; by default the one that their recipe names",
     )
-    parser.add_argument("--prompt", default="", help="of the picture to compare")
+    parser.add_argument("--prompt", default="", help="prompt of the picture that is compared; by default none")
     return exit_code(lambda: publish(parser.parse_args(argv)))
 
 

@@ -31,25 +31,27 @@ from mezzotint_training.networks.saved import load_pipeline
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("sample", __doc__)
-    parser.add_argument("checkpoint", type=text, help="a folder or a Hub name")
-    parser.add_argument("prompt", nargs="+", help="one or more; a row of pictures each")
-    parser.add_argument("--output", default="sample.png", help="the picture to write (default: %(default)s)")
-    parser.number("num_images_per_prompt", int, at_least(1), at_most(1000), default=1)
-    parser.number("num_inference_steps", int, *COUNT, default=20)
-    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="1 is off (default: %(default)s)")
+    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
+    parser.add_argument("prompt", nargs="+", help="one or more texts, each of which becomes a row of pictures")
+    parser.add_argument("--output", default="sample.png", help="the picture file to write")
+    parser.number(
+        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
+    )
+    parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
+    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="weight of the guidance; 1 turns it off")
     parser.number(
         "guidance_interval",
         float,
         at_least(0),
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="noise levels that are guided, in sigma",
+        help="noise levels that are guided, in sigma; by default all",
     )
-    parser.add_argument("--negative_prompt")
-    parser.number("height", int, *SIDE)
-    parser.number("width", int, *SIDE)
-    parser.number("seed", int, *SEED, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--negative_prompt", help="a text to guide away from; by default the empty text")
+    parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
+    parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
+    parser.number("seed", int, *SEED, default=0, help="seed of the starting noise")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to draw on")
     return exit_code(lambda: sample(parser.parse_args(argv)))
 
 

@@ -5,9 +5,9 @@
     accelerate launch training/train.py --recipe emoji-32 --train_data_dir path/to/emoji-32 --plan
     accelerate launch training/train.py --pretrained_model_name_or_path runs/digits --train_data_dir pictures/
 
-One plain loop, from a batch of pictures to a published pipeline. Settings are in `config.py`, data in `sources.py`,
-models in `components.py` and `text.py`, the loss in `objective.py`, the state on disk in `checkpoint.py`, what is
-printed and logged in `report.py`.
+One plain loop, from a batch of pictures to a published pipeline. Settings are in `config/settings.py`, data in
+`data/source.py`, models in `networks/`, the loss in `learning/objective.py`, the state on disk in
+`engine/checkpoint.py`, what is printed and logged in `engine/report.py`.
 
 Exit codes: 0 finished, 2 bad input, 3 the run cannot go on (no finite gradients, a full disk), 75 stopped by a signal
 (SIGTERM, SIGINT) after writing a checkpoint, or by SIGTERM before the first step or after the last. In the last two

@@ -4,8 +4,8 @@
     mezzotint train-classifier --pipeline runs/digits --dataset_name digits --validation_split test
     accelerate launch training/train_classifier.py --pipeline runs/mine --train_data_dir pictures/ --label_column kind
 
-Scheduler, scale and size of the data are the pipeline's, so that the classifier sees the noise that the pipeline makes.
-`output_dir` becomes that pipeline with a `classifier`. A run takes minutes, and one that was stopped starts anew.
+Scheduler, data scale and picture size are the pipeline's, so that the classifier sees the noise that it makes.
+`output_dir` becomes that pipeline with a `classifier`. A run takes minutes; one that was stopped starts anew.
 """
 
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
@@ -58,13 +58,15 @@ DEFAULTS = {"max_train_steps": 500, "adam_weight_decay": 0.05, "logging_steps": 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("train-classifier", __doc__)
-    parser.add_argument("--pipeline", type=text, required=True, help="the one to be steered: a folder or a Hub name")
     parser.add_argument(
-        "--label_column", type=text, default="label", help="of classes by number or name (default: %(default)s)"
+        "--pipeline", type=text, required=True, help="the pipeline to be steered: a folder or a Hub name"
     )
-    parser.add_argument("--classifier", default="{}", help="arguments of MezzotintClassifier, as YAML, that are not to "
-                        "be those of the pipeline's U-Net")  # fmt: skip
-    parser.add_argument("--only_classifier", action="store_true", help="write it alone, without the pipeline")
+    parser.add_argument(
+        "--label_column", type=text, default="label", help="column of the classes, by number or by name"
+    )
+    parser.add_argument("--classifier", default="{}", help="arguments of MezzotintClassifier that differ from those of "
+                        "the pipeline's U-Net, as YAML; by default none")  # fmt: skip
+    parser.add_argument("--only_classifier", action="store_true", help="write the classifier without the pipeline")
     for f in fields(TrainConfig):
         if f.name in SETTINGS:
             kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"metavar": ""}

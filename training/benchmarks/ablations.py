@@ -30,6 +30,7 @@ import torch.nn.functional as F
 
 from mezzotint_training import train as program
 from mezzotint_training.benchmarks.quality import SCALES, Judge, prepare, ratio, run, update_seconds
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.learning.objective import denoising_loss
@@ -170,20 +171,23 @@ CONTEXTS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scale", choices=list(SCALES))
-    parser.add_argument("--data", help="the set's folder; the digits need none")
-    parser.add_argument("--updates", type=int, default=500, help="of the base; a change that costs more gets fewer")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--changes", nargs="+", default=list(CHANGES), metavar="CHANGE", help=", ".join(CHANGES))
-    parser.add_argument("--also", type=json.loads, default={}, help="JSON: more changes, as names of settings")
-    parser.add_argument("--base", type=json.loads, default={}, help="JSON: settings that all runs have besides")
-    parser.add_argument("--count", type=int, default=512, help="pictures drawn for a verdict")
-    parser.add_argument("--sampling_steps", type=int, default=12)
-    parser.add_argument("--judge_steps", type=int, default=400)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each")
-    parser.add_argument("--results", help="a file of JSON lines, for figures that are there and that come")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("scale", choices=list(SCALES), help="the set and the sizes to train at")
+    parser.add_argument("--data", help="folder of the set; digits need none")
+    parser.add_argument(
+        "--updates", type=int, default=500, help="updates of the base; a change that costs more gets fewer"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each change")
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), metavar="CHANGE",
+                        help=f"changes to try, by default all: {', '.join(CHANGES)}")  # fmt: skip
+    parser.add_argument("--also", type=json.loads, default={}, help="more changes, as JSON: name to settings")
+    parser.add_argument("--base", type=json.loads, default={}, help="settings that all runs have besides, as JSON")
+    parser.add_argument("--count", type=int, default=512, help="pictures drawn for each verdict")
+    parser.add_argument("--sampling_steps", type=int, default=12, help="steps in which they are drawn")
+    parser.add_argument("--judge_steps", type=int, default=400, help="updates of the classifier that judges")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--results", help="a file of JSON lines that keeps the figures; what is in it is not run again")
     args = parser.parse_args(argv)
     for name in args.changes:
         if name not in CHANGES:

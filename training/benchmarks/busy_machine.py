@@ -57,10 +57,22 @@ def measure(seconds: float) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2, 4], help="programs beside it")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1], help="of the run")
-    parser.add_argument("--seconds", type=float, default=6, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument(
+        "--busy",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 4],
+        help="numbers of busy programs beside it (default: 0 1 2 4)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[1, os.cpu_count() or 1],
+        help="numbers of threads of the run (default: one, and a core each)",
+    )
+    parser.add_argument("--seconds", type=float, default=6, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind (default: %(default)s)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:

@@ -44,6 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mezzotint import MezzotintUNetModel
 from mezzotint.models.unet_mezzotint import MezzotintResidualBlock, MezzotintTransformerLayer
 from mezzotint_training.benchmarks.train_speed import DTYPES, UTILISATION, peak_flops, settings
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.sizes import SIZES
 from mezzotint_training.engine.report import peak_memory
@@ -333,28 +334,39 @@ def exponents(name: str, cells: list[Cell], over: Callable[[Cell], float], batch
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE")
-    parser.add_argument("--resolutions", nargs="*", type=int, default=[16, 32, 64, 128], help="none: levels alone")
-    parser.add_argument("--shape_of", type=int, default=32, help="pixels whose derived shape is taken through all")
-    parser.add_argument("--level_of", type=int, default=64, help="pixels whose derived widths the level tables have")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE",
+                        help="sizes of --size")  # fmt: skip
+    parser.add_argument(
+        "--resolutions", nargs="*", type=int, default=[16, 32, 64, 128], help="pixels a side; none: levels alone"
+    )
+    parser.add_argument("--shape_of", type=int, default=32, help="resolution whose derived shape is used at all others")
+    parser.add_argument(
+        "--level_of", type=int, default=64, help="resolution whose derived widths the table of levels has"
+    )
     parser.add_argument(
         "--sides",
         nargs="*",
         type=int,
         default=[8, 16, 32, 64, 96, 128],
-        help="of a level, in positions; none: no levels",
+        help="sides of a level in positions; none: no table of levels",
     )
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=77, help="of the text")
-    parser.add_argument("--steps", type=int, default=7, help="timed of a cell, or fewer where they take longer than")
-    parser.add_argument("--limit", type=float, default=60, help="seconds; where one step would, a cell is counted only")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--mixed_precision", choices=list(DTYPES), default="no")
+    parser.add_argument("--batch", type=int, default=4, help="pictures in a batch")
+    parser.add_argument("--tokens", type=int, default=77, help="tokens of each text")
     parser.add_argument(
-        "--cpu_time", action="store_true", help="of the processor, not the clock's: where other programs run too"
+        "--steps", type=int, default=7, help="timed steps of a cell; fewer where they take longer than --limit"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--limit", type=float, default=60, help="most seconds a cell; where one step takes longer, it is computed only"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--mixed_precision", choices=list(DTYPES), default="no", help="precision of the arithmetic")
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="take the processor's time, not the clock's: where other programs run too",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to use")
     args = parser.parse_args(argv)
 
     torch.set_num_threads(args.threads)

@@ -19,6 +19,7 @@ import torch
 from sklearn.svm import SVC
 
 from mezzotint import MezzotintPipeline
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.data.rows import DIGIT_NAMES, digits
 from mezzotint_training.metrics.distances import share
 
@@ -32,17 +33,21 @@ def reader() -> tuple[SVC, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("checkpoint", help="a pipeline trained on digits: a folder or a Hub name")
-    parser.add_argument("--count", type=int, default=1000, help="pictures, a tenth for each digit")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--schedulers", nargs="+", default=[], help="stock ones to draw with, in place of its own")
-    parser.add_argument("--classifier_scale", type=float, nargs="+", default=[0.0], help="of a pipeline with a "
-                        "classifier that knows the digits: weights of its gradient, each measured in turn")  # fmt: skip
-    parser.add_argument("--guidance_interval", type=float, nargs=2, help="noise levels to guide within")
-    parser.add_argument("--prompt", default="a handwritten {}", help="{} stands for the digit's name; empty is no text")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000, help="pictures to draw, a tenth for each digit")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="weight of the guidance; 1 turns it off")
+    parser.add_argument("--schedulers", nargs="+", default=[],
+                        help="schedulers of diffusers to draw with instead of the checkpoint's own")  # fmt: skip
+    parser.add_argument("--classifier_scale", type=float, nargs="+", default=[0.0], help="weights of the "
+                        "gradient of the pipeline's classifier of digits, each measured in turn")  # fmt: skip
+    parser.add_argument("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                        help="noise levels that are guided, in sigma; by default all")  # fmt: skip
+    parser.add_argument(
+        "--prompt", default="a handwritten {}", help="the prompt, {} being the digit's name; empty is no text"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise")
     args = parser.parse_args(argv)
 
     pipe = MezzotintPipeline.from_pretrained(args.checkpoint)

@@ -38,6 +38,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint_training.benchmarks.distances import Judge, Measured
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.few_steps.fitting import fit, solve
 from mezzotint_training.few_steps.stock_solvers import Setting, common_settings, sample, settings, solvers_at
 from mezzotint_training.fit_scheduler import outcome
@@ -286,23 +287,32 @@ def ratio(row: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", help="gmm, empirical, empirical:FOLDER, or pipelines")
-    parser.add_argument("--evaluations", nargs="+", type=int, default=[3, 4, 5, 6, 8, 10, 15, 20])
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--noises", type=int, default=256, help="40 or more")
-    parser.add_argument("--stock", choices=("all", "common"), default="all")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("sources", nargs="+", help="what is denoised: gmm, empirical, empirical:FOLDER, or pipelines")
+    parser.add_argument("--evaluations", nargs="+", type=int, default=[3, 4, 5, 6, 8, 10, 15, 20],
+                        help="numbers of evaluations to compare at")  # fmt: skip
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="weight of the guidance; 1 turns it off")
+    parser.add_argument("--noises", type=int, default=256, help="starting noises, 40 or more")
+    parser.add_argument(
+        "--stock", choices=("all", "common"), default="all", help="solvers of diffusers to compare with"
+    )
     parser.add_argument("--screen", type=int, default=48, help="noises on which every setting is tried first")
-    parser.add_argument("--keep", type=int, default=20, help="settings of each metric that go on to all noises")
-    parser.add_argument("--fit", action="store_true", help="fit a table to each count first, of each source")
-    parser.add_argument("--fit_noises", type=int, default=40, help="with --fit")
-    parser.add_argument("--prompts", help="a text file, a prompt a line (default: the recipe's validation_prompts)")
-    parser.add_argument("--real", help="'digits' or a folder of parquet files (default: the recipe's)")
-    parser.add_argument("--bandwidth", type=float, default=0.1, help="of empirical, in units of the data")
-    parser.add_argument("--reference_steps", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--output", help="a JSON file for everything that was measured")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--keep", type=int, default=20, help="settings, best by each figure, that go on to all noises")
+    parser.add_argument(
+        "--fit", action="store_true", help="fit a table for each number of evaluations first, of each source"
+    )
+    parser.add_argument("--fit_noises", type=int, default=40, help="noises to fit on, with --fit")
+    parser.add_argument(
+        "--prompts", help="a text file with a prompt in each line; by default the recipe's validation_prompts"
+    )
+    parser.add_argument("--real", help="real pictures: 'digits' or a folder of parquet files; by default the recipe's")
+    parser.add_argument("--bandwidth", type=float, default=0.1, help="blur of empirical, in units of the data")
+    parser.add_argument(
+        "--reference_steps", type=int, default=512, help="steps of the solution that errors are measured to"
+    )
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the noises")
+    parser.add_argument("--output", help="a JSON file to write all figures to")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to use")
     args = parser.parse_args(argv)
     args.evaluations = sorted(set(args.evaluations))
     if min(args.noises, args.screen) < 40:

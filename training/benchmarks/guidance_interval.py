@@ -24,6 +24,7 @@ import torch
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.benchmarks.digits_accuracy import reader
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.data.rows import DIGIT_NAMES, digits
 from mezzotint_training.metrics.distances import frechet_distance, gaussian, interval, jackknife, share
 from mezzotint_training.metrics.features import RandomFeatures
@@ -110,21 +111,21 @@ class Measure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("checkpoint", help="a pipeline trained on digits: a folder or a Hub name")
-    parser.add_argument("--scales", nargs="+", type=float, default=[1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.5, 2.0, 3.0, 5.0], help="guidance scales to try")
     parser.add_argument(
         "--intervals",
         nargs="+",
         default=["0.2,2", "0.5,2", "0.5,5", "1,10", "2,20"],
         metavar="LOW,HIGH",
-        help="in sigma",
+        help="intervals of noise levels to try, in sigma",
     )
-    parser.add_argument("--count", type=int, default=400, help="pictures of a setting, a tenth for each digit")
-    parser.add_argument("--fresh", type=int, default=1000, help="pictures of those that are compared in the end")
-    parser.add_argument("--num_inference_steps", type=int, default=10)
-    parser.add_argument("--prompt", default="a handwritten {}", help="{} stands for the digit's name")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=400, help="pictures of each setting, a tenth for each digit")
+    parser.add_argument("--fresh", type=int, default=1000, help="pictures of each setting that is compared in the end")
+    parser.add_argument("--num_inference_steps", type=int, default=10, help="sampling steps")
+    parser.add_argument("--prompt", default="a handwritten {}", help="the prompt, {} being the digit's name")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise")
     args = parser.parse_args(argv)
 
     pipe = MezzotintPipeline.from_pretrained(args.checkpoint)

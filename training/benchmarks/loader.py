@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.batches import KeyedBatches
 from mezzotint_training.data.dataset import CaptionedImages, collate
@@ -100,16 +101,22 @@ def rate(config: TrainConfig, side: int, seconds: float) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 4], help="sizes of the sets")
-    parser.add_argument("--side", type=int, default=128, help="of the pictures on disk, in pixels")
-    parser.add_argument("--kind", choices=["PNG", "JPEG"], default="PNG", help="of the pictures on disk")
-    parser.add_argument("--resolution", type=int, default=64, help="that they are loaded at")
-    parser.add_argument("--shuffle_buffer_size", type=int, default=2000)
-    parser.add_argument("--train_batch_size", type=int, default=64)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4], help="map-style; threads of a stream")
-    parser.add_argument("--seconds", type=float, default=10, help="of one round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 4], help="sizes of the sets in GiB")
+    parser.add_argument("--side", type=int, default=128, help="side of the pictures on disk, in pixels")
+    parser.add_argument("--kind", choices=["PNG", "JPEG"], default="PNG", help="format of the pictures on disk")
+    parser.add_argument("--resolution", type=int, default=64, help="side in pixels that they are brought to")
+    parser.add_argument("--shuffle_buffer_size", type=int, default=2000, help="rows that are shuffled among themselves")
+    parser.add_argument("--train_batch_size", type=int, default=64, help="pictures in a batch")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 4],
+        help="numbers of worker processes; for a stream, of threads",
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="seconds of each round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each number of workers")
     args = parser.parse_args(argv)
 
     fresh = multiprocessing.get_context("spawn")

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from mezzotint import MezzotintUNetModel
 from mezzotint_training.benchmarks.sampling_overhead import Timed, now, samplers
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import CannotGoOn, exit_code
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
@@ -48,30 +49,32 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    common.add_argument("--output", help="a file of JSON lines, appended to")
+    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to use")
+    common.add_argument("--output", help="a file of JSON lines to append to")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("draw", parents=[common], help="draw with a pipeline as it may be set up")
-    one.add_argument("checkpoint")
-    one.add_argument("--how", choices=list(HOW), required=True)
+    one = verbs.add_parser(
+        "draw", parents=[common], help="draw with a pipeline that is set up in another way, and compare"
+    )
+    one.add_argument("checkpoint", help="a trained pipeline: a folder or a Hub name")
+    one.add_argument("--how", choices=list(HOW), required=True, help="how the pipeline is set up")
     one = verbs.add_parser(
         "again",
         parents=[common],
         help="train a finished run again, by train.py's flags after --, and compare every weight",
     )
     one.add_argument("like", help="the folder of the finished run")
-    one.add_argument("--work", required=True, help="a new folder for the other one")
-    one.add_argument("--kill", action="store_true", help="by SIGKILL at its first checkpoint, and resume it")
-    one = verbs.add_parser("sampling", parents=[common], help="pictures a second beside stock pipelines")
-    one.add_argument("--size", default="small", choices=list(SIZES), help="of the network (default: %(default)s)")
-    one.add_argument("--resolution", type=int, default=64)
-    one.add_argument("--batches", type=int, nargs="+", default=[1, 64])
-    one.add_argument("--steps", type=int, default=20)
-    one.add_argument("--turns", type=int, default=5, help="of each call, after two of warming up")
-    one.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
-    one.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    one.add_argument("--work", required=True, help="a new folder for the second run")
+    one.add_argument("--kill", action="store_true", help="kill it by SIGKILL at its first checkpoint, and resume it")
+    one = verbs.add_parser("sampling", parents=[common], help="measure pictures a second beside stock pipelines")
+    one.add_argument("--size", default="small", choices=list(SIZES), help="size of the network")
+    one.add_argument("--resolution", type=int, default=64, help="side of the pictures in pixels")
+    one.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="pictures in each call")
+    one.add_argument("--steps", type=int, default=20, help="sampling steps")
+    one.add_argument("--turns", type=int, default=5, help="turns of each call, after two of warming up")
+    one.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="number format of weights and pictures")
+    one.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="ways to run the network")
     # argparse's versions differ in what they make of -- after a verb
     words = sys.argv[1:] if argv is None else argv
     end = words.index("--") if "--" in words else len(words)

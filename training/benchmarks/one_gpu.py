@@ -39,6 +39,7 @@ from typing import Any
 
 import torch
 
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import BAD_INPUT, CANNOT_GO_ON, UserError, exit_code
 from mezzotint_training.networks.saved import find_device
 
@@ -279,11 +280,13 @@ def pictures(data: Path, work: Path, device: str, seconds: float) -> Part:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", required=True, help="a folder of captioned pictures, as --train_data_dir of train.py")
-    parser.add_argument("--minutes", type=float, default=15, help="for all of it (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=15, help="minutes for all parts together")
     parser.add_argument("--out", required=True, help="a folder for one_gpu.json and pictures.png")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="the CPU tries it all in small")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="device to measure; on the CPU all parts run in small"
+    )
     args = parser.parse_args(argv)
     return exit_code(lambda: one_gpu(args))
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mezzotint_training.config.arguments import Help
+
 SETTINGS = {
     "digits": ["--recipe", "digits"],
     "digits, batches of 256": ["--recipe", "digits", "--train_batch_size", "256"],
@@ -86,9 +88,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, more = argv[:cut], argv[cut + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--steps", type=int, default=100, help="updates of each run")
-    parser.add_argument("--only", nargs="+", default=[""], help="settings whose names begin so")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="names, or their beginnings, of the settings to try; by default all"
+    )
     args = parser.parse_args(argv)
 
     print("| setting | figure | predicted | measured | ratio |\n|---|---|--:|--:|--:|", flush=True)

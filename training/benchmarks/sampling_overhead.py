@@ -29,6 +29,7 @@ from diffusers.utils import logging
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.benchmarks.train_speed import median_interval
+from mezzotint_training.config.arguments import Help
 
 PEERS = {"DPM-Solver++(2M)": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
 
@@ -129,17 +130,21 @@ def row(found: dict[str, list[float]], *cells: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="whose network to use; by default a small one with random weights")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument(
-        "--cpu_time", action="store_true", help="of one thread, not the clock's: where other programs are running too"
+        "--checkpoint", help="pipeline whose network is used; by default a small one with random weights"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64], help="pictures in each call")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="weight of the guidance; 1 turns it off")
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of calls")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="take the time of one processor thread, not the clock's: where other programs run too",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to use")
     args = parser.parse_args(argv)
 
     if args.cpu_time:

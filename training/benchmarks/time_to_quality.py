@@ -35,6 +35,7 @@ from PIL import Image
 from scipy import stats
 
 from mezzotint_training.benchmarks.quality import SCALES, Judge, Judged, Run, prepare, run, steps_within
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
 
 # Of the peer, beyond train_text_to_image.py's defaults of 1e-4 and a constant rate
@@ -51,21 +52,24 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of --seconds, at which quality is
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scale", choices=list(SCALES))
-    parser.add_argument("--data", help="the set's folder; the digits need none")
-    parser.add_argument("--seconds", type=float, default=600, help="of the peer's runs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of those")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="that are swept (default: %(default)s)")
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1], help="of ours, in --seconds")
-    parser.add_argument("--looks", type=int, default=16, help="at the peer as it goes along (default: %(default)s)")
-    parser.add_argument("--ours", type=json.loads, default={}, help="JSON: settings of ours to change")
-    parser.add_argument("--count", type=int, default=1000, help="pictures drawn for a verdict (default: %(default)s)")
-    parser.add_argument("--sampling_steps", type=int, default=15)
-    parser.add_argument("--judge_steps", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", default="time_to_quality", help="a folder for the figures, the plot, the pictures")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("scale", choices=list(SCALES), help="the set and the sizes to train at")
+    parser.add_argument("--data", help="folder of the set; digits need none")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds of each of the peer's runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run with")
+    parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of --seconds")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates that the sweep tries")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1],
+                        help="lengths of our runs, as shares of --seconds")  # fmt: skip
+    parser.add_argument("--looks", type=int, default=16, help="times at which the peer is judged as it goes along")
+    parser.add_argument("--ours", type=json.loads, default={}, help="settings of ours to change, as JSON")
+    parser.add_argument("--count", type=int, default=1000, help="pictures drawn for each verdict")
+    parser.add_argument("--sampling_steps", type=int, default=15, help="steps in which pictures are drawn")
+    parser.add_argument("--judge_steps", type=int, default=500, help="updates of the classifier that judges")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--output", default="time_to_quality", help="a folder for the figures, the plot and the pictures"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     output = Path(args.output)

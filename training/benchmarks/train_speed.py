@@ -34,6 +34,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint import MezzotintUNetModel
+from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
@@ -171,20 +172,25 @@ def run(name: str, config: TrainConfig, flags: list[str], threads: int) -> Measu
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"], choices=list(SIZES), metavar="SIZE")
-    parser.add_argument("--resolutions", nargs="+", type=int, default=[16, 32, 64])
-    parser.add_argument("--data", help="a folder of parquet files; by default pictures are made, at each resolution")
-    parser.add_argument("--pictures", type=int, default=2048, help="so many, where they are made")
-    parser.add_argument("--batch", type=int, default=8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"], choices=list(SIZES), metavar="SIZE",
+                        help="sizes of --size")  # fmt: skip
+    parser.add_argument(
+        "--resolutions", nargs="+", type=int, default=[16, 32, 64], help="sides of the pictures in pixels"
+    )
+    parser.add_argument("--data", help="a folder of parquet files; by default pictures are made at each resolution")
+    parser.add_argument("--pictures", type=int, default=2048, help="number of pictures that are made")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in a batch")
     parser.add_argument("--steps", type=int, help=f"timed steps of a run; by default what takes about {SECONDS} s")
     parser.add_argument("--repeats", type=int, default=6, help="pairs of runs; 95 %% intervals need 6")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--workers", type=int, default=0, help="that load data; 0 is the default of both programs")
-    parser.add_argument("--mixed_precision", choices=list(DTYPES), default="no")
-    parser.add_argument("--train_text_encoder", action="store_true")
-    parser.add_argument("--cached_text", action="store_true", help="the peer too encodes each caption once only")
-    parser.add_argument("--output", help="a file of JSON lines, to which each row is appended when it is there")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that load data; 0 is the default of both programs"
+    )
+    parser.add_argument("--mixed_precision", choices=list(DTYPES), default="no", help="precision of the arithmetic")
+    parser.add_argument("--train_text_encoder", action="store_true", help="train the text encoder too")
+    parser.add_argument("--cached_text", action="store_true", help="let the peer, too, encode each caption only once")
+    parser.add_argument("--output", help="a file of JSON lines to which each row is appended as it is measured")
     parser.add_argument("ours", nargs="*", help="after --: further flags of train.py")
     args = parser.parse_args(argv)
 

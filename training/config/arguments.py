@@ -84,6 +84,17 @@ def _whole(value: Any) -> int:
     return int(found)
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the lines of the description as they are, and with the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        words, default = action.help or "", action.default
+        if default is None or default is False or default in ([], {}, argparse.SUPPRESS) or "default" in words:
+            return words
+        default = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{words} (default: {default.replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """The flags of a program; whatever is wrong with them is a `UserError`.
 
@@ -95,7 +106,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, program: str, description: str | None, **options):
         super().__init__(
             prog=f"mezzotint {program}", description=description, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter, **options,
+            formatter_class=Help, **options,
         )  # fmt: skip
 
     def number(self, name: str, kind: type, *rules: Rule, **options) -> None:

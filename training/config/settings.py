@@ -51,7 +51,7 @@ class TrainConfig:
     """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
 
     size: Literal["tiny", "small", "base", "large"] | None = setting(
-        None, "one dial: model, batch, learning rate and length of the run derived from it and the data (see --plan)"
+        None, "one dial, from which and the data model, batch, learning rate and length follow (--plan shows them)"
     )
     plan: bool = setting(False, "print what the run would do and cost, measured over its first steps, and stop")
 
@@ -59,7 +59,7 @@ class TrainConfig:
     pretrained_model_name_or_path: str | None = setting(
         None, "fine-tune this saved pipeline (folder or Hub name); its text encoder, scheduler and data scale are kept"
     )
-    revision: str | None = setting(None, "its branch, tag or commit")
+    revision: str | None = setting(None, "branch, tag or commit of the saved pipeline")
     unet: dict[str, Any] = setting({}, "arguments of MezzotintUNetModel, as YAML; for a model from scratch")
     scheduler: dict[str, Any] = setting({}, "arguments of MezzotintScheduler, as YAML; for a model from scratch")
     text_encoder_name_or_path: str | None = setting(
@@ -67,131 +67,153 @@ class TrainConfig:
     )
     text_encoder: dict[str, Any] = setting(
         {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4},
-        "arguments of transformers' T5Config for that small encoder, as YAML",
+        "arguments of transformers' T5Config for the small T5, as YAML",
     )
-    max_text_length: int = setting(128, "tokens (bytes) that the small encoder reads; longer captions are cut", *COUNT)
-    train_text_encoder: bool | None = setting(None, "by default yes for one made here and no for one that was loaded")
+    max_text_length: int = setting(128, "tokens (bytes) that the small T5 reads; longer captions are cut", *COUNT)
+    train_text_encoder: bool | None = setting(
+        None, "train the text encoder too; by default yes for one made here and no for one that was loaded"
+    )
     adapter: Literal["lora", "dora"] | None = setting(
-        None, "train low-rank adapters of a saved pipeline, not its weights"
+        None, "train low-rank adapters of a saved pipeline instead of its weights"
     )
-    rank: int = setting(4, "of the adapters", at_least(1), at_most(4096))
-    lora_alpha: float | None = setting(None, "their scale is lora_alpha / rank; by default rank, a scale of 1", ABOVE_0)
+    rank: int = setting(4, "rank of the low-rank adapters", at_least(1), at_most(4096))
+    lora_alpha: float | None = setting(
+        None, "scale of the adapters, times rank; by default rank, a scale of 1", ABOVE_0
+    )
     lora_dropout: float = setting(0.0, "share of an adapter's inputs dropped in training", BELOW_1)
     lora_layers: list[str] = setting(
         ["to_q", "to_k", "to_v", "to_out.0"],
-        "names of the U-Net's layers that get an adapter; the text encoder's are its own",
+        "names of the U-Net's layers that get an adapter; in a text encoder that is trained, all of its attention",
     )
 
     # Data
-    dataset_name: str | None = setting(None, "a Hub dataset, or 'digits': the handwriting that scikit-learn carries")
-    dataset_config_name: str | None = setting(None, "its configuration")
+    dataset_name: str | None = setting(
+        None, "name of a Hub dataset, or 'digits': the handwriting that scikit-learn carries"
+    )
+    dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
         None, "a folder of parquet files, tars (WebDataset), or pictures with a metadata.jsonl"
     )
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
-    caption_column: str = setting("text", "the column of captions; of several for a picture one is drawn each time")
+    caption_column: str = setting("text", "the column of captions; where a picture has several, one is drawn each time")
     resolution: list[int] | None = setting(
-        None, "height and width to train at, one number for both; by default the size of the first picture", *SIDE
+        None, "height and width to train at, or one number for both; by default the first picture's size", *SIDE
     )
     aspect_ratio_buckets: str | None = setting(
-        None, "sizes to choose from for each picture, 'height,width;height,width;...', or 'auto': of resolution's area"
+        None, "sizes to choose from for each picture: 'height,width;height,width;...', or 'auto', of resolution's area"
     )
     random_flip: bool = setting(False, "mirror half of the pictures (not where left and right matter)")
     augment_probability: float = setting(
         0.0,
-        "of each geometric change to a picture; the network is told of them, so samples don't show them (small sets)",
+        "probability of each geometric change to a picture, for small sets; the network is told, so samples show none",
         SHARE,
     )
-    max_train_samples: int | None = setting(None, "use only so many rows, from the start", at_least(1), at_most(10**12))
+    max_train_samples: int | None = setting(
+        None, "number of rows to use, from the start of the set; by default all", at_least(1), at_most(10**12)
+    )
     validation_split: str | None = setting(
         None,
         "the split of the held-out loss; by default 'validation' where there is one, else rows kept out of training",
     )
     num_validation_samples: int = setting(
-        256, "rows for the held-out loss, at most; 0 is none", at_least(0), at_most(10**9)
+        256, "most rows to hold out for the held-out loss; 0 turns it off", at_least(0), at_most(10**9)
     )
     on_bad_row: Literal["stop", "skip"] = setting(
-        "stop", "at a picture that cannot be read or a caption that is none: stop, or skip and count"
+        "stop", "what to do at a picture that cannot be read or a missing caption: stop, or skip and count"
     )
     streaming: bool = setting(
         False, "read rows as they come and keep none: for sets larger than the memory or the disk"
     )
     shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves", *COUNT)
-    cache_dir: str | None = setting(None, "for texts that a frozen encoder has encoded; by default output_dir/cache")
+    cache_dir: str | None = setting(
+        None, "folder for texts that a frozen encoder has encoded; by default output_dir/cache"
+    )
     dataloader_num_workers: int = setting(
         0, "processes (for a stream: threads) that load data beside the training", at_least(0), at_most(1024)
     )
     weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
-        "logit_normal", "of noise levels: 'none' is any timestep alike, else log sigma is drawn around logit_mean"
+        "logit_normal", "distribution of noise levels: 'none' is any timestep alike, else log sigma around logit_mean"
     )
-    logit_mean: float = setting(0.5, "of log sigma, the noise's standard deviation where the data's is 1", FINITE)
-    logit_std: float = setting(1.2, "its standard deviation", ABOVE_0)
+    logit_mean: float = setting(0.5, "mean of log sigma, sigma being the noise relative to the data", FINITE)
+    logit_std: float = setting(1.2, "standard deviation of log sigma", ABOVE_0)
     proportion_empty_prompts: float = setting(
-        0.1, "share of captions dropped, which is what guidance learns from", SHARE
+        0.1, "share of captions that are dropped, from which guidance learns", SHARE
     )
 
     # Optimisation
     num_cpu_threads_per_process: int | None = setting(
         None,
-        "CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores",
+        "number of CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores",
         at_least(1),
         at_most(1024),
     )
-    seed: int = setting(0, "the run is a function of it (held-out rows are the same for all)", *SEED)
-    train_batch_size: int = setting(64, "pictures a process and micro-step", at_least(1), at_most(65_536))
-    gradient_accumulation_steps: int = setting(1, "micro-steps for each update", at_least(1), at_most(65_536))
-    max_train_steps: int = setting(10_000, "updates", *COUNT)
-    max_train_minutes: float | None = setting(None, "stop and save after so long, if that comes first", FROM_0)
-    learning_rate: float = setting(1e-3, "peak", ABOVE_0)
+    seed: int = setting(0, "seed of all that is random in the run (held-out rows are the same for all)", *SEED)
+    train_batch_size: int = setting(64, "pictures of a process in each micro-step", at_least(1), at_most(65_536))
+    gradient_accumulation_steps: int = setting(1, "micro-steps in each update", at_least(1), at_most(65_536))
+    max_train_steps: int = setting(10_000, "number of updates", *COUNT)
+    max_train_minutes: float | None = setting(
+        None, "minutes after which to stop and save, if they come before max_train_steps", FROM_0
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate, reached after warm-up", ABOVE_0)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = setting("cosine", "its course after warm-up")
-    lr_warmup_steps: int = setting(100, "updates of linear warm-up", at_least(0), at_most(10**9))
-    optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
-        "adamw", "muon: Muon for matrices, AdamW for the rest; prodigy finds its rate by itself (learning_rate 1)"
+    ] = setting("cosine", "how the learning rate changes after warm-up")
+    lr_warmup_steps: int = setting(
+        100, "updates over which the learning rate rises to its peak", at_least(0), at_most(10**9)
     )
-    adam_beta1: float = setting(0.9, "AdamW", BELOW_1)
-    adam_beta2: float = setting(0.99, "AdamW", BELOW_1)
-    adam_weight_decay: float = setting(0.01, "AdamW", FROM_0)
-    adam_epsilon: float = setting(1e-8, "AdamW", FROM_0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", ABOVE_0)
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
+        "adamw", "optimizer; muon takes AdamW for what is no matrix; prodigy finds its rate itself (learning_rate 1)"
+    )
+    adam_beta1: float = setting(0.9, "AdamW's decay of the first moment", BELOW_1)
+    adam_beta2: float = setting(0.99, "AdamW's decay of the second moment", BELOW_1)
+    adam_weight_decay: float = setting(0.01, "AdamW's weight decay", FROM_0)
+    adam_epsilon: float = setting(1e-8, "AdamW's term that keeps it from dividing by zero", FROM_0)
+    max_grad_norm: float = setting(1.0, "norm to which larger gradients are scaled down", ABOVE_0)
     use_ema: bool = setting(True, "keep a moving average of the weights, and publish that")
-    ema_decay: float = setting(0.999, "its decay, approached as (1 + step) / (10 + step)", SHARE)
+    ema_decay: float = setting(0.999, "decay of the moving average, approached as (1 + step) / (10 + step)", SHARE)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, "arithmetic; weights stay in float32; by default as accelerate is configured"
+        None, "precision of the arithmetic (weights stay in float32); by default as accelerate is configured"
     )
     posthoc_ema_steps: int | None = setting(
         None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run", *COUNT
     )
     max_nonfinite_steps: int = setting(
-        10, "updates in a row without a finite gradient, each skipped, before the run stops", *COUNT
+        10, "updates in a row without a finite gradient, each skipped, after which the run stops", *COUNT
     )
-    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
-    channels_last: bool = setting(True, "pictures in memory by pixel, not by channel: often faster")
-    compile: bool = setting(False, "compile the U-Net: minutes at the start, faster steps on a GPU")
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, a third more time"
+    )
+    channels_last: bool = setting(True, "keep pictures in memory by pixel, not by channel: often faster")
+    compile: bool = setting(False, "compile the U-Net: takes minutes at the start, for faster steps on a GPU")
 
     # What is kept
-    output_dir: str = setting("runs/mezzotint", "the finished pipeline, its card and samples, checkpoints, logs")
-    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT)
-    checkpoints_total_limit: int | None = setting(2, "older checkpoints are removed", *COUNT)
-    resume_from_checkpoint: str | None = setting(
-        None, "a checkpoint folder, or 'latest'; the same command run again goes on by itself"
+    output_dir: str = setting(
+        "runs/mezzotint", "folder for the finished pipeline, its card and samples, checkpoints, logs"
     )
-    validation_prompts: list[str] = setting([], "drawn while training, always from the same noise")
-    num_validation_images: int = setting(4, "pictures for each of them", at_least(1), at_most(1000))
-    validation_steps: int = setting(1000, "updates between those drawings, and between held-out losses", *COUNT)
-    num_inference_steps: int = setting(20, "for the drawings, and the card's example", *COUNT)
-    guidance_scale: float = setting(2.0, "likewise", *GUIDANCE)
+    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT)
+    checkpoints_total_limit: int | None = setting(2, "number of checkpoints to keep; older ones are removed", *COUNT)
+    resume_from_checkpoint: str | None = setting(
+        None, "checkpoint folder to go on from, or 'latest'; the same command run again goes on by itself"
+    )
+    validation_prompts: list[str] = setting([], "prompts to draw while training, always from the same noise")
+    num_validation_images: int = setting(4, "pictures of each validation prompt", at_least(1), at_most(1000))
+    validation_steps: int = setting(
+        1000, "updates between drawings of the validation prompts, and between held-out losses", *COUNT
+    )
+    num_inference_steps: int = setting(20, "sampling steps of those drawings and of the card's example", *COUNT)
+    guidance_scale: float = setting(2.0, "guidance scale of those drawings and of the card's example", *GUIDANCE)
     logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT)
-    report_to: str = setting("auto", "trackers of accelerate (tensorboard, wandb, ...), 'none', or what is installed")
+    report_to: str = setting(
+        "auto", "a tracker of accelerate (tensorboard, wandb, trackio, ...), 'all', 'none'; auto: tensorboard if there"
+    )
 
     # Publishing
     push_to_hub: bool = setting(False, "upload the finished pipeline")
-    hub_model_id: str | None = setting(None, "user/name to upload to; by default output_dir's name")
-    hub_private_repo: bool = setting(False, "as a private repository")
-    license: str | None = setting(None, "of the weights, for the card (a Hub licence identifier)")
-    dataset_license: str | None = setting(None, "of the pictures, for the card")
+    hub_model_id: str | None = setting(None, "user/name of the repository to upload to; by default output_dir's name")
+    hub_private_repo: bool = setting(False, "upload to a private repository")
+    license: str | None = setting(None, "licence of the weights, for the card (a Hub licence identifier)")
+    dataset_license: str | None = setting(None, "licence of the pictures, for the card")
 
     def __post_init__(self):
         for f in fields(self):
@@ -215,6 +237,7 @@ class TrainConfig:
 
 
 HINTS = get_type_hints(TrainConfig)
+HELP = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
 RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
 
 
@@ -226,7 +249,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
     """
     parser = Parser("train", description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
-    parser.add_argument("--config", help="a YAML file of differences")
+    parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
     for f in fields(TrainConfig):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
