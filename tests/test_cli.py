@@ -12,7 +12,7 @@ from dataclasses import fields
 import pytest
 
 from mezzotint_training import cli, sample
-from mezzotint_training.config.arguments import Parser
+from mezzotint_training.config.flags import Parser
 from mezzotint_training.config.settings import TrainConfig
 
 

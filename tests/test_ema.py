@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from scipy.integrate import quad
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training import cli, ema
-from mezzotint_training.config.settings import UserError
+from mezzotint_training import cli
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.learning import averages
 from mezzotint_training.learning.averages import LENGTHS, PowerFunctionAverages, gamma_of, save_snapshot, snapshots
 
 
@@ -42,11 +43,11 @@ def test_inner_products_are_the_integrals():
             return (a + 1) * t**a / t_a ** (a + 1) * (b + 1) * t**b / t_b ** (b + 1)
 
         expected = quad(product, 0, min(t_a, t_b))[0]
-        assert ema.p_dot_p(t_a, a, t_b, b) == pytest.approx(expected, rel=1e-7)
-    table = ema.p_dot_p(np.array([[1.0], [2.0]]), 3.0, np.array([1.0, 2.0]), 3.0)
+        assert averages.p_dot_p(t_a, a, t_b, b) == pytest.approx(expected, rel=1e-7)
+    table = averages.p_dot_p(np.array([[1.0], [2.0]]), 3.0, np.array([1.0, 2.0]), 3.0)
     assert table.shape == (2, 2) and np.array_equal(table, table.T)
     # late steps of a long run, where t^gamma itself would be infinite
-    assert ema.p_dot_p(1e9, 300.0, 1e9, 300.0) == pytest.approx(301**2 / 601 / 1e9)
+    assert averages.p_dot_p(1e9, 300.0, 1e9, 300.0) == pytest.approx(301**2 / 601 / 1e9)
 
 
 @pytest.mark.parametrize("length", [0.03, 0.07, 0.15, 0.2])
@@ -58,7 +59,7 @@ def test_a_fit_is_the_best_and_its_error_is_told(length):
         gamma = gamma_of(sigma)
         return np.where(t <= end, (gamma + 1) * (t / end) ** gamma / end, 0)
 
-    coefficients, error = ema.fit(steps, length)
+    coefficients, error = averages.fit(steps, length)
     assert coefficients.shape == (12, 2) and coefficients.sum() == pytest.approx(1, abs=1e-5)
     p = np.stack([profile(end, sigma) for end in steps for sigma in LENGTHS], axis=1)
     wanted = profile(12, length)
@@ -82,8 +83,8 @@ def long_walk(tmp_path_factory):
 @pytest.mark.parametrize("length, bound", [(0.03, 3e-3), (0.07, 1e-3), (0.15, 1e-3), (0.2, 2e-3), (0.25, 5e-3)])
 def test_any_length_is_the_average_over_all_steps(long_walk, length, bound):
     paths, trajectory = long_walk
-    made, exact = ema.combined(paths, ema.fit(list(paths), length)[0]), average_of(trajectory, length)
-    stored = [ema.combined({at: path}, row) for at, path in paths.items() for row in np.eye(2)[:, None]]
+    made, exact = averages.combined(paths, averages.fit(list(paths), length)[0]), average_of(trajectory, length)
+    stored = [averages.combined({at: path}, row) for at, path in paths.items() for row in np.eye(2)[:, None]]
     assert len(stored) == 64
     assert distance(made, exact) < bound and distance(made, exact) < min(distance(x, exact) for x in stored) / 5
     assert all(x.dtype == torch.float32 for x in made.values())
@@ -92,7 +93,7 @@ def test_any_length_is_the_average_over_all_steps(long_walk, length, bound):
 def test_an_earlier_step_is_the_average_until_then(long_walk):
     paths, trajectory = long_walk
     paths = {at: path for at, path in paths.items() if at <= 400}
-    made = ema.combined(paths, ema.fit(list(paths), 0.15)[0])
+    made = averages.combined(paths, averages.fit(list(paths), 0.15)[0])
     assert distance(made, average_of(trajectory[:400], 0.15)) < 2e-3
     assert distance(made, average_of(trajectory, 0.15)) > 0.02
 
@@ -102,8 +103,8 @@ def test_an_earlier_step_is_the_average_until_then(long_walk):
 def test_a_length_that_was_kept_is_its_snapshot(tmp_path, length, count):
     kept = snapshots_of(tmp_path, walk(10 * count), every=10)
     paths = snapshots(tmp_path)
-    coefficients, error = ema.fit(list(paths), length)
-    made = ema.combined(paths, coefficients)
+    coefficients, error = averages.fit(list(paths), length)
+    made = averages.combined(paths, coefficients)
     assert error < 1e-6 and coefficients[-1, LENGTHS.index(length)] == 1 and np.count_nonzero(coefficients) == 1
     for name, x in kept.averages[length].items():
         assert torch.equal(made[name], x.half().float())
@@ -116,29 +117,29 @@ def test_weights_that_never_move_come_back_as_they_are(tmp_path, count):
     snapshots_of(tmp_path, [still] * (10 * count), every=10)
     paths = snapshots(tmp_path)
     for length in (0.04, 0.07, 0.12):
-        made = ema.combined(paths, ema.fit(list(paths), length)[0])
+        made = averages.combined(paths, averages.fit(list(paths), length)[0])
         torch.testing.assert_close(made["unet.a"], still["unet.a"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("length", [0.0, -0.1, 0.2887, 1.0, float("nan")])
 def test_a_length_that_no_average_has_is_refused(length):
     with pytest.raises(UserError, match=f"^length must be above 0 and below 0.2887: got {length:g}$"):
-        ema.fit([10, 20], length)
+        averages.fit([10, 20], length)
 
 
 def test_what_too_few_snapshots_can_give_is_said():
     with pytest.raises(
         UserError, match=r"^2 snapshots give lengths from 0\.\d+ to 0\.\d+: got 0.25 \(its profile"
     ) as e:
-        ema.fit([10, 20], 0.25)
+        averages.fit([10, 20], 0.25)
     words = str(e.value).split()
     low, high = float(words[words.index("from") + 1]), float(words[words.index("to") + 1].rstrip(":"))
     assert 0.01 < low < 0.05 and 0.10 < high < 0.2
     for length in (low, high):
-        assert ema.fit([10, 20], length)[1] <= ema.TOLERANCE
+        assert averages.fit([10, 20], length)[1] <= averages.TOLERANCE
     with pytest.raises(UserError):
-        ema.fit([10, 20], high + 0.01)
-    ema.fit(list(range(1, 60)), 0.25)
+        averages.fit([10, 20], high + 0.01)
+    averages.fit(list(range(1, 60)), 0.25)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

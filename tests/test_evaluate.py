@@ -16,10 +16,12 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import cli, evaluate
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import rows
-from mezzotint_training.evaluate import Real
 from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.objective import denoising_loss
-from mezzotint_training.metrics.features import Classifier
+from mezzotint_training.metrics import pictures as pictures_of_a_set
+from mezzotint_training.metrics.accuracy import accuracy
+from mezzotint_training.metrics.judges import Classifier
+from mezzotint_training.metrics.pictures import Real, real_pictures, shuffled
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
 METRICS_OF_RUN = {
@@ -101,7 +103,7 @@ def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(r
     train = some_digits()["train"]
     by_caption = [texts[0] for texts in train["text"]]
     pixels = torch.from_numpy(np.stack([np.asarray(x) for x in train["image"]]))[:, None]
-    chosen = evaluate.shuffled(len(train), 0)[:60]
+    chosen = shuffled(len(train), 0)[:60]
     asked = []
 
     def recalled(pipe, captions, args):
@@ -128,11 +130,11 @@ def test_accuracy_is_of_what_was_asked_for():
         pixels = torch.tensor(seen, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
         return Real(pixels, [["a"]] * len(seen), torch.tensor(labels))
 
-    found = evaluate.accuracy(
+    found = accuracy(
         judge, SimpleNamespace(), asked([0, 1, 2, 255], [0, 1, 1, 2]), asked([1], [0]), asked([3, 3], [3, -1])
     )
     assert found["value"] == 0.5 and found["unseen"]["value"] == 0 and found["real"]["value"] == 1
-    assert evaluate.accuracy(judge, SimpleNamespace(), asked([0], [0]), None, asked([3], [-1])) is None
+    assert accuracy(judge, SimpleNamespace(), asked([0], [0]), None, asked([3], [-1])) is None
 
 
 def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, tmp_path):
@@ -170,7 +172,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     args = SimpleNamespace(
         checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluate.DATA)
     )
-    (_, test), classes = evaluate.real_pictures(args, evaluate.data_settings(args), pipe)
+    (_, test), classes = real_pictures(args, evaluate.data_settings(args), pipe)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
     found = evaluate.held_out_loss(pipe, test, args, torch.device("cpu"))
     assert [x["level"] for x in found] == list(LEVELS)
@@ -253,7 +255,7 @@ def test_a_set_that_only_somebodys_recipe_names_is_neither_fetched_nor_read(fold
         raise AssertionError("fetched")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(evaluate, "load_splits", load)
+    monkeypatch.setattr(pictures_of_a_set, "load_splits", load)
     for place in ("dataset_name: user/set", f"train_data_dir: {tmp_path}", "train_data_dir: digits"):
         (folder / "recipe.yaml").write_text(f"{place}\n")
         name, value = place.split(": ")

@@ -24,7 +24,7 @@ from test_train import assert_same_end
 from tiny_run import flags
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-from mezzotint_training.config.settings import UserError
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine import checkpoint
 
 STEPS = 12  # of eight pictures, out of forty: two epochs and a half

@@ -17,6 +17,8 @@ from tiny_run import tree
 
 from mezzotint import hub
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.publishing import checks
+from mezzotint_training.publishing.card import card_text
 
 
 @pytest.fixture
@@ -43,8 +45,8 @@ def settings(**changes) -> dict:
 
 def problems(
     server: HubServer, name: str = "user/boots", token: str | None = "hf_test", **changes
-) -> list[hub.Problem]:
-    return hub.problems(settings(**changes), name, HfApi(endpoint=server.url, token=token))
+) -> list[checks.Problem]:
+    return checks.problems(settings(**changes), name, HfApi(endpoint=server.url, token=token))
 
 
 @pytest.mark.parametrize("name", ["user/boots", "boots"])
@@ -80,7 +82,7 @@ def test_without_the_network_the_upload_is_told_to_wait(server, monkeypatch):
     [problem] = problems(server)
     assert problem.fatal and "HF_HUB_OFFLINE" in problem.text and "mezzotint publish" in problem.text
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    [problem] = hub.problems(settings(), "user/boots", HfApi(endpoint="http://127.0.0.1:1", token="hf_test"))
+    [problem] = checks.problems(settings(), "user/boots", HfApi(endpoint="http://127.0.0.1:1", token="hf_test"))
     assert problem.fatal and "needs the Hub" in problem.text and "mezzotint publish" in problem.text
 
 
@@ -353,7 +355,7 @@ def test_a_card_that_somebody_wrote_or_edited_stays_until_it_may_go(server, tmp_
         return server.files("user/boots")["README.md"].decode()
 
     def write(**changes) -> str:
-        text = hub.card_text(folder, settings(**changes), metrics, None)
+        text = card_text(folder, settings(**changes), metrics, None)
         (folder / "README.md").write_text(text)
         return text
 

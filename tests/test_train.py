@@ -23,7 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mezzotint import MezzotintPipeline
 from mezzotint.models.unet_mezzotint import MezzotintBlock
 from mezzotint_training import train
-from mezzotint_training.config.settings import TrainConfig, parse_args
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.networks.text import TextEncoding
@@ -96,7 +97,7 @@ def stop_at(monkeypatch, place, name: str, call: int, before: bool = True) -> No
     "place, name, call, before, left",
     [
         (train, "denoising_loss", 10, True, 4),  # in the middle of the fifth update
-        (checkpoint, "_digest", 5, True, 2),  # while the second checkpoint is written
+        (checkpoint, "digest", 5, True, 2),  # while the second checkpoint is written
         (checkpoint, "save", 3, False, 6),  # after the last update, before there is a pipeline
     ],
 )

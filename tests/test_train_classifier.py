@@ -14,9 +14,10 @@ from tiny_run import digits, pictures, tree
 
 from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import cli, train_classifier
-from mezzotint_training.config.settings import UserError
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.data import rows
-from mezzotint_training.data.lint import column
+from mezzotint_training.data.labels import labelled
+from mezzotint_training.data.rows import column
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -186,13 +187,13 @@ def dataset(values, feature) -> datasets.DatasetDict:
     ],
 )
 def test_labels_go_by_name(values, feature, texts, classes):
-    named, found = train_classifier.labelled(dataset(values, feature), "label")
+    named, found = labelled(dataset(values, feature), "label")
     assert column(named["train"], "label").to_pylist() == texts and found == classes
 
 
 def test_numbers_that_are_no_classes_are_refused():
     with pytest.raises(UserError, match="^label_column 'label' must hold a ClassLabel, whole numbers or text: got Va"):
-        train_classifier.labelled(dataset([0.5], datasets.Value("float32")), "label")
+        labelled(dataset([0.5], datasets.Value("float32")), "label")
 
 
 def test_accuracy_is_counted_and_has_wilsons_interval(monkeypatch):

@@ -14,19 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.config.arguments import Parser, text
 from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.engine.files import make_readable
-from mezzotint_training.learning.averages import LENGTHS, LONGEST, gamma_of, snapshots
+from mezzotint_training.learning.averages import LONGEST, combined, fit, snapshots
 from mezzotint_training.networks.saved import load_pipeline
-
-TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,85 +63,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{output}: average of length {args.length:g} at step {step}, from {count} (profile off by {error:.2g})")
 
     return exit_code(program)
-
-
-def p_dot_p(t_a, gamma_a, t_b, gamma_b):
-    """The inner product of the profiles of power-function averages at times `t_a` and `t_b` (Eq. 151), element by
-    element: the integral of p_a(t) p_b(t) dt with p(t) = (gamma + 1) t^gamma / t_a^(gamma + 1) up to t_a and 0 beyond.
-    """
-    # (gamma_a + 1)(gamma_b + 1)(t_a / t_b)^gamma_b / ((gamma_a + gamma_b + 1) t_b) for t_a <= t_b            (Eq. 151)
-    ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)
-    return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
-
-
-def solve(steps: list[int], length: float) -> tuple[np.ndarray, float]:
-    """What `fit` returns, whatever the error."""
-    t, gamma = np.repeat(np.float64(steps), len(LENGTHS)), np.tile([gamma_of(x) for x in LENGTHS], len(steps))
-    wanted = gamma_of(length)
-    a = p_dot_p(t[:, None], gamma[:, None], t, gamma)  # (N, N)                                               (Eq. 142)
-    b = p_dot_p(t, gamma, t[-1], wanted)  # (N,)                                                              (Eq. 143)
-    # The minimum of |p x - p_r|^2 (Eq. 134), and with sum(x) = 1: what the weights have in common stays as it is. The
-    # paper's A x = b (Eq. 141) has that for many snapshots only; for a few it would shrink all weights.
-    ones = np.ones((len(t), 1))
-    x = np.linalg.solve(np.block([[a, ones], [ones.T, np.zeros((1, 1))]]), np.append(b, 1))[:-1]
-    squared = x @ a @ x - 2 * x @ b + (norm := p_dot_p(t[-1], wanted, t[-1], wanted))
-    # far below the snapshots' own precision; a length that was kept is then its snapshot and nothing else
-    return np.round(x, 7).reshape(len(steps), len(LENGTHS)), float(np.sqrt(max(0, squared) / norm))
-
-
-def fit(steps: list[int], length: float) -> tuple[np.ndarray, float]:
-    """The combination of snapshots that comes closest to an average of `length` at the last step: Algorithm 3.
-
-    Args:
-        steps: of the snapshots, rising.
-        length: of the average, sigma_rel.
-
-    Returns:
-        what to multiply them by, (steps, `LENGTHS`), and the relative error of the profile, |p x - p_r| / |p_r|.
-
-    Raises:
-        UserError: for a length that no average has, or that so few snapshots cannot give.
-    """
-    if not 0 < length < LONGEST:
-        raise UserError(f"length must be above 0 and below {LONGEST:.4f}: got {length:g}")
-    coefficients, error = solve(steps, length)
-    if error > TOLERANCE:
-        possible = [x for x in np.arange(1, 58) * 0.005 if solve(steps, x)[1] <= TOLERANCE]
-        raise UserError(
-            f"{len(steps)} snapshots give lengths from {min(possible):.3f} to {max(possible):.3f}: got {length:g} (its "
-            f"profile would be off by {error:.0%}); more snapshots, or a later step, give more"
-        )
-    return coefficients, error
-
-
-def combined(paths: dict[int, Path], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
-    """The sum of the snapshots in `paths`, times their `coefficients`, by name, in float32; one is read at a time.
-
-    Raises:
-        UserError: for a snapshot that is damaged or of other weights, or a sum that is not finite.
-    """
-    total: dict[str, torch.Tensor] = {}
-    for path, row in zip(paths.values(), coefficients, strict=True):
-        try:
-            if not path.is_file():
-                raise ValueError("it is no plain file")  # a pipe would be waited for
-            snapshot = load_file(path)
-            names = set(total) or {key.split("/", 1)[1] for key in snapshot}
-            if not names or snapshot.keys() != {f"{length:g}/{name}" for length in LENGTHS for name in names}:
-                raise ValueError("a weight of one of the averages is missing, or another is there")
-            for key, x in snapshot.items():
-                length, name = key.split("/", 1)
-                coefficient = row[LENGTHS.index(float(length))]
-                if name not in total:
-                    total[name] = torch.zeros_like(x, dtype=torch.float32)
-                if coefficient:
-                    total[name].add_(x.float(), alpha=coefficient)
-        except (SafetensorError, ValueError, IndexError, RuntimeError, OSError):
-            raise UserError(f"snapshot {path} is damaged: it is not what was written") from None
-    for name, x in total.items():
-        if not x.isfinite().all():
-            raise UserError(f"the snapshots must hold finite numbers: their average of {name} has others")
-    return total
 
 
 def fill(pipe: MezzotintPipeline, weights: dict[str, torch.Tensor], run_dir: Path) -> None:

@@ -28,7 +28,6 @@ import contextlib
 import importlib.metadata
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,55 +35,37 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.arguments import (
+from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.flags import Parser, text
+from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.rules import (
     COUNT,
     GUIDANCE,
-    Parser,
     Rule,
     at_least,
     at_most,
     number,
-    text,
     writable_file,
     writable_folder,
 )
-from mezzotint_training.config.errors import UserError, exit_code, one_line
-from mezzotint_training.config.settings import HELP, TrainConfig, checked, read_recipe
+from mezzotint_training.config.settings import HELP, TrainConfig, checked
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.lint import column
-from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
-from mezzotint_training.engine.report import progress as show
 from mezzotint_training.learning.held_out import LEVELS, HeldOut
-from mezzotint_training.metrics.distances import (
-    GROUPS,
-    Figure,
-    average,
-    copies,
-    estimated,
-    frechet_distance,
-    gaussian,
-    kernel_distance,
-    precision_recall,
-    retrieved,
-    share,
-    sliced_wasserstein,
-)
+from mezzotint_training.metrics.accuracy import accuracy, distances, figure
+from mezzotint_training.metrics.copies import copies
 from mezzotint_training.metrics.features import (
-    Classifier,
-    Features,
-    InceptionFeatures,
-    Judge,
-    PretrainedFeatures,
-    RandomFeatures,
-    train_classifier,
-    train_two_towers,
-    unit,
+    TRAINED,
+    make_features,
 )
-from mezzotint_training.networks.saved import load_pipeline, sample_size
+from mezzotint_training.metrics.intervals import GROUPS, average
+from mezzotint_training.metrics.judges import Judge
+from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
+from mezzotint_training.metrics.table import table
+from mezzotint_training.modalities.images import unit
+from mezzotint_training.networks.saved import load_pipeline
 from mezzotint_training.publishing import card
-from mezzotint_training.train_classifier import labelled
 
 # What a recipe says of its data, and flags can say in its place
 DATA = (
@@ -94,19 +75,6 @@ DATA = (
 PLACES = ("dataset_name", "train_data_dir")
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
-TRAINED = ("classifier", "two-tower")  # features of networks that are made here
-
-
-@dataclass
-class Real:
-    """Pictures of a split: bytes (N, C, H, W), the captions of each, and its class, -1 where it has none."""
-
-    pixels: torch.Tensor
-    captions: list[list[str]]
-    labels: torch.Tensor
-
-    def rows(self, rows: torch.Tensor) -> "Real":
-        return Real(self.pixels[rows], [self.captions[i] for i in rows.tolist()], self.labels[rows])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -149,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.checkpoint)
         with hold(folder, "checkpoint") if args.card and card.of_a_run(folder) else contextlib.nullcontext():
             results = evaluate(args) | {"command": command(args, parser)}
-            print(f"### {args.checkpoint}\n\n{card.table(results)}")
+            print(f"### {args.checkpoint}\n\n{table(results)}")
             if args.output:
                 Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             if args.card:
@@ -225,7 +193,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     seen = {name: [look(x) for x in (drawn.pixels, test.pixels, floor.pixels)] for name, look in features.items()}
     for name, (of_drawn, of_test, of_floor) in seen.items():
         real = distances(of_floor, of_test)
-        results["features"][name] = {k: _figure(v, real[k]) for k, v in distances(of_drawn, of_test).items()}
+        results["features"][name] = {k: figure(v, real[k]) for k, v in distances(of_drawn, of_test).items()}
     results["prompt_accuracy"] = {
         kind: found
         for kind, judge in features.items()
@@ -237,7 +205,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         flat = [*seen[args.copy_features][:2], features[args.copy_features](train.pixels)]
     flat = [x if device.type == "mps" else x.to(device) for x in flat]  # which knows no float64
     found = copies(*flat, rate=args.copy_alarms)
-    results["copy_rate"] = _figure(found.drawn, found.real) | {
+    results["copy_rate"] = figure(found.drawn, found.real) | {
         "features": args.copy_features, "threshold": found.threshold, "same": found.same,
     }  # fmt: skip
     results["held_out_loss"] = held_out_loss(pipe, images[1], args, device)
@@ -255,6 +223,32 @@ def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[s
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
     return words
+
+
+def held_out_loss(
+    pipe: Any, images: CaptionedImages, args: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
+    unet = pipe.unet.eval()
+    for name in ("mean", "std"):
+        setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
+    process = SimpleNamespace(
+        process_index=0, num_processes=1, device=device, autocast=contextlib.nullcontext, gather=lambda x: x
+    )
+
+    def encode(captions: list[str]):
+        if unet.config.cross_attention_dim is None:
+            return None, None
+        embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
+        return embeds, mask
+
+    items = HeldOut(fixed_items(images, args.count), args.batch_size, process)
+    losses = torch.from_numpy(items.losses(unet, MezzotintScheduler.from_config(pipe.scheduler.config), encode))
+    return [{"level": level} | figure(average(column)) for level, column in zip(LEVELS, losses.T, strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
 
 
 def data_settings(args: argparse.Namespace) -> TrainConfig:
@@ -283,172 +277,3 @@ def data_settings(args: argparse.Namespace) -> TrainConfig:
 def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
     """The setting that says where the data are, and what it says."""
     return next(((name, settings[name]) for name in PLACES if settings.get(name) is not None), None)
-
-
-def real_pictures(args: argparse.Namespace, config: TrainConfig, pipe: Any) -> tuple[list[CaptionedImages], list[str]]:
-    """The training and the held-out pictures at the pipeline's size, and the names of their classes, of which a set
-    without labels has none. What is held out is noted in `config`.
-
-    Raises:
-        UserError: for data that isn't there, as `rows.load_splits` and `rows.held_out` do.
-    """
-    size = sample_size(pipe)
-    splits = load_splits(config)
-    split = args.split or ("test" if "test" in splits else None)
-    if split is not None:
-        config.validation_split, config.num_validation_samples = split, 10**9
-    classes: list[str] = []
-    if args.label_column is not None:
-        splits, classes = labelled(splits, args.label_column)
-    else:
-        with contextlib.suppress(UserError):  # none, or one that holds no classes
-            splits, classes = labelled(splits, "label")
-    parts = held_out(config, splits)
-    if parts[1] is None:
-        raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
-    images = [CaptionedImages(rows, config, pipe.unet.config.in_channels, size) for rows in parts]
-    for some in images:
-        some.read_all(progress=True)
-    return images, classes
-
-
-def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
-    good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
-    captions = [images.captions[i].as_py() for i, _ in good]
-    texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
-    number = {name: i for i, name in enumerate(classes)}
-    names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)
-    labels = torch.tensor([number.get(names[i], -1) for i, _ in good])
-    return Real(torch.stack([pixels for _, pixels in good]), texts, labels)
-
-
-def make_features(
-    kind: str, args: argparse.Namespace, train: Real, classes: list[str], device: torch.device
-) -> Features:
-    """What `--features` names; where it is to be trained, on the real training pictures and nothing else.
-
-    Raises:
-        UserError: for a network that cannot be loaded, or a classifier without labels.
-    """
-    if kind == "random":
-        network = RandomFeatures(unit(train.pixels[shuffled(len(train.pixels), args.seed)[:10_000]]))
-        return lambda pictures: network(unit(pictures))
-    if kind == "inception":
-        return InceptionFeatures(device)
-    if kind not in TRAINED:
-        return PretrainedFeatures(kind, device)
-    if kind == "classifier":
-        train = train.rows((train.labels >= 0).nonzero()[:, 0])
-        if len(train.pixels) == 0:
-            raise UserError("features 'classifier' need labels: --label_column names them; possible is 'two-tower'")
-    print(f"training the {kind} on {len(train.pixels)} real pictures", file=sys.stderr, flush=True)
-    if kind == "classifier":
-        return train_classifier(train.pixels, train.labels, len(classes), args.judge_steps, args.seed, device)
-    return train_two_towers(train.pixels, train.captions, args.judge_steps, args.seed, device)
-
-
-def shuffled(count: int, seed: int) -> torch.Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-
-
-def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torch.Tensor:
-    """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
-    its own, whatever the batch."""
-    pipe.set_progress_bar_config(disable=True)
-    starts, parts = range(0, len(captions), args.batch_size), []
-    for start in show(starts, "drawing", len(starts)):
-        some = [texts[0] for texts in captions[start : start + args.batch_size]]
-        prompts = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
-        try:
-            pictures = pipe(
-                **prompts,
-                **({} if prompts else {"num_images_per_prompt": len(some)}),
-                num_inference_steps=args.num_inference_steps,
-                guidance_scale=args.guidance_scale,
-                generator=[torch.Generator().manual_seed(args.seed * 10**6 + start + i) for i in range(len(some))],
-                output_type="pt",
-            ).images
-        except ValueError as error:  # of what the pipeline does not take, or cannot draw
-            raise UserError(one_line(error)) from None
-        parts.append((pictures.float().cpu() * 255).round().byte())
-    return torch.cat(parts)
-
-
-def distances(x: torch.Tensor, y: torch.Tensor) -> dict[str, Figure]:
-    """Each distance between features (N, D) of drawn pictures and (M, D) of real ones, by the names of `card.ROWS`."""
-
-    def frechet(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12)
-
-    found = [
-        *estimated(kernel_distance, x, y),
-        *estimated(frechet, x, y, "log"),
-        *estimated(sliced_wasserstein, x, y, "log"),
-        *estimated(precision_recall, x, y, "share"),
-    ]
-    return dict(zip(card.ROWS, found, strict=True))
-
-
-def accuracy(
-    judge: Any, args: argparse.Namespace, drawn: Real, unseen: Real | None, test: Real
-) -> dict[str, Any] | None:
-    """How often pictures are taken for what was asked for, and held-out ones for what they are; `None` where nothing
-    can be told apart.
-
-    Args:
-        drawn: with the captions and labels that were asked for, which the model was trained on.
-        unseen: likewise, for captions that it was not trained on.
-        test: held-out ones.
-    """
-    sets = {"drawn": drawn, "unseen": unseen, "real": test}
-    sets = {name: some for name, some in sets.items() if some is not None}
-    if isinstance(judge, Classifier):
-        how = {}
-        sets = {name: some.rows((some.labels >= 0).nonzero()[:, 0]) for name, some in sets.items()}
-        if min(len(some.pixels) for some in sets.values()) == 0:
-            return None
-        hits = {name: judge.read(some.pixels) == some.labels for name, some in sets.items()}
-    else:
-        texts = {name: list(dict.fromkeys(c[0] for c in some.captions)) for name, some in sets.items()}
-        k = min(args.choices, *map(len, texts.values()))  # as many for all
-        if k < 2:
-            return None
-        how, hits = {"choices": k}, {}
-        for name, some in sets.items():
-            number = {text: i for i, text in enumerate(texts[name])}
-            own = torch.tensor([number[captions[0]] for captions in some.captions])
-            hits[name] = retrieved(judge.of_pictures(some.pixels), judge.of_texts(texts[name]), own, k, args.seed)
-    figures = {name: share(int(x.sum()), len(x)) for name, x in hits.items()}
-    found = how | _figure(figures["drawn"], figures["real"])
-    return found | ({"unseen": _figure(figures["unseen"])} if "unseen" in figures else {})
-
-
-def held_out_loss(
-    pipe: Any, images: CaptionedImages, args: argparse.Namespace, device: torch.device
-) -> list[dict[str, Any]]:
-    """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
-    unet = pipe.unet.eval()
-    for name in ("mean", "std"):
-        setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
-    process = SimpleNamespace(
-        process_index=0, num_processes=1, device=device, autocast=contextlib.nullcontext, gather=lambda x: x
-    )
-
-    def encode(captions: list[str]):
-        if unet.config.cross_attention_dim is None:
-            return None, None
-        embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
-        return embeds, mask
-
-    items = HeldOut(fixed_items(images, args.count), args.batch_size, process)
-    losses = torch.from_numpy(items.losses(unet, MezzotintScheduler.from_config(pipe.scheduler.config), encode))
-    return [{"level": level} | _figure(average(column)) for level, column in zip(LEVELS, losses.T, strict=True)]
-
-
-def _figure(found: Figure, real: Figure | None = None) -> dict[str, Any]:
-    plain = {"value": found.value, "interval": list(found.interval)}
-    return plain if real is None else plain | {"real": {"value": real.value, "interval": list(real.interval)}}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

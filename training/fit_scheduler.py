@@ -23,58 +23,29 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training.config.arguments import (
+from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.flags import Parser, text
+from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.rules import (
     COUNT,
     GUIDANCE,
     SEED,
-    Parser,
     Rule,
     at_least,
     at_most,
     new_folder,
     number,
-    text,
     writable_folder,
 )
-from mezzotint_training.config.errors import UserError, exit_code
-from mezzotint_training.config.settings import checked, read_recipe
+from mezzotint_training.config.settings import checked
 from mezzotint_training.engine.files import hold
 from mezzotint_training.few_steps.fitting import Fitted, fit, solve
+from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import common_settings, settings
 from mezzotint_training.networks.saved import load_pipeline, sample_size
 from mezzotint_training.publishing import card
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
-
-
-class PipelineNetwork:
-    """The U-Net of a pipeline with its prompts encoded once and guidance as in the pipeline's own loop; row i of each
-    batch is of prompt i modulo their number."""
-
-    def __init__(self, pipe: MezzotintPipeline, prompts: list[str], guidance_scale: float, batch_size: int = 256):
-        self.pipe, self.guidance_scale, self.batch_size = pipe, guidance_scale, batch_size
-        self.text = None
-        pipe.unet.requires_grad_(False)
-        if pipe.unet.config.cross_attention_dim is not None:
-            with torch.no_grad():
-                self.text = pipe.encode_prompt(prompts, do_classifier_free_guidance=guidance_scale != 1)
-
-    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(sample), device=sample.device)
-        return torch.cat([self._answer(sample[chunk], timestep, chunk) for chunk in rows.split(self.batch_size)])
-
-    def _answer(self, sample: torch.Tensor, timestep: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        sample = sample.to(self.pipe.unet.dtype)
-        if self.text is None:
-            return self.pipe.unet(sample, timestep, return_dict=False)[0].float()
-        prompt, negative, mask, negative_mask = self.text
-        rows = rows % len(prompt)
-        if self.guidance_scale == 1:
-            return self.pipe.unet(sample, timestep, prompt[rows], mask[rows], return_dict=False)[0].float()
-        text, masks = torch.cat([negative[rows], prompt[rows]]), torch.cat([negative_mask[rows], mask[rows]])
-        both = self.pipe.unet(torch.cat([sample] * 2), timestep, text, masks, return_dict=False)[0].float()
-        uncond, cond = both.chunk(2)
-        return uncond + self.guidance_scale * (cond - uncond)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from mezzotint import hub
-from mezzotint_training.config.arguments import Parser, text
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, loading, one_line
-from mezzotint_training.config.settings import read_recipe
+from mezzotint_training.config.flags import Parser, text
+from mezzotint_training.config.recipe import read_recipe
 from mezzotint_training.networks.saved import load_pipeline
 
 

@@ -13,18 +13,9 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from mezzotint_training.config.arguments import (
-    COUNT,
-    GUIDANCE,
-    SEED,
-    SIDE,
-    Parser,
-    at_least,
-    at_most,
-    text,
-    writable_file,
-)
 from mezzotint_training.config.errors import UserError, exit_code, one_line
+from mezzotint_training.config.flags import Parser, text
+from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SIDE, at_least, at_most, writable_file
 from mezzotint_training.modalities.images import EXTENSIONS
 from mezzotint_training.networks.saved import load_pipeline
 

@@ -38,25 +38,28 @@ from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, hub
-from mezzotint_training.config.arguments import at_most, number
+from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.config.errors import CannotGoOn, Interrupted, UserError, exit_code, loading
-from mezzotint_training.config.settings import TrainConfig, parse_args
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.rules import at_most, number
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import collate
 from mezzotint_training.data.lint import lint
 from mezzotint_training.data.source import Source, fixed_items, open_source
 from mezzotint_training.engine import checkpoint, plan, sharding
 from mezzotint_training.engine.process import ending_at_once, leave, make_accelerator, signals, sole_use
-from mezzotint_training.engine.report import Losses, Report, peak_memory
+from mezzotint_training.engine.progress import peak_memory
+from mezzotint_training.engine.report import Losses, Report
 from mezzotint_training.engine.resume import previous_run, same_data, update_size, write_recipe
 from mezzotint_training.learning.averages import PowerFunctionAverages, drop_snapshots_after, save_snapshot
 from mezzotint_training.learning.held_out import Course, HeldOut
 from mezzotint_training.learning.objective import denoising_loss, draw_timesteps
 from mezzotint_training.learning.optimizers import evaluation_weights, make_optimizer
 from mezzotint_training.networks.adapters import add_adapters
-from mezzotint_training.networks.components import new_components, pretrained_components
-from mezzotint_training.networks.saved import check_finite
+from mezzotint_training.networks.components import new_components
+from mezzotint_training.networks.saved import check_finite, pretrained_components
 from mezzotint_training.networks.text import TextEncoding, train_what_is_read
+from mezzotint_training.publishing.checks import problems
 from mezzotint_training.publishing.finish import draw_samples, finish
 
 
@@ -420,10 +423,9 @@ def foresee(
     limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
     found = lint(known, min(getattr(tokenizer, "model_max_length", config.max_text_length), 2**31), **limits)
     name = config.hub_model_id or Path(config.output_dir).name
-    problems: list[Any] = [hub.problems(asdict(config), name) if accelerator.is_main_process else None]
-    broadcast_object_list(problems)
-    (problems,) = problems
-    for text, fatal in problems:
+    publication: list[Any] = [problems(asdict(config), name) if accelerator.is_main_process else None]
+    broadcast_object_list(publication)
+    for text, fatal in publication[0]:
         if fatal and not config.plan:
             raise UserError(text)
 
@@ -443,7 +445,7 @@ def foresee(
         0 if optimizer.state else plan.state_bytes(config, optimizer) // (world if sharding.sharded(accelerator) else 1)
     )
     return {
-        "data": plan.data(found, len(known), known.size),
+        "data": found.facts(len(known), known.size),
         "networks": plan.networks(components),
         "batches": plan.batches(config, None if config.streaming else len(known), world),
         "derived": [str(one) for one in source.derived],
@@ -457,7 +459,7 @@ def foresee(
             agreed=agreed,
         ),
         "disk": plan.disk(config, named, components, optimizer),
-        "problems": [text for text, _ in problems],
+        "problems": [text for text, _ in publication[0]],
     }
 
 

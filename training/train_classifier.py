@@ -21,28 +21,27 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
-from mezzotint_training.config.arguments import Parser, new_folder, shown, text
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line
-from mezzotint_training.config.settings import TrainConfig, known_arguments, parsed
+from mezzotint_training.config.flags import Parser, parsed, text
+from mezzotint_training.config.rules import known_arguments, new_folder, shown
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.lint import column
+from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
-from mezzotint_training.data.source import Source, fixed_items
+from mezzotint_training.data.source import Source, first_picture, fixed_items, level_factor, picture_size
 from mezzotint_training.engine import sharding
 from mezzotint_training.engine.process import leave, make_accelerator
+from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.engine.report import Losses
-from mezzotint_training.engine.report import progress as show
 from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.optimizers import make_optimizer
-from mezzotint_training.metrics.distances import share
-from mezzotint_training.networks.components import first_picture, level_factor, picture_size
+from mezzotint_training.metrics.intervals import share
 from mezzotint_training.networks.saved import load_pipeline
 
 # The settings of `train.py` that there are here too, and the defaults that differ
@@ -152,7 +151,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     # 3. The loop
     torch.manual_seed((config.seed * accelerator.num_processes + accelerator.process_index) % 2**64)  # of dropout
     batches, losses, loss, told = source.batches(accelerator, 0), Losses(accelerator), None, set()
-    for step in show(
+    for step in progress_bar(
         range(1, config.max_train_steps + 1), "training", config.max_train_steps, accelerator.is_local_main_process
     ):
         batch = next(batches)
@@ -203,32 +202,6 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         say(f"finished: {output_dir} ({config.max_train_steps} steps, {metrics['seconds']:.0f} s, loss {loss:.4f})")
     leave(accelerator)
-
-
-def labelled(splits: datasets.DatasetDict, name: str) -> tuple[datasets.DatasetDict, list[str]]:
-    """The splits with the names of their labels in the column `name`, and the names of all classes: in the order of a
-    `ClassLabel`, else sorted.
-
-    Raises:
-        UserError: for a column that isn't there or holds no classes.
-    """
-    named, classes = {}, {}
-    for split, rows in splits.items():
-        if name not in rows.features:
-            raise UserError(f"label_column {name!r} is not there: got columns {', '.join(map(repr, rows.features))}")
-        feature, values = rows.features[name], column(rows, name).to_pylist()
-        known = [value for value in values if value is not None]
-        if isinstance(feature, datasets.ClassLabel):
-            known, values = range(len(feature.names)), [None if value == -1 else value for value in values]
-            names = dict(enumerate(feature.names))
-        elif str(getattr(feature, "dtype", None)).startswith(("int", "uint", "bool", "string", "large_string")):
-            names = {value: str(value) for value in known}
-        else:
-            raise UserError(f"label_column {name!r} must hold a ClassLabel, whole numbers or text: got {feature}")
-        classes |= names
-        texts = [names.get(value) for value in values]
-        named[split] = rows.remove_columns(name).add_column(name, texts, feature=datasets.Value("string"))
-    return datasets.DatasetDict(named), [classes[value] for value in sorted(classes)]
 
 
 @torch.no_grad()

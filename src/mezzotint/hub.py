@@ -6,9 +6,7 @@ for cards; importing this module does not.
 """
 
 import contextlib
-import difflib
 import hashlib
-import importlib.resources
 import json
 import os
 import re
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 import transformers
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -54,54 +52,6 @@ LOADING = {
     ADAPTERS: re.compile(r'(load_lora_weights\()"(?:[^"\\]|\\.)*"'),
 }
 SIGNATURE = re.compile(r"<!-- mezzotint (\w+), so long as nobody has edited this card -->\s*$")
-# The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
-LICENSES = {
-    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
-    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
-    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
-    "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
-    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
-    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1",
-    "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "h-research",
-    "intel-research", "lppl-1.3c", "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0",
-    "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
-    "deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2",
-    "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other",
-}  # fmt: skip
-
-
-class Problem(NamedTuple):
-    """Something about a publication to come, in one line; `fatal` where the upload would fail."""
-
-    text: str
-    fatal: bool
-
-
-def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> list[Problem]:
-    """What is wrong with the token, the repository's name, the licence and the card, before there is one.
-
-    The Hub is asked only where `push_to_hub` is set, and nothing on it is changed.
-
-    Args:
-        settings: the run's settings (the fields of `TrainConfig`).
-        name: of the repository, with or without its owner.
-        api: the client; by default the one that `push` uses.
-    """
-    found, license = [], settings.get("license")
-    if not settings.get("push_to_hub"):
-        if license is not None and license not in LICENSES:
-            near = difflib.get_close_matches(license.lower(), LICENSES, n=3, cutoff=0.5)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            found.append(Problem(f"license must be one of the Hub's identifiers: got {license!r}{hint}", False))
-        return found
-    for setting, what in (("license", "under which licence the weights are"), ("dataset_license", "whose the data is")):
-        if settings.get(setting) is None:
-            found.append(Problem(f"the card will not say {what}: {setting} is not set", False))
-    if not settings.get("validation_prompts"):
-        found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
-    later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
-    refused = refusals(name, f"---\n{_card_data(settings, None)}\n---\n", api)
-    return found + [Problem(f"{text}{later}", True) for text in refused]
 
 
 def refusals(name: str, card: str | None = None, api: HfApi | None = None) -> list[str]:
@@ -168,75 +118,17 @@ def public(settings: dict[str, Any]) -> dict[str, Any]:
         name: value
         for name in PLACES
         if isinstance(value := settings.get(name), str) and value not in ("", "latest", "digits")
-        if name.endswith("_dir") or name == "resume_from_checkpoint" or _is_path(value)
+        if name.endswith("_dir") or name == "resume_from_checkpoint" or is_path(value)
     }
     return settings | {name: f"./{os.path.basename(os.path.abspath(value))}" for name, value in found.items()}
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether something that may be a path or a name on the Hub is a path."""
     return name.startswith((".", "~")) or os.path.isabs(name) or os.path.exists(name)
 
 
-def card_text(
-    folder: str | Path,
-    settings: dict[str, Any],
-    metrics: dict[str, Any],
-    grid: str | None,
-    evaluation: dict[str, Any] | None = None,
-) -> str:
-    """The model card, made of what was set and what was measured; no number in it is typed by hand.
-
-    Args:
-        folder: of the finished pipeline.
-        settings: the run's settings (the fields of `TrainConfig`).
-        metrics: what the run measured (the contents of `metrics.json`).
-        grid: path of the sample grid, relative to `folder`.
-        evaluation: what `mezzotint evaluate` measured (the contents of `evaluation.json`), with `table`, all of it in
-            Markdown, and `command`, the line that made it; `None` where nothing was.
-    """
-    folder, settings = Path(folder), public(settings)
-    scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
-    if scheduler.is_file():
-        saved = json.loads(scheduler.read_text(encoding="utf-8"))
-        schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
-    prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
-    template = importlib.resources.files("mezzotint.model_cards").joinpath(name)
-    card = ModelCard.from_template(
-        _card_data(settings, grid),
-        template_str=template.read_text(encoding="utf-8"),
-        name=os.path.basename(os.path.abspath(folder)),
-        settings=settings,
-        metrics=metrics,
-        grid=grid,
-        evaluation=evaluation,
-        schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
-        source=(settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./"),
-        prompt=prompts[0] if prompts else "",
-        base=base,
-        base_name=base and base.removeprefix("./"),
-        **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
-    )
-    return _signed(str(card))
-
-
-def _card_data(settings: dict[str, Any], grid: str | None) -> ModelCardData:
-    """The card's front matter."""
-    prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    dataset = settings.get("dataset_name")
-    return ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        license=settings.get("license"),
-        datasets=[dataset] if dataset and dataset != "digits" and not _is_path(dataset) else None,
-        base_model=base if base and not _is_path(base) else None,
-        tags=["mezzotint", "diffusion", "text-to-image", *(["lora"] if settings.get("adapter") else [])],
-        widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
-    )
-
-
-def _signed(text: str) -> str:
+def signed(text: str) -> str:
     """A card that ends in a digest of itself, by which one that somebody has edited is told from it."""
     text = text.rstrip() + "\n"
     return f"{text}\n<!-- mezzotint {_digest(text)}, so long as nobody has edited this card -->\n"

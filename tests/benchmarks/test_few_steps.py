@@ -17,8 +17,8 @@ from mezzotint import MezzotintScheduler
 from mezzotint_training.benchmarks import few_steps, problems
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, unit_variance
 from mezzotint_training.benchmarks.problems import reference
+from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import EXCLUDED, Setting, common_settings, sample, settings, solvers_at
-from mezzotint_training.fit_scheduler import PipelineNetwork
 
 
 @pytest.fixture(autouse=True)

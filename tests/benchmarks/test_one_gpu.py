@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mezzotint_training.benchmarks import on_device, one_gpu
 from mezzotint_training.benchmarks.one_gpu import Part, Results, run, run_all
-from mezzotint_training.config.settings import parse_args
+from mezzotint_training.config.flags import parse_args
 
 STAND_IN = """
 import json, os, pathlib, subprocess, sys, time

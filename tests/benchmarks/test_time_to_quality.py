@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.benchmarks import ablations, quality, time_to_quality
+from mezzotint_training.benchmarks import ablations, changes, quality, time_to_quality
 from mezzotint_training.config.settings import TrainConfig
 
 
@@ -97,10 +97,10 @@ def test_both_sides_have_as_many_parameters(name):
 
 def test_changes_are_settings_or_contexts():
     base = TrainConfig(dataset_name="digits")
-    assert set(ablations.CONTEXTS) <= set(ablations.CHANGES)
-    for name, (settings, _) in ablations.CHANGES.items():
+    assert set(changes.CONTEXTS) <= set(changes.CHANGES)
+    for name, (settings, _) in changes.CHANGES.items():
         replace(base, **settings)  # which checks each setting
-        assert bool(settings) or name in ablations.CONTEXTS or name == "none"
+        assert bool(settings) or name in changes.CONTEXTS or name == "none"
 
 
 def test_table_of_ablations_puts_the_best_first():

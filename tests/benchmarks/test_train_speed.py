@@ -19,7 +19,9 @@ from tiny_run import TEXT_ENCODER, UNET
 
 from mezzotint_training.benchmarks import diffusers_recipe, train_speed
 from mezzotint_training.benchmarks.train_speed import Measured, median_interval
-from mezzotint_training.config.settings import TrainConfig, UserError, parse_args
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.settings import TrainConfig
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 9, 20, 41])

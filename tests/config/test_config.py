@@ -6,8 +6,11 @@ import json
 import pytest
 import yaml
 
-from mezzotint_training.config import settings as config
-from mezzotint_training.config.settings import TrainConfig, UserError, parse_args, read_recipe
+from mezzotint_training.config import recipe as recipe_files
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.settings import TrainConfig
 
 DEFAULT = TrainConfig(dataset_name="digits")
 
@@ -26,7 +29,7 @@ def refused(*argv: str) -> str:
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """`recipe(name, text)` adds to a folder of recipes that takes the place of the package's."""
-    monkeypatch.setattr(config, "RECIPES", tmp_path / "recipes")
+    monkeypatch.setattr(recipe_files, "RECIPES", tmp_path / "recipes")
     (tmp_path / "recipes").mkdir()
 
     def write(name: str, text: str) -> None:

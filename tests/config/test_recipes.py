@@ -8,8 +8,11 @@ import yaml
 from PIL import Image
 
 from mezzotint import MezzotintScheduler, MezzotintUNetModel
-from mezzotint_training.config.settings import RECIPES, TrainConfig, known_arguments, parse_args, recipes
-from mezzotint_training.networks.components import level_factor, picture_size
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.recipe import RECIPES, recipes
+from mezzotint_training.config.rules import known_arguments
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.source import level_factor, picture_size
 from mezzotint_training.networks.text import new_text_encoder
 
 

@@ -8,7 +8,9 @@ import torch
 import transformers
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config.settings import TrainConfig, UserError, parse_args
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 
 FACTS = Facts(pictures=50_000, height=32, width=32, channels=3)

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 
 

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 from tiny_run import pictures
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
 from mezzotint_training.data.dataset import CaptionedImages, collate
 from mezzotint_training.data.rows import held_out, load_splits

@@ -15,12 +15,14 @@ from scipy import stats
 from tiny_run import digits, pictures
 from torch.utils.data import DataLoader
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
 from mezzotint_training.data import rows
 from mezzotint_training.data.batches import KeyedBatches
 from mezzotint_training.data.dataset import CaptionedImages, collate
-from mezzotint_training.data.rows import DIGIT_NAMES, NUMBER, held_out, load_splits
+from mezzotint_training.data.digits import DIGIT_NAMES
+from mezzotint_training.data.rows import NUMBER, held_out, load_splits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.lint import bad_captions, cells, lint
-from mezzotint_training.data.rows import NUMBER
+from mezzotint_training.data.lint import lint
+from mezzotint_training.data.rows import NUMBER, bad_captions, cells
 from mezzotint_training.modalities import images as pictures
 
 SIZES = [(16, 16), (16, 33), (33, 16), (7, 16), (16, 31), (20, 20), (16, 16), (16, 16), (16, 16)]

@@ -13,9 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_run import digits, pictures
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import rows
-from mezzotint_training.data.rows import DIGIT_NAMES, NUMBER, checked_split, held_out, load_splits
+from mezzotint_training.data.digits import DIGIT_NAMES
+from mezzotint_training.data.rows import NUMBER, checked_split, held_out, load_splits
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), dtype=np.uint8)
 

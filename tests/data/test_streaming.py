@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from tiny_run import digits, pictures
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import rows, streaming
 from mezzotint_training.data.dataset import CaptionedImages, make_item
 from mezzotint_training.data.rows import held_out, load_splits

@@ -15,7 +15,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.learning.averages import PowerFunctionAverages, save_snapshot
 from mezzotint_training.learning.optimizers import make_optimizer, optimizer_state

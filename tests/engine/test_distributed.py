@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_run import UNET, distance, flags, logged, run, saved, trained
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.config.settings import UserError
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine import checkpoint, sharding
 
 # Nothing random but the batches; at Adam's usual epsilon rounding of a gradient near zero would become a full step

@@ -26,7 +26,7 @@ from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.learning.objective import denoising_loss
-from mezzotint_training.networks.components import pretrained_components
+from mezzotint_training.networks.saved import pretrained_components
 
 NEW = {"recipe": ..., "max_train_samples": ...}
 

@@ -241,7 +241,7 @@ def whole_plan(**changes) -> dict:
     unet, text = torch.nn.Linear(10, 10), torch.nn.Linear(5, 5).requires_grad_(False)
     config = settings(train_batch_size=5, max_train_steps=400, gradient_accumulation_steps=2)
     facts = {
-        "data": plan.data(found, 1000, (8, 16)),
+        "data": found.facts(1000, (8, 16)),
         "networks": plan.networks({"unet": unet, "text_encoder": text, "tokenizer": object()}),
         "batches": plan.batches(config, 1000, 4),
         "derived": ["unet.dropout 0.1 ← a small set"],

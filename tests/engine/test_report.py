@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine import files as writing
-from mezzotint_training.engine.report import Losses, Report, peak_memory, progress
+from mezzotint_training.engine.progress import peak_memory, progress_bar
+from mezzotint_training.engine.report import Losses, Report
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +107,8 @@ def test_what_is_not_finite_is_valid_json(accelerator, tmp_path):
 
 
 def test_progress_hands_on_what_it_is_given():
-    assert list(progress(range(5), "counting", 5)) == list(range(5))
-    assert list(progress(iter("ab"), "", 2, show=False)) == ["a", "b"]
+    assert list(progress_bar(range(5), "counting", 5)) == list(range(5))
+    assert list(progress_bar(iter("ab"), "", 2, show=False)) == ["a", "b"]
 
 
 def test_peak_memory_is_in_bytes():

@@ -27,6 +27,7 @@ from mezzotint_training.few_steps.fitting import (
     solve,
     with_history,
 )
+from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import common_settings, sample, solvers_at
 
 SCHEDULER = MezzotintScheduler()
@@ -179,13 +180,13 @@ def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
 
 def test_networks_are_fitted_in_whole_float32(make_pipe, tmp_path, monkeypatch):
     make_pipe().save_pretrained(tmp_path / "run")
-    seen, answer = set(), fit_scheduler.PipelineNetwork._answer
+    seen, answer = set(), PipelineNetwork._answer
 
     def looked_at(*args):
         seen.add(torch.backends.cudnn.allow_tf32)
         return answer(*args)
 
-    monkeypatch.setattr(fit_scheduler.PipelineNetwork, "_answer", looked_at)
+    monkeypatch.setattr(PipelineNetwork, "_answer", looked_at)
     flags = ["--noises", "2", "--teacher_steps", "4", "--prompts", "a", "--starts", "1", "--guidance_scale", "1"]
     assert fit_scheduler.main([str(tmp_path / "run"), *flags, "--steps", "2"]) == 0
     assert seen == {False} and torch.backends.cudnn.allow_tf32

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.learning.objective import denoising_loss, draw_timesteps
 
 PREDICTIONS = ["v_prediction", "epsilon", "sample"]

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.learning.optimizers import (
     NOT_HIDDEN,
     MuonWithAdamW,

@@ -11,32 +11,19 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mezzotint_training.config.settings import UserError
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.metrics import distances as metrics
+from mezzotint_training.metrics.copies import copies, copy_ratios, nearest, retrieved
 from mezzotint_training.metrics.distances import (
-    average,
-    copies,
-    copy_ratios,
-    estimated,
     frechet_distance,
     gaussian,
-    interval,
-    jackknife,
     kernel_distance,
-    nearest,
     precision_recall,
-    retrieved,
-    share,
     sliced_wasserstein,
 )
-from mezzotint_training.metrics.features import (
-    InceptionFeatures,
-    PretrainedFeatures,
-    RandomFeatures,
-    TextTower,
-    train_classifier,
-    train_two_towers,
-)
+from mezzotint_training.metrics.features import InceptionFeatures, PretrainedFeatures, RandomFeatures
+from mezzotint_training.metrics.intervals import average, estimated, interval, jackknife, share
+from mezzotint_training.metrics.judges import TextTower, train_classifier, train_two_towers
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

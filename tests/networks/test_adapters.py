@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, DistilBertConfig, DistilBertModel
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.networks.adapters import add_adapters, save_adapters
 
 

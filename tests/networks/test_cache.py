@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mezzotint_training.config.settings import UserError
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.networks import cache
 from mezzotint_training.networks.cache import Cache, Recent
 

@@ -9,16 +9,13 @@ from PIL import Image
 from tiny_run import TEXT_ENCODER, UNET
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.source import first_picture, level_factor, picture_size
 from mezzotint_training.networks import saved
-from mezzotint_training.networks.components import (
-    first_picture,
-    level_factor,
-    new_components,
-    picture_size,
-    pretrained_components,
-)
+from mezzotint_training.networks.components import new_components
+from mezzotint_training.networks.saved import pretrained_components
 
 
 def config(**settings) -> TrainConfig:

@@ -21,7 +21,8 @@ from encode_captions import build, sentences
 from safetensors.torch import load_file, save_file
 from tiny_run import TEXT_ENCODER, tree
 
-from mezzotint_training.config.settings import TrainConfig, UserError
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.metrics.features import PretrainedFeatures
 from mezzotint_training.networks import cache, text
 from mezzotint_training.networks.text import TextEncoding, load_text_encoder, new_text_encoder, train_what_is_read

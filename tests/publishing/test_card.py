@@ -140,12 +140,12 @@ def test_whatever_a_prompt_holds_is_a_string_in_the_code_and_text_beside_it(tmp_
     folder = tmp_path / "run"
     folder.mkdir()
     prompts = {"validation_prompts": [text, "plain"], "dataset_license": text or "CC0", "license": "mit"}
-    written = hub.card_text(folder, SETTINGS | prompts, METRICS, "samples/step-000004.png")
+    written = card.card_text(folder, SETTINGS | prompts, METRICS, "samples/step-000004.png")
     found = calls(code_of(written))
     assert set(found) == {"from_pretrained", "pipe", "save"}
     assert ast.literal_eval(found["pipe"].args[0]) == text
     usual = prompts | {"validation_prompts": ["usual", "plain"], "dataset_license": "usual"}
-    plain = hub.card_text(folder, SETTINGS | usual, METRICS, "samples/step-000004.png")
+    plain = card.card_text(folder, SETTINGS | usual, METRICS, "samples/step-000004.png")
     assert outline(written) == outline(plain)
     if text.isprintable() and text.strip():
         [token] = [t for t in MarkdownIt().parse(ModelCard(written).text) if "same starting noise" in t.content]
@@ -163,7 +163,7 @@ def test_whatever_a_folder_is_called_stands_as_itself_and_gives_way_to_the_repos
     folder.mkdir(parents=True)
     base = {"pretrained_model_name_or_path": str(tmp_path / "jane" / f"base {text}"), "revision": text}
     settings = SETTINGS | {"train_data_dir": str(folder)} | base | ({"adapter": "lora"} if kind == "adapters" else {})
-    written = hub.card_text(folder, settings, METRICS, None)
+    written = card.card_text(folder, settings, METRICS, None)
     assert "jane" not in written
     loading = {"pipeline": "from_pretrained", "adapters": "load_lora_weights"}[kind]
     found = calls(code_of(written))
@@ -178,7 +178,7 @@ def test_whatever_a_folder_is_called_stands_as_itself_and_gives_way_to_the_repos
     usual = tmp_path / "jane" / "usual"
     usual.mkdir()
     settings |= {"train_data_dir": "usual", "pretrained_model_name_or_path": "./usual", "revision": "main"}
-    assert outline(written) == outline(hub.card_text(usual, settings, METRICS, None))
+    assert outline(written) == outline(card.card_text(usual, settings, METRICS, None))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -238,5 +238,5 @@ def test_a_recipe_cannot_put_code_into_the_card_in_place_of_a_number(tmp_path):
 
 
 def test_a_last_window_without_a_finite_loss_has_a_card(tmp_path):
-    text = hub.card_text(tmp_path, SETTINGS, METRICS | {"loss": None}, None)
+    text = card.card_text(tmp_path, SETTINGS, METRICS | {"loss": None}, None)
     assert "| last training loss | none that is finite |" in text

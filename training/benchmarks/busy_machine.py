@@ -31,7 +31,7 @@ def measure(seconds: float) -> dict[str, float]:
     import torch
 
     from mezzotint import MezzotintUNetModel
-    from mezzotint_training.config.settings import RECIPES
+    from mezzotint_training.config.recipe import RECIPES
 
     recipe = yaml.safe_load((RECIPES / "digits.yaml").read_text(encoding="utf-8"))
     torch.manual_seed(0)

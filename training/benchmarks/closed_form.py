@@ -17,7 +17,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.rows import digits, load_splits
+from mezzotint_training.data.digits import digits
+from mezzotint_training.data.rows import load_splits
 
 
 class Denoiser(Protocol):

@@ -44,10 +44,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mezzotint import MezzotintUNetModel
 from mezzotint.models.unet_mezzotint import MezzotintResidualBlock, MezzotintTransformerLayer
 from mezzotint_training.benchmarks.train_speed import DTYPES, UTILISATION, peak_flops, settings
-from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import Help
 from mezzotint_training.config.sizes import SIZES
-from mezzotint_training.engine.report import peak_memory
+from mezzotint_training.engine.progress import peak_memory
 
 aten: Any = torch.ops.aten
 # torch counts no operations of a CPU's attention; backward is twice forward, without the product that is done again

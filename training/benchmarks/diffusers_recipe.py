@@ -33,8 +33,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config.settings import TrainConfig, parse_args
-from mezzotint_training.engine.report import peak_memory
+from mezzotint_training.config.flags import parse_args
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine.progress import peak_memory
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 

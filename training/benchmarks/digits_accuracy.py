@@ -19,9 +19,9 @@ import torch
 from sklearn.svm import SVC
 
 from mezzotint import MezzotintPipeline
-from mezzotint_training.config.arguments import Help
-from mezzotint_training.data.rows import DIGIT_NAMES, digits
-from mezzotint_training.metrics.distances import share
+from mezzotint_training.config.flags import Help
+from mezzotint_training.data.digits import DIGIT_NAMES, digits
+from mezzotint_training.metrics.intervals import share
 
 
 def reader() -> tuple[SVC, float]:

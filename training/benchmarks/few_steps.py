@@ -38,12 +38,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint_training.benchmarks.distances import Judge, Measured
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
-from mezzotint_training.config.arguments import Help
+from mezzotint_training.config.flags import Help
 from mezzotint_training.few_steps.fitting import fit, solve
 from mezzotint_training.few_steps.stock_solvers import Setting, common_settings, sample, settings, solvers_at
 from mezzotint_training.fit_scheduler import outcome
-from mezzotint_training.metrics.distances import frechet_distance, gaussian, interval, jackknife
+from mezzotint_training.metrics.distances import frechet_distance, gaussian
 from mezzotint_training.metrics.features import RandomFeatures
+from mezzotint_training.metrics.intervals import interval, jackknife
 
 METRICS = {
     "rmse_median": "RMSE, median",

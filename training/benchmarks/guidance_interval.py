@@ -24,10 +24,11 @@ import torch
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.benchmarks.digits_accuracy import reader
-from mezzotint_training.config.arguments import Help
-from mezzotint_training.data.rows import DIGIT_NAMES, digits
-from mezzotint_training.metrics.distances import frechet_distance, gaussian, interval, jackknife, share
+from mezzotint_training.config.flags import Help
+from mezzotint_training.data.digits import DIGIT_NAMES, digits
+from mezzotint_training.metrics.distances import frechet_distance, gaussian
 from mezzotint_training.metrics.features import RandomFeatures
+from mezzotint_training.metrics.intervals import interval, jackknife, share
 
 EVERYWHERE = (0.0, math.inf)
 

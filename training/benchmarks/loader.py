@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from mezzotint_training.config.arguments import Help
+from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.batches import KeyedBatches
 from mezzotint_training.data.dataset import CaptionedImages, collate

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 from mezzotint import MezzotintUNetModel
 from mezzotint_training.benchmarks.sampling_overhead import Timed, now, samplers
-from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import CannotGoOn, exit_code
+from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
 from mezzotint_training.engine import checkpoint

@@ -39,8 +39,8 @@ from typing import Any
 
 import torch
 
-from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import BAD_INPUT, CANNOT_GO_ON, UserError, exit_code
+from mezzotint_training.config.flags import Help
 from mezzotint_training.networks.saved import find_device
 
 SHARES = {"checks": 0.25, "train_speed": 0.35, "sampling": 0.16}  # of the time, at most; what is left is `pictures`'

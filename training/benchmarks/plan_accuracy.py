@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mezzotint_training.config.arguments import Help
+from mezzotint_training.config.flags import Help
 
 SETTINGS = {
     "digits": ["--recipe", "digits"],

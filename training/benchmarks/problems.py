@@ -15,9 +15,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.benchmarks.closed_form import ClosedFormNetwork, Empirical, GaussianMixture, pictures_of
-from mezzotint_training.config.settings import read_recipe
+from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import Network
-from mezzotint_training.fit_scheduler import PipelineNetwork
 
 
 @dataclass

@@ -28,11 +28,14 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.rows import digits, held_out, load_splits
-from mezzotint_training.evaluate import make_features, read, shuffled
-from mezzotint_training.metrics.distances import Figure, estimated, frechet_distance, gaussian, kernel_distance, share
+from mezzotint_training.data.digits import digits
+from mezzotint_training.data.labels import labelled
+from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.metrics.distances import frechet_distance, gaussian, kernel_distance
+from mezzotint_training.metrics.features import make_features
+from mezzotint_training.metrics.intervals import Figure, estimated, share
+from mezzotint_training.metrics.pictures import read, shuffled
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
-from mezzotint_training.train_classifier import labelled
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
     """Train in a process of its own, forked off one that has imported everything.
 
     Args:
-        side: `ours`, `peer`, or the name of one of `ablations.CONTEXTS`.
+        side: `ours`, `peer`, or the name of one of `changes.CONTEXTS`.
         config: of the run.
 
     Raises:
@@ -125,7 +128,7 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
     said, told = (output.with_name(f"{output.name}.{ending}") for ending in ("txt", "json"))
     told.unlink(missing_ok=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["mezzotint_training.benchmarks.ablations"])
+    processes.set_forkserver_preload(["mezzotint_training.benchmarks.changes"])
     process = processes.Process(target=_run, args=(side, config, threads, said, told))
     process.start()
     process.join()
@@ -137,7 +140,7 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
 
 def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -> None:
     from mezzotint_training import train
-    from mezzotint_training.benchmarks import ablations, diffusers_recipe
+    from mezzotint_training.benchmarks import changes, diffusers_recipe
 
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -147,7 +150,7 @@ def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -
     if side == "peer":
         diffusers_recipe.train(config, cached_text=True, stock_unet=True)
     else:
-        with ablations.CONTEXTS.get(side, contextlib.nullcontext)():
+        with changes.CONTEXTS.get(side, contextlib.nullcontext)():
             train.train(config)
     told.write_text(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
 

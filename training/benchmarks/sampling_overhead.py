@@ -29,7 +29,7 @@ from diffusers.utils import logging
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.benchmarks.train_speed import median_interval
-from mezzotint_training.config.arguments import Help
+from mezzotint_training.config.flags import Help
 
 PEERS = {"DPM-Solver++(2M)": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
 

@@ -35,8 +35,8 @@ from PIL import Image
 from scipy import stats
 
 from mezzotint_training.benchmarks.quality import SCALES, Judge, Judged, Run, prepare, run, steps_within
-from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import Help
 
 # Of the peer, beyond train_text_to_image.py's defaults of 1e-4 and a constant rate
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)

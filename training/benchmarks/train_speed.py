@@ -34,8 +34,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config.arguments import Help
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import SIZES, Facts, applied, derive
 

@@ -5,17 +5,14 @@ Settings come in layers, each over the one before: these defaults, a named recip
 (`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
 """
 
-import argparse
-import inspect
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from mezzotint_training.config import plain_yaml
-from mezzotint_training.config.arguments import (
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.rules import (
     ABOVE_0,
     BELOW_1,
     COUNT,
@@ -25,17 +22,12 @@ from mezzotint_training.config.arguments import (
     SEED,
     SHARE,
     SIDE,
-    Parser,
     Rule,
     at_least,
     at_most,
-    nearest,
     number,
     shown,
 )
-from mezzotint_training.config.errors import UserError, one_line
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def setting(default: Any, help: str, *rules: Rule) -> Any:
@@ -239,137 +231,6 @@ class TrainConfig:
 HINTS = get_type_hints(TrainConfig)
 HELP = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
 RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
-
-
-def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
-    """Settings from defaults, recipe, YAML file and flags, in that order.
-
-    Raises:
-        UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
-    """
-    parser = Parser("train", description, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
-    parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
-    for f in fields(TrainConfig):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-        kind = _kind(HINTS[f.name])
-        if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
-        else:
-            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
-    flags = vars(parser.parse_args(argv))
-    recipe, config = flags.pop("recipe", None), flags.pop("config", None)
-    layers = []
-    if recipe is not None:
-        if recipe not in recipes():
-            raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, recipes())}; there are {', '.join(recipes())}")
-        layers.append(read_yaml(RECIPES / f"{recipe}.yaml"))
-    if config is not None:
-        layers.append(read_yaml(Path(config)))
-    layers.append({k: _from_text(k, v) for k, v in flags.items()})
-
-    settings: dict[str, Any] = {}
-    for layer in layers:
-        # a data source replaces the one of the layer below, and what that said of it
-        source = ("dataset_name", "train_data_dir")
-        if any(layer.get(k) for k in source) and any(settings.get(k) for k in source):
-            of_it = {*source, "dataset_config_name", "dataset_license", "dataset_split", "validation_split"}
-            settings = {k: v for k, v in settings.items() if k not in of_it}
-        for key, value in layer.items():
-            if isinstance(value, dict) and isinstance(settings.get(key), dict):
-                value = {**settings[key], **value}
-            settings[key] = value
-    given = dict(settings)
-    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
-    for key, value in settings.items():
-        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
-            settings[key] = {**defaults[key], **value}
-    config = TrainConfig(**settings)
-    config.given = given
-    return config
-
-
-def recipes() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, all of which there are.
-
-    Raises:
-        UserError: for a file that is not there or no such YAML, or an unknown setting (with the nearest known one).
-    """
-    settings = _read_mapping(path)
-    for key in settings:
-        if key not in HINTS:
-            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), list(HINTS))}")
-    return settings
-
-
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """What `recipe.yaml` says in the folder of a finished run, of this version or another: settings that are unknown
-    here are among them, and no value is checked (`checked`). Empty for a folder without one.
-
-    Whoever made the folder wrote it: what it says of places, on this machine or the Hub, is for the user to confirm.
-
-    Raises:
-        UserError: for a file that cannot be read.
-    """
-    path = Path(folder) / "recipe.yaml"
-    return _read_mapping(path) if path.is_file() else {}
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            settings = plain_yaml.load(file.read(plain_yaml.LENGTH + 1))
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"config file {path} cannot be read as YAML: {one_line(error)}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(f"config file {path} must hold 'name: value' lines: got {type(settings).__name__}")
-    return settings
-
-
-def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
-    """`arguments`, all of which `cls` takes; a UserError names the first that it does not."""
-    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
-    for name in arguments:
-        if name not in known:
-            raise UserError(f"{cls.__name__} has no argument {shown(name)}{nearest(str(name), known)}")
-    return arguments
-
-
-def _kind(hint: Any) -> type:
-    """The plain type behind a hint: `int | None` is int, `list[str]` is list, a Literal is str."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
-    return str if get_origin(hint) is Literal else get_origin(hint) or hint
-
-
-def _from_text(name: str, value: Any) -> Any:
-    """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
-    if isinstance(value, bool) or _kind(HINTS[name]) is str:
-        return None if value in ("null", "None") else value
-    if isinstance(value, list):
-        return value if str in get_args(HINTS[name]) else [parsed(name, item) for item in value]
-    return parsed(name, value)
-
-
-def parsed(name: str, text: str) -> Any:
-    """The value of a flag whose text is YAML.
-
-    Raises:
-        UserError: for what is none.
-    """
-    try:
-        return plain_yaml.load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} must be YAML: got {shown(text)} ({one_line(error)})") from None
 
 
 def checked(name: str, value: Any) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.config.arguments import at_least, at_most, number, shown
 from mezzotint_training.config.errors import UserError, one_line
-from mezzotint_training.config.settings import TrainConfig, known_arguments
+from mezzotint_training.config.rules import at_least, at_most, known_arguments, number, shown
+from mezzotint_training.config.settings import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 from diffusers.training_utils import generate_aspect_ratio_buckets, parse_buckets_string
 
-from mezzotint_training.config.arguments import SIDE, number, shown
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.rules import SIDE, number, shown
 from mezzotint_training.config.settings import TrainConfig
 
-# The fifth word of the keys of random numbers that belong to no item, as in `data.py`
+# The fifth word of the keys of random numbers that belong to no item, as in `dataset.py`
 FILL, CHUNKS = 3, 4
 
 

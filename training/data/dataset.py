@@ -18,9 +18,8 @@ from PIL import Image
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment
-from mezzotint_training.data.lint import bad_captions, cells, column
-from mezzotint_training.data.rows import NUMBER
-from mezzotint_training.engine.report import progress as show
+from mezzotint_training.data.rows import NUMBER, bad_captions, cells, column
+from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.modalities.images import open_picture, read_header, read_picture
 
 # Decoded pictures of a set that takes no more than this are kept in memory
@@ -97,7 +96,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         total = len(self.rows)
         if len(self.buckets) > 1:
             for index, cell in enumerate(
-                show(cells(self.rows, self.config.image_column), "reading sizes", total, progress)
+                progress_bar(cells(self.rows, self.config.image_column), "reading sizes", total, progress)
             ):
                 if index not in self.faults:
                     try:
@@ -111,7 +110,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         areas = np.array([height * width for height, width in self.buckets])
         if self.channels * areas[self.bucket[self.good]].sum() > CACHE_BYTES:
             return
-        self.cache = [self.pixels(i) for i in show(range(total), "reading pictures", total, progress)]
+        self.cache = [self.pixels(i) for i in progress_bar(range(total), "reading pictures", total, progress)]
         self._leave_out()
 
     def open(self, index: int) -> Image.Image:

@@ -1,59 +1,22 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """What a set holds and what is wrong with it, found without decoding a picture. What becomes of a bad row is decided in
-`data.py`, and what is printed of it in the plan."""
+`dataset.py`, and what is printed of it in `plan.py`."""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from mezzotint_training.data.rows import cells
 from mezzotint_training.modalities.images import read_header
 
 if TYPE_CHECKING:
     from mezzotint_training.data.dataset import CaptionedImages
-
-
-def column(rows: datasets.Dataset, name: str) -> pa.Array:
-    """A column of a set, of which nothing is decoded."""
-    return rows.select_columns(name).with_format("arrow")[:].column(name).combine_chunks()
-
-
-def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
-    """The cells of a column of pictures, one after another; their bytes stay where they are until they are read."""
-    for table in rows.select_columns(column).with_format("arrow").iter(batch_size=100):
-        for cell in table.column(column):
-            content = cell["bytes"].as_buffer() if cell.is_valid else None
-            yield {"bytes": content, "path": cell["path"].as_py() if cell.is_valid else None}
-
-
-def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:
-    """The rows whose captions are none, or no text, each with what is wrong with it."""
-    try:
-        captions.validate(full=True)
-        if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
-            suspects = pc.indices_nonzero(pc.is_null(captions)).to_pylist()
-        else:
-            empty = pc.fill_null(pc.equal(pc.list_value_length(captions), 0), True)
-            holes = pc.list_parent_indices(captions).filter(pc.is_null(pc.list_flatten(captions)))
-            suspects = sorted({*pc.indices_nonzero(empty).to_pylist(), *holes.to_pylist()})
-    except pa.ArrowInvalid:  # somewhere there are bytes that are no text
-        suspects = range(len(captions))
-    for index in suspects:
-        try:
-            caption = captions[index].as_py()
-        except UnicodeDecodeError as error:
-            yield index, f"must be text in UTF-8: {error}"
-        else:
-            if caption is None or isinstance(caption, list) and (not caption or None in caption):
-                yield index, f"must be text: got {caption!r}"
 
 
 class Range(NamedTuple):
@@ -88,6 +51,27 @@ class Lint:
     caption_lengths: Range | None = None
     different_captions: int = 0
     findings: list[tuple[str, int, list[int]]] = field(default_factory=list)
+
+    def facts(self, pictures: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What was found, as plain data.
+
+        Args:
+            pictures: how many are trained on.
+            size: `(height, width)` that is trained at.
+        """
+        ranges = {name: getattr(self, name) for name in ("heights", "widths", "captions_each", "caption_lengths")}
+        return {
+            "columns": {"image": self.columns[0], "caption": self.columns[1]},
+            "rows": self.rows,
+            "pictures": pictures,
+            "looked_at": self.looked_at,
+            "size": list(size),
+            "dropped": list(self.dropped),
+            "buckets": {f"{height}x{width}": count for (height, width), count in self.buckets.items()},
+            "different_captions": self.different_captions,
+            "findings": [[what, count, list(where)] for what, count, where in self.findings],
+            **{name: list(value) for name, value in ranges.items() if value is not None},
+        }
 
 
 def count_bytes(text: str) -> int:

@@ -1,24 +1,24 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Where rows come from: splits of a set, at hand or streamed, whose columns are checked, and which rows are held out.
-Nothing is decoded here: what becomes of a row is said in `data.py`.
+Nothing is decoded here: what becomes of a row is said in `dataset.py`.
 """
 
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from mezzotint_training.config.errors import UserError, one_line, silenced
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.digits import digits
 from mezzotint_training.modalities.images import EXTENSIONS
 
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Endings of files that hold rows, or what is said of pictures
 TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".csv")
 # The column with a row's number in its split, where rows were kept out of it
@@ -27,27 +27,6 @@ NUMBER = "number in the split"
 HELD_OUT = (0, 0, 0, 0, 1)
 
 Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
-
-
-def digits() -> datasets.DatasetDict:
-    """The 1,797 handwritten digits that scikit-learn carries (8x8 pixels, 16 greys; UCI Optical Recognition of
-    Handwritten Digits, CC BY 4.0), captioned in three ways. Every sixth is the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    features = datasets.Features(
-        {"image": datasets.Image(), "text": datasets.List(datasets.Value("string")), "label": datasets.Value("int64")}
-    )
-    rows = {"train": {"image": [], "text": [], "label": []}, "test": {"image": [], "text": [], "label": []}}
-    for index, (picture, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):
-        split = rows["test" if index % 6 == 5 else "train"]
-        content = io.BytesIO()  # as BMP: the same bytes whatever versions of Pillow and zlib there are
-        Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)).save(content, "BMP")
-        split["image"].append({"bytes": content.getvalue(), "path": None})
-        name = DIGIT_NAMES[label]
-        split["text"].append([f"a handwritten {name}", f"the digit {name}", str(label)])
-        split["label"].append(int(label))
-    return datasets.DatasetDict({name: datasets.Dataset.from_dict(r, features=features) for name, r in rows.items()})
 
 
 def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -151,3 +130,38 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
 def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
     """The chosen rows in their order in the split, each with its number there, which a message about it must give."""
     return rows.add_column(NUMBER, np.arange(len(rows))).select(np.sort(chosen))
+
+
+def column(rows: datasets.Dataset, name: str) -> pa.Array:
+    """A column of a set, of which nothing is decoded."""
+    return rows.select_columns(name).with_format("arrow")[:].column(name).combine_chunks()
+
+
+def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
+    """The cells of a column of pictures, one after another; their bytes stay where they are until they are read."""
+    for table in rows.select_columns(column).with_format("arrow").iter(batch_size=100):
+        for cell in table.column(column):
+            content = cell["bytes"].as_buffer() if cell.is_valid else None
+            yield {"bytes": content, "path": cell["path"].as_py() if cell.is_valid else None}
+
+
+def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:
+    """The rows whose captions are none, or no text, each with what is wrong with it."""
+    try:
+        captions.validate(full=True)
+        if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):
+            suspects = pc.indices_nonzero(pc.is_null(captions)).to_pylist()
+        else:
+            empty = pc.fill_null(pc.equal(pc.list_value_length(captions), 0), True)
+            holes = pc.list_parent_indices(captions).filter(pc.is_null(pc.list_flatten(captions)))
+            suspects = sorted({*pc.indices_nonzero(empty).to_pylist(), *holes.to_pylist()})
+    except pa.ArrowInvalid:  # somewhere there are bytes that are no text
+        suspects = range(len(captions))
+    for index in suspects:
+        try:
+            caption = captions[index].as_py()
+        except UnicodeDecodeError as error:
+            yield index, f"must be text in UTF-8: {error}"
+        else:
+            if caption is None or isinstance(caption, list) and (not caption or None in caption):
+                yield index, f"must be text: got {caption!r}"

@@ -1,10 +1,11 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The data of a run as the loop takes it, whether it is at hand or streamed: its size and kind, what is held out, and
-batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `data.py` and
+batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `dataset.py` and
 `streaming.py`."""
 
 import contextlib
 import hashlib
+import inspect
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
+from mezzotint import MezzotintUNetModel
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.dataset import CaptionedImages, collate
-from mezzotint_training.data.lint import cells
-from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.data.rows import cells, held_out, load_splits
 from mezzotint_training.data.streaming import CaptionedStream, load_stream
-from mezzotint_training.networks.components import first_picture, level_factor, picture_size
 
 # Pictures that a fingerprint is made of, at the most, and bytes of them
 FINGERPRINTED, FINGERPRINTED_BYTES = 100_000, 2**30
@@ -121,7 +123,7 @@ def open_source(config: TrainConfig, components: dict | None, accelerator: Accel
         components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
 
     Raises:
-        UserError: as `rows.load_splits`, `rows.held_out`, `streaming.load_stream` and `components.picture_size` do.
+        UserError: as `rows.load_splits`, `rows.held_out`, `streaming.load_stream` and `level_factor` do.
     """
     stream = load_stream(config) if config.streaming else None
     rows, held = held_out(config, load_splits(config)) if stream is None else (stream.head, stream.held_out)
@@ -180,3 +182,42 @@ def _leave_signals_to_the_run(_) -> None:
     """In a data worker, which a terminal's Ctrl-C reaches too, and the SIGTERM of a batch system."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def first_picture(rows, config: TrainConfig) -> Image.Image:
+    """The first readable picture, for its size and mode; whether others are readable is not its business."""
+    probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
+    for index in range(len(rows)):
+        if probe.pixels(index) is not None:
+            return probe.open(index)
+    raise UserError(f"no picture could be read; the first: {probe.bad[0]}")
+
+
+def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
+    """Height and width to train at: as asked, or the saved model's, or the first picture's."""
+    saved = components["unet"].config.sample_size if components else None
+    size = config.resolution or saved or (first.height, first.width)
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+
+def level_factor(config: TrainConfig, components: dict | None, size: tuple[int, int]) -> int:
+    """What height and width must be multiples of, for a U-Net that halves them from level to level.
+
+    Raises:
+        UserError: where `size` is none, with the nearest that is.
+    """
+    default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
+    levels = (
+        components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
+    )
+    if not isinstance(levels, (list, tuple)) or not levels:
+        raise UserError(f"the unet's block_out_channels must be a list of numbers, one a level: got {levels!r}")
+    factor = 2 ** (len(levels) - 1)
+    height, width = size
+    if height % factor or width % factor:
+        nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
+        raise UserError(
+            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
+            f"possible is {nearest[0]}x{nearest[1]}"
+        )
+    return factor

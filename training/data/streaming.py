@@ -1,7 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """From a set that is read as it comes to batches: for sets larger than the memory or the disk. Where the set comes from
-is said in `rows.py`, what becomes of one row in `data.py` and `pictures.py`; here is only which rows come when, and how
-a reading is taken up again.
+is said in `rows.py`, what becomes of one row in `dataset.py` and `images.py`; here is only which rows come when, and
+how a reading is taken up again.
 
 A streamed run is a function of its seed and of the number of processes (a map-style one is a function of its seed
 alone): which rows a process gets, and the number of a row, depend on how the set is split.

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from mezzotint_training.config.errors import CannotGoOn, UserError
 from mezzotint_training.engine import sharding
-from mezzotint_training.engine.files import PRIVATE, aside, clear, make_readable, sync
+from mezzotint_training.engine.files import PRIVATE, aside, clear, digest, make_readable, sync
 from mezzotint_training.learning.optimizers import load_optimizer_state, optimizer_state
 
 STATE = "state.json"
@@ -138,7 +138,7 @@ def _write(folder: Path, groups: Iterator[tuple[str, dict[str, torch.Tensor]]], 
     for name, group in groups:
         path = folder / f"{name}.safetensors"
         save_file(group, path)
-        digests[path.name] = _digest(path)
+        digests[path.name] = digest(path)
     state = json.loads(json.dumps({**state, "sha256": digests}))  # as it will be read
     (folder / STATE).write_text(json.dumps({**state, OWN_DIGEST: _digest_of(state)}, indent=1), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
@@ -216,8 +216,8 @@ def load(
         if not isinstance(files, dict) or any(Path(x).name != x for x in files):
             raise ValueError
         valid(state)
-        for name, digest in files.items():
-            if not (folder / name).is_file() or check and _digest(folder / name) != digest:
+        for name, expected in files.items():
+            if not (folder / name).is_file() or check and digest(folder / name) != expected:
                 raise ValueError
         return {Path(name).stem: Tensors(folder / name) for name in files}, state
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -324,14 +324,6 @@ def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler, average
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest_of(state: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ gone when none is at work.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -213,3 +214,12 @@ def sync(path: Path) -> None:
 def make_readable(path: Path) -> None:
     """Let whoever may read a folder read a file of it that safetensors wrote, for its owner alone."""
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read a part at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.lint import Lint
 
 STEPS = 20  # that `--plan` takes, and after which a run says how long it will take
 WARM_UP = 3  # of them, not counted: allocations, compilation, caches
@@ -29,29 +28,6 @@ PATIENCE = 10.0  # seconds after which `memory` tries no batch beyond the run's 
 
 
 # ---------------------------------------------------------------------------------------------------------- the facts
-
-
-def data(found: Lint, pictures: int, size: tuple[int, int]) -> dict[str, Any]:
-    """What was found in the rows, as plain data.
-
-    Args:
-        found: what `lint` returned.
-        pictures: that are trained on.
-        size: `(height, width)` that is trained at.
-    """
-    facts = {name: getattr(found, name) for name in ("heights", "widths", "captions_each", "caption_lengths")}
-    return {
-        "columns": {"image": found.columns[0], "caption": found.columns[1]},
-        "rows": found.rows,
-        "pictures": pictures,
-        "looked_at": found.looked_at,
-        "size": list(size),
-        "dropped": list(found.dropped),
-        "buckets": {f"{height}x{width}": count for (height, width), count in found.buckets.items()},
-        "different_captions": found.different_captions,
-        "findings": [[what, count, list(where)] for what, count, where in found.findings],
-        **{name: list(value) for name, value in facts.items() if value is not None},
-    }
 
 
 def networks(components: Mapping[str, Any]) -> dict[str, dict[str, int]]:

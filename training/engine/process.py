@@ -63,8 +63,8 @@ def sole_use(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
     """Within it no other run writes to `output_dir`, which the first process holds; all call this.
 
     Raises:
-        UserError: in all processes, as `writing.hold` does.
-        CannotGoOn: as `writing.hold` does.
+        UserError: in all processes, as `files.hold` does.
+        CannotGoOn: as `files.hold` does.
     """
     with contextlib.ExitStack() as held:
         refusal: list[str | None] = [None]

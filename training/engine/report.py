@@ -6,22 +6,18 @@ What is measured is decided in the loop; here it is only shown and written down.
 
 import json
 import math
-import resource
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import write_text
 
-T = TypeVar("T")
 SHOWN = {
     "loss": "loss {:.4f}",
     "images_per_second": "{:.0f} images/s",
@@ -30,23 +26,6 @@ SHOWN = {
     "held_out_loss": "held out {:.4f}",
     "verdict": "{}",
 }
-
-
-def progress(items: Iterable[T], description: str, total: int, show: bool = True) -> Iterator[T]:
-    """`items`, with a bar on a terminal."""
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield from items
-        return
-    yield from track(items, description, total=total, console=console, transient=True)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held so far, in bytes: of the GPU where it computes on one, else of the
-    machine (its peak resident set)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Losses:

@@ -2,18 +2,15 @@
 """Decides before the first step whether an output_dir may be used (new, empty, or the same run of the same data) and
 from which checkpoint the run goes on; and what is written down of the settings."""
 
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mezzotint import hub
 from mezzotint_training.config.errors import UserError
-from mezzotint_training.config.settings import TrainConfig, read_recipe
+from mezzotint_training.config.recipe import read_recipe, recipe_yaml
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.engine.files import PRIVATE, write_text
 
@@ -128,11 +125,3 @@ def same_data(state: dict[str, Any], now: dict[str, Any], place: Path | str, say
                 f"{place} holds a run on other data ({was}): a run goes on with the data that it began with; "
                 "pretrained_model_name_or_path goes on from its finished pipeline with others, in another output_dir"
             )
-
-
-def recipe_yaml(config: TrainConfig) -> str:
-    """Every setting in force, as it is published, with the versions of what ran them."""
-    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    return f"{header}\n{yaml.safe_dump(hub.public(asdict(config)), sort_keys=False, allow_unicode=True)}"

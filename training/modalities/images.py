@@ -126,3 +126,8 @@ def _faults_in_one_line():
     except Exception as error:  # see open_picture
         line = re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split()))  # always the same for a picture
         raise ValueError(line[:300] or type(error).__name__) from None
+
+
+def unit(pixels: torch.Tensor) -> torch.Tensor:
+    """Bytes to [-1, 1]."""
+    return pixels.float() / 127.5 - 1

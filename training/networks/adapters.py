@@ -11,7 +11,8 @@ from torch import nn
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError
-from mezzotint_training.config.settings import TrainConfig, nearest
+from mezzotint_training.config.rules import nearest
+from mezzotint_training.config.settings import TrainConfig
 
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import sync
-from mezzotint_training.engine.report import progress as show
+from mezzotint_training.engine.progress import progress_bar
 
 # Of the files' layout; part of every fingerprint
 FORMAT = 1
@@ -117,7 +117,7 @@ class Cache:
                     if path.stat().st_mtime < time.time() - STALE:
                         path.unlink()
             mine = [number for number in range(rank, len(shards), world) if shards[number]]
-            for number in show(mine, f"making the {self.what}", len(mine), progress):
+            for number in progress_bar(mine, f"making the {self.what}", len(mine), progress):
                 if not self._whole(self.folder / self.names[number]):
                     make(number)
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Saved pipelines, for all programs: loaded, checked and on their device, or refused in one line."""
+"""What was saved, for all programs: pipelines of ours and networks of transformers, loaded whole, checked and on their
+device, or refused in one line. Whatever a folder or a repository says of itself, none of its code runs, nothing in it
+is unpickled, and no weight is made up that it lacks."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ import transformers
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError, loading
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.augment import AUGMENT_DIM
+
+POOLER = "pooler."  # which many encoders are published without
 
 
 def find_device(name: str) -> torch.device:
@@ -78,3 +84,40 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
     return size
+
+
+def pretrained_components(config: TrainConfig) -> dict:
+    """The components of a saved pipeline, every weight accounted for.
+
+    Raises:
+        UserError: for one that cannot be loaded, or has missing or surplus weights.
+    """
+    source, name = config.pretrained_model_name_or_path, "pretrained_model_name_or_path"
+    pipe = load_pipeline(source, name, revision=config.revision)
+    if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
+        raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
+    if config.adapter is None and pipe.scheduler.config.get("_fitted_schedules"):  # to what the network was
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
+    return dict(pipe.components)
+
+
+def load_whole(cls: Any, source: str) -> tuple[Any, bool]:
+    """A network in evaluation mode, and whether it came with its pooler.
+
+    Call it within `errors.loading`: what transformers raises is of many kinds.
+
+    Args:
+        cls: a model class of transformers, `AutoModel` among them.
+        source: a folder or a Hub name.
+
+    Raises:
+        ValueError: for weights that are missing or of another shape, but for a pooler's.
+    """
+    model, report = cls.from_pretrained(
+        source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    bad = [key for key in missing if not key.startswith(POOLER)]
+    if bad:
+        raise ValueError(f"{len(bad)} weights are missing or of another shape ({', '.join(bad[:3])})")
+    return model, not missing

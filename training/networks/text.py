@@ -13,11 +13,11 @@ import transformers
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
-from mezzotint_training.config.arguments import at_least, at_most, number
 from mezzotint_training.config.errors import UserError, loading, one_line
-from mezzotint_training.config.settings import TrainConfig, known_arguments
+from mezzotint_training.config.rules import at_least, at_most, known_arguments, number
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.networks.cache import FORMAT, Cache, Recent
-from mezzotint_training.networks.encoders import load_whole
+from mezzotint_training.networks.saved import load_whole
 
 # Bytes of hidden states (of a frozen encoder) or tokens (of a trained one) that are kept in memory
 RECENT_BYTES = 2**28

@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What is said of a checkpoint's pictures: the figures of `evaluate` as a table, and the model card with them."""
+"""The model card: what a run was told, what it measured, and what `evaluate` did."""
 
+import importlib.resources
 import json
 import os
 import re
@@ -8,59 +9,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mezzotint import hub
-from mezzotint.markdown import code, plain
+from huggingface_hub import ModelCard, ModelCardData
+
+from mezzotint import hub, markdown
+from mezzotint.hub import is_path, public, signed
 from mezzotint_training.config.errors import UserError, loading
-from mezzotint_training.config.settings import read_recipe
+from mezzotint_training.config.recipe import read_recipe
 from mezzotint_training.engine.files import write_text
+from mezzotint_training.metrics.table import table
 
 EVALUATION = "evaluation.json"
 GRID = re.compile(r"samples/step-\d+\.png")
-# What is measured on each kind of features, as it is shown
-ROWS = {
-    "kernel_distance": "kernel distance (KID) x 1000",
-    "frechet_distance": "Fréchet distance",
-    "sliced_wasserstein": "sliced-Wasserstein distance",
-    "precision": "precision",
-    "recall": "recall",
-}
-
-
-def table(results: dict[str, Any]) -> str:
-    """What `evaluate` measured, as Markdown."""
-    settings, count, data = results["settings"], results["pictures"], results["data"]
-    source = data["dataset_name"] or os.path.basename(os.path.abspath(data["train_data_dir"]))
-    lines = [
-        f"{count['drawn']:d} pictures in {settings['num_inference_steps']:d} steps, guidance "
-        f"{settings['guidance_scale']:g}, seed {settings['seed']:d}, against {count['held_out']:d} held-out ones of "
-        f"{code(source)}; the floor is of {count['floor']:d} of {count['train']:d} training pictures. 95 % intervals.",
-        "",
-        "| | drawn | real |",
-        "|---|---|---|",
-    ]
-
-    def line(name: str, figure: dict[str, Any], style: str, factor: float = 1.0) -> None:
-        cells = []
-        for x in (figure, figure.get("real")):
-            numbers = [] if x is None else [factor * v for v in (x["value"], *x["interval"])]
-            cells.append("{} ({} to {})".format(*(format(v, style) for v in numbers)) if numbers else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-
-    for name, figures in results["features"].items():
-        for metric, figure in figures.items():
-            within = metric in ("precision", "recall")
-            factor = 1000.0 if metric == "kernel_distance" else 1.0
-            line(f"{ROWS[metric]}, {plain(name)} features", figure, ".1%" if within else ".3g", factor)
-    for kind, found in results["prompt_accuracy"].items():
-        how = plain(kind) if kind == "classifier" else f"{plain(kind)}, own caption of {found['choices']:d}"
-        line(f"prompt accuracy ({how})", found, ".1%")
-        if "unseen" in found:
-            line("the same, captions that were not trained on", found["unseen"], ".1%")
-    found = results["copy_rate"]
-    line(f"copy rate ({plain(found['features'])}, ratio below {found['threshold']:.2f})", found, ".1%")
-    for quarter, found in enumerate(results["held_out_loss"], 1):
-        line(f"held-out loss, quarter {quarter} of the noise levels", found, ".4f")
-    return "\n".join(lines)
 
 
 def keep(folder: Path, results: dict[str, Any]) -> None:
@@ -107,7 +66,7 @@ def check(folder: Path) -> None:
     """
     settings, metrics = _run(folder)
     with loading(f"what the card of {folder} is made of"):
-        hub.card_text(folder, settings, metrics, None, _evaluation(folder))
+        card_text(folder, settings, metrics, None, _evaluation(folder))
 
 
 def rewrite(folder: Path) -> None:
@@ -125,7 +84,7 @@ def rewrite(folder: Path) -> None:
 def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
     """Write `README.md`, the model card, of a run and of the evaluation that is in its folder: whole, and not through a
     link that is in its place."""
-    write_text(folder / hub.CARD, hub.card_text(folder, settings, metrics, grid, _evaluation(folder)))
+    write_text(folder / hub.CARD, card_text(folder, settings, metrics, grid, _evaluation(folder)))
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
@@ -144,3 +103,61 @@ def _run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(metrics.get("pictures"), int):
             raise ValueError("pictures must be a number")
     return read_recipe(folder), metrics
+
+
+def card_text(
+    folder: str | Path,
+    settings: dict[str, Any],
+    metrics: dict[str, Any],
+    grid: str | None,
+    evaluation: dict[str, Any] | None = None,
+) -> str:
+    """The model card, made of what was set and what was measured; no number in it is typed by hand.
+
+    Args:
+        folder: of the finished pipeline.
+        settings: the run's settings (the fields of `TrainConfig`).
+        metrics: what the run measured (the contents of `metrics.json`).
+        grid: path of the sample grid, relative to `folder`.
+        evaluation: what `mezzotint evaluate` measured (the contents of `evaluation.json`), with `table`, all of it in
+            Markdown, and `command`, the line that made it; `None` where nothing was.
+    """
+    folder, settings = Path(folder), public(settings)
+    scheduler, schedules = folder / "scheduler" / "scheduler_config.json", []
+    if scheduler.is_file():
+        saved = json.loads(scheduler.read_text(encoding="utf-8"))
+        schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
+    prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
+    name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
+    template = importlib.resources.files("mezzotint.model_cards").joinpath(name)
+    card = ModelCard.from_template(
+        front_matter(settings, grid),
+        template_str=template.read_text(encoding="utf-8"),
+        name=os.path.basename(os.path.abspath(folder)),
+        settings=settings,
+        metrics=metrics,
+        grid=grid,
+        evaluation=evaluation,
+        schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
+        source=(settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./"),
+        prompt=prompts[0] if prompts else "",
+        base=base,
+        base_name=base and base.removeprefix("./"),
+        **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
+    )
+    return signed(str(card))
+
+
+def front_matter(settings: dict[str, Any], grid: str | None) -> ModelCardData:
+    """The card's front matter."""
+    prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
+    dataset = settings.get("dataset_name")
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=settings.get("license"),
+        datasets=[dataset] if dataset and dataset != "digits" and not is_path(dataset) else None,
+        base_model=base if base and not is_path(base) else None,
+        tags=["mezzotint", "diffusion", "text-to-image", *(["lora"] if settings.get("adapter") else [])],
+        widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
+    )

@@ -1,12 +1,11 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What is typed: the flags of a program, and the rules that numbers keep. Nothing heavy is imported here."""
+"""The rules that numbers, names, files and folders keep, and the lines that say so. Nothing heavy is imported here."""
 
-import argparse
 import contextlib
 import difflib
+import inspect
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,63 +83,6 @@ def _whole(value: Any) -> int:
     return int(found)
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with the lines of the description as they are, and with the default of each flag that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        words, default = action.help or "", action.default
-        if default is None or default is False or default in ([], {}, argparse.SUPPRESS) or "default" in words:
-            return words
-        default = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"{words} (default: {default.replace('%', '%%')})"
-
-
-class Parser(argparse.ArgumentParser):
-    """The flags of a program; whatever is wrong with them is a `UserError`.
-
-    Args:
-        program: as `mezzotint` knows it.
-        description: the program's docstring.
-    """
-
-    def __init__(self, program: str, description: str | None, **options):
-        super().__init__(
-            prog=f"mezzotint {program}", description=description, allow_abbrev=False,
-            formatter_class=Help, **options,
-        )  # fmt: skip
-
-    def number(self, name: str, kind: type, *rules: Rule, **options) -> None:
-        """Add the flag `--name` of numbers that keep the rules."""
-        self.add_argument(f"--{name}", type=lambda text: number(name, kind, text, *rules), **options)
-
-    def parse_args(self, args=None, namespace=None):
-        """The arguments by name.
-
-        Raises:
-            UserError: for what is no text, an unknown flag (with the nearest known one), or a value that is missing
-                or breaks its rule.
-        """
-        words = sys.argv[1:] if args is None else list(args)
-        for word in words:
-            if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
-                raise UserError(f"arguments must be text in UTF-8: got {shown(word)}")
-        known, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(f"unknown flag {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}")
-        return known
-
-    def error(self, message: str):
-        raise UserError(message)
-
-
-def text(value: str) -> str:
-    """An argument that says something."""
-    if not value.strip():
-        raise argparse.ArgumentTypeError(f"must not be empty: got {value!r}")
-    return value
-
-
 def nearest(name: str, known: list[str]) -> str:
     """The close of an error's line: the known name most like `name`, if one is like it at all."""
     match = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
@@ -187,3 +129,12 @@ def new_folder(name: str, path: Path) -> Path:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{name} must be a folder to write to: got {path}")
     return path
+
+
+def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
+    """`arguments`, all of which `cls` takes; a UserError names the first that it does not."""
+    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"{cls.__name__} has no argument {shown(name)}{nearest(str(name), known)}")
+    return arguments

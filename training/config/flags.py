@@ -1,0 +1,149 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The flags of a program, and the settings of a run: from defaults, recipe, YAML file and flags, in that order."""
+
+import argparse
+import sys
+import types
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from mezzotint_training.config import plain_yaml
+from mezzotint_training.config.errors import UserError, one_line
+from mezzotint_training.config.recipe import read_named, read_yaml, recipes
+from mezzotint_training.config.rules import Rule, nearest, number, shown
+from mezzotint_training.config.settings import HINTS, TrainConfig
+
+
+def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
+    """Settings from defaults, recipe, YAML file and flags, in that order.
+
+    Raises:
+        UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
+    """
+    parser = Parser("train", description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
+    parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
+    for f in fields(TrainConfig):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        kind = _kind(HINTS[f.name])
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
+        else:
+            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
+    flags = vars(parser.parse_args(argv))
+    recipe, config = flags.pop("recipe", None), flags.pop("config", None)
+    layers = []
+    if recipe is not None:
+        layers.append(read_named(recipe))
+    if config is not None:
+        layers.append(read_yaml(Path(config)))
+    layers.append({k: _from_text(k, v) for k, v in flags.items()})
+
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        # a data source replaces the one of the layer below, and what that said of it
+        source = ("dataset_name", "train_data_dir")
+        if any(layer.get(k) for k in source) and any(settings.get(k) for k in source):
+            of_it = {*source, "dataset_config_name", "dataset_license", "dataset_split", "validation_split"}
+            settings = {k: v for k, v in settings.items() if k not in of_it}
+        for key, value in layer.items():
+            if isinstance(value, dict) and isinstance(settings.get(key), dict):
+                value = {**settings[key], **value}
+            settings[key] = value
+    given = dict(settings)
+    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    for key, value in settings.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            settings[key] = {**defaults[key], **value}
+    config = TrainConfig(**settings)
+    config.given = given
+    return config
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
+    if isinstance(value, bool) or _kind(HINTS[name]) is str:
+        return None if value in ("null", "None") else value
+    if isinstance(value, list):
+        return value if str in get_args(HINTS[name]) else [parsed(name, item) for item in value]
+    return parsed(name, value)
+
+
+def parsed(name: str, text: str) -> Any:
+    """The value of a flag whose text is YAML.
+
+    Raises:
+        UserError: for what is none.
+    """
+    try:
+        return plain_yaml.load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} must be YAML: got {shown(text)} ({one_line(error)})") from None
+
+
+def _kind(hint: Any) -> type:
+    """The plain type behind a hint: `int | None` is int, `list[str]` is list, a Literal is str."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    return str if get_origin(hint) is Literal else get_origin(hint) or hint
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the lines of the description as they are, and with the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        words, default = action.help or "", action.default
+        if default is None or default is False or default in ([], {}, argparse.SUPPRESS) or "default" in words:
+            return words
+        default = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{words} (default: {default.replace('%', '%%')})"
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a program; whatever is wrong with them is a `UserError`.
+
+    Args:
+        program: as `mezzotint` knows it.
+        description: the program's docstring.
+    """
+
+    def __init__(self, program: str, description: str | None, **options):
+        super().__init__(
+            prog=f"mezzotint {program}", description=description, allow_abbrev=False,
+            formatter_class=Help, **options,
+        )  # fmt: skip
+
+    def number(self, name: str, kind: type, *rules: Rule, **options) -> None:
+        """Add the flag `--name` of numbers that keep the rules."""
+        self.add_argument(f"--{name}", type=lambda text: number(name, kind, text, *rules), **options)
+
+    def parse_args(self, args=None, namespace=None):
+        """The arguments by name.
+
+        Raises:
+            UserError: for what is no text, an unknown flag (with the nearest known one), or a value that is missing
+                or breaks its rule.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
+                raise UserError(f"arguments must be text in UTF-8: got {shown(word)}")
+        known, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(f"unknown flag {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}")
+        return known
+
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def text(value: str) -> str:
+    """An argument that says something."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"must not be empty: got {value!r}")
+    return value
