@@ -1,8 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""A finished pipeline's folder as a repository on the Hub: its model card, its upload, and what would prevent either.
-
-The self-contained checkpoint itself is written by `MezzotintPipeline.save_pretrained`. Needs the `train` extra (Jinja)
-for cards; importing this module does not.
+"""A finished pipeline's folder as a repository on the Hub: what of it is published, its upload, and why the Hub would
+refuse it. The self-contained checkpoint itself is written by `MezzotintPipeline.save_pretrained`.
 """
 
 import contextlib
