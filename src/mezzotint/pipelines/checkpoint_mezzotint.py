@@ -266,6 +266,10 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             init_dict[name] = (__name__, f"{library}:{class_name}")
         return init_dict, unused, hidden
 
+    def register_modules(self, **components):
+        _align_weights(*(x for x in components.values() if isinstance(x, torch.nn.Module)))
+        super().register_modules(**components)
+
     def register_to_config(self, **kwargs):
         # diffusers' note of where the pipeline was loaded from: it must hold wherever the process goes next
         if source := kwargs.get("_name_or_path"):

@@ -2,405 +2,27 @@
 """Text to image: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, pixels come out.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
-imports: it imports torch, numpy, transformers and diffusers, and no component class of ours.
+imports; components arrive as arguments.
 """
 
-import copy
-import inspect
-import math
-import numbers
-import reprlib
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
-from diffusers.guiders.guider_utils import rescale_noise_cfg
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin, _align_weights
-
-logger = logging.get_logger(__name__)
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.sampling_mezzotint import MezzotintGuidance, MezzotintSamplingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
-# Held while what the calls of several threads have in common is set for one of them: the scheduler's timesteps, the
-# tokenizer's padding
-ONE_AT_A_TIME = threading.Lock()
-# Held by a call for as long as its network keeps features from step to step (diffusers' `enable_cache`)
-WITH_CACHE = threading.RLock()
 
 
-def _seen_without_defaults(init: Callable) -> Callable:
-    """What diffusers reads from the signature: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass over
-    the component given for an argument that has a default."""
-    signature = inspect.signature(init)
-    bare = [x.replace(default=inspect.Parameter.empty) for x in signature.parameters.values()]
-    init.__signature__ = signature.replace(parameters=bare)  # pyright: ignore[reportFunctionMemberAccess]
-    return init
-
-
-class MezzotintPipeline(MezzotintCheckpointMixin, DiffusionPipeline):
-    """
-    Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>), or another.
-
-    Args:
-        unet (`MezzotintUNetModel`): predicts what the scheduler's `prediction_type` says. Its config holds the scale
-            of the data (`sample_mean`, `sample_std`) and the default size (`sample_size`).
-        scheduler (`MezzotintScheduler` or a stock one made from its config): the noise levels and the step.
-        text_encoder (a `transformers` encoder, or `None` with a U-Net that reads no text).
-        tokenizer (the encoder's tokenizer, or `None`).
-        guider (one of `diffusers.guiders`, *optional*): combines the network's predictions in place of classifier-free
-            guidance; its own settings then stand for `guidance_scale` and `guidance_rescale`.
-        guidance_unet (`MezzotintUNetModel`, *optional*): a worse version of `unet` (smaller, or trained for less long),
-            whose prediction for the same text stands where that for the negative text stood: autoguidance,
-            <https://huggingface.co/papers/2406.02507>.
-        classifier (`MezzotintClassifier`, *optional*): its gradient draws the pictures to the `class_labels` of a call
-            (<https://huggingface.co/papers/2105.05233>).
-    """
-
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "prompt_attention_mask"]
-
-    @_seen_without_defaults
-    def __init__(
-        self,
-        unet: ModelMixin,
-        scheduler: SchedulerMixin,
-        text_encoder: PreTrainedModel | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        guider: BaseGuidance | None = None,
-        guidance_unet: ModelMixin | None = None,
-        classifier: ModelMixin | None = None,
-    ):
-        super().__init__()
-        networks = {
-            "unet": unet,
-            "text_encoder": text_encoder,
-            "guidance_unet": guidance_unet,
-            "classifier": classifier,
-        }
-        for name, network in networks.items():
-            if network is not None and not isinstance(network, torch.nn.Module):
-                raise ValueError(f"{name} must be a torch.nn.Module: got {_shown(network)}")
-        _align_weights(*networks.values())
-        self.register_modules(
-            unet=unet,
-            scheduler=scheduler,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            guider=guider,
-            guidance_unet=guidance_unet,
-            classifier=classifier,
-        )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
-        self._guidance_scale = 1.0
-        self._interrupt = False
-        self._said: set[str] = set()
-
-    # ------------------------------------------------------------------------------------------------- conditioning
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        device: torch.device | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-    ):
-        """The text encoder's hidden states for prompts and negative prompts, repeated `num_images_per_prompt` times.
-
-        Args:
-            prompt (`str` or list of `str`, *optional*): needed unless `prompt_embeds` is given.
-            device (`torch.device`, *optional*): where to; by default where the pipeline runs.
-            num_images_per_prompt (`int`): pictures for each prompt.
-            do_classifier_free_guidance (`bool`): whether the negative ones are wanted at all.
-            negative_prompt (`str` or list of `str`, *optional*): what to steer away from; the empty text by default.
-            prompt_embeds (`torch.Tensor` of shape `(prompts, tokens, channels)`, *optional*): in place of `prompt`.
-            negative_prompt_embeds (`torch.Tensor`, *optional*): in place of `negative_prompt`.
-            prompt_attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, *optional*): of `prompt_embeds`.
-            negative_prompt_attention_mask (`torch.Tensor`, *optional*): of `negative_prompt_embeds`.
-
-        Returns:
-            `(prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask)`, the
-            negative ones `None` without guidance. All four have the same number of tokens.
-        """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            prompt_embeds, prompt_attention_mask = self._encode_text(prompt, device)
-        elif prompt_attention_mask is None:
-            prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.bool)
-        if do_classifier_free_guidance:
-            if negative_prompt_embeds is None:
-                texts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
-                negative_prompt_embeds, negative_prompt_attention_mask = self._encode_text(texts, device)
-            elif negative_prompt_attention_mask is None:
-                negative_prompt_attention_mask = torch.ones(negative_prompt_embeds.shape[:2], dtype=torch.bool)
-            if len(negative_prompt_embeds) == 1:
-                negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-                negative_prompt_attention_mask = negative_prompt_attention_mask.expand(len(prompt_embeds), -1)
-            length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
-            negative_prompt_embeds, negative_prompt_attention_mask = self._fit(
-                negative_prompt_embeds, negative_prompt_attention_mask, length, num_images_per_prompt, device
-            )
-        else:
-            length = prompt_embeds.shape[1]
-            negative_prompt_embeds = negative_prompt_attention_mask = None
-        prompt_embeds, prompt_attention_mask = self._fit(
-            prompt_embeds, prompt_attention_mask, length, num_images_per_prompt, device
-        )
-        return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
-
-    def _encode_text(self, text: str | list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.text_encoder is None:
-            raise ValueError("this pipeline has no text encoder: pass negative_prompt_embeds, or guidance_scale=1")
-        text = [text] if isinstance(text, str) else text
-        config = self.text_encoder.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
-        with ONE_AT_A_TIME:
-            tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
-            whole = self.tokenizer(text, truncation=False).input_ids
-        for words in whole:
-            if len(words) > limit:
-                cut = self.tokenizer.decode(words[limit - 1 :], skip_special_tokens=True)
-                shown = repr(cut) if len(cut) <= 200 else f"{cut[:100]!r} and so on, {len(cut)} characters"
-                logger.warning(f"The text encoder takes {limit} tokens; this part of a prompt was cut off: {shown}")
-        mask = tokens.attention_mask.to(device)
-        output = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)
-        return output.last_hidden_state, mask.bool()  # (P, L, D), (P, L)
-
-    def _fit(self, embeds, mask, length: int, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pad to `length` tokens, repeat each row, move and cast."""
-        missing = length - embeds.shape[1]
-        dtype = embeds.dtype if self.unet is None else self.unet.dtype  # prompts can be encoded before there is a U-Net
-        embeds = F.pad(embeds.to(device, dtype), (0, 0, 0, missing)).repeat_interleave(repeats, dim=0)
-        mask = F.pad(mask.to(device).bool(), (0, missing)).repeat_interleave(repeats, dim=0)
-        return embeds, mask
-
-    # ------------------------------------------------------------------------------------------------------ inputs
-
-    def check_inputs(
-        self,
-        prompt,
-        height,
-        width,
-        num_inference_steps,
-        timesteps,
-        sigmas,
-        guidance_scale,
-        guidance_rescale,
-        guidance_interval,
-        guider,
-        class_labels,
-        classifier_scale,
-        negative_prompt,
-        num_images_per_prompt,
-        eta,
-        generator,
-        latents,
-        prompt_embeds,
-        negative_prompt_embeds,
-        prompt_attention_mask,
-        negative_prompt_attention_mask,
-        output_type,
-        callback_on_step_end,
-        callback_on_step_end_tensor_inputs,
-    ):
-        """Raises `ValueError` in one line for a call that cannot be carried out."""
-        # Each argument alone
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
-        counts = {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
-        if timesteps is None and sigmas is None:
-            counts["num_inference_steps"] = num_inference_steps
-        for name, value in counts.items():
-            if not _is_number(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number: got {_shown(value)}")
-        for name, value, least, most in (
-            ("guidance_scale", guidance_scale, -math.inf, math.inf),
-            ("guidance_rescale", guidance_rescale, 0, 1),
-            ("classifier_scale", classifier_scale, -math.inf, math.inf),
-            ("eta", eta, 0, math.inf),
-        ):
-            if not _is_number(value) or not least <= value <= most:
-                within = "" if least == -math.inf else f" of at least {least}" if most == math.inf else " in [0, 1]"
-                raise ValueError(f"{name} must be a finite number{within}: got {_shown(value)}")
-        if guidance_interval is not None:
-            levels = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
-            numeric = all(isinstance(x, numbers.Real) for x in levels)
-            if len(levels) != 2 or not numeric or not 0 <= levels[0] < levels[1]:
-                got = _shown(guidance_interval)
-                raise ValueError(f"guidance_interval must be two noise levels, 0 <= low < high: got {got}")
-        if guider is not None and not isinstance(guider, BaseGuidance):
-            raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
-        defaults = inspect.signature(type(guider).__init__).parameters
-        for name, value in (guider.config if guider is not None else {}).items():
-            if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
-                raise ValueError(f"the guider's {name} must be a finite number: got {_shown(value)}")
-        generators = generator if isinstance(generator, list) else [generator]
-        if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
-            raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"latents must be a tensor: got {_shown(latents)}")
-        if latents is not None and not latents.isfinite().all():
-            raise ValueError("latents must be finite numbers: got others")
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(f"callback_on_step_end must be a function: got {_shown(callback_on_step_end)}")
-        names = callback_on_step_end_tensor_inputs or []
-        if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
-            possible, got = self._callback_tensor_inputs, _shown(unknown)
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
-
-        # What the components can do
-        if class_labels is not None and self.classifier is None:
-            raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
-        if class_labels is not None and not hasattr(self.scheduler, "guide"):
-            raise ValueError(
-                f"class_labels need a scheduler that can guide, such as MezzotintScheduler: got "
-                f"{type(self.scheduler).__name__}"
-            )
-        if self.guidance_unet is not None and (negative_prompt is not None or negative_prompt_embeds is not None):
-            raise ValueError("the guidance_unet stands where a negative prompt would: leave one of the two out")
-        if self.unet.config.cross_attention_dim is None:
-            if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
-                raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
-            return
-        for name in ("text_encoder", "tokenizer"):
-            if getattr(self, name) is None and (prompt is not None or negative_prompt is not None):
-                what = name.replace("_", " ")
-                raise ValueError(f"this pipeline has no {what}: pass prompt_embeds and negative_prompt_embeds instead")
-
-        # The text
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError(
-                f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
-            )
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            items = value if isinstance(value, list) else [value]
-            if value is not None and (not items or not all(isinstance(x, str) for x in items)):
-                raise ValueError(f"{name} must be a text or a list of texts: got {_shown(value)}")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
-        for name, embeds, mask in (
-            ("prompt", prompt_embeds, prompt_attention_mask),
-            ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
-        ):
-            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else ()
-            channels = self.unet.config.cross_attention_dim
-            if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
-                got = f"shape {shape}" if shape else _shown(embeds)
-                raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
-            if embeds is not None and not embeds.is_floating_point():
-                raise ValueError(f"{name}_embeds must be floating point: got {embeds.dtype}")
-            fits = isinstance(mask, torch.Tensor) and embeds is not None and mask.shape == embeds.shape[:2]
-            if mask is not None and not fits:
-                raise ValueError(
-                    f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
-                    f"{tuple(getattr(mask, 'shape', ()))}, embeds {None if embeds is None else shape}"
-                )
-        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
-        if count == 0:
-            raise ValueError("prompt_embeds must have one entry for each of one or more prompts: got none")
-        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
-                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
-
-    def prepare_latents(self, batch_size: int, channels: int, height: int, width: int, generator, latents, device):
-        """Standard normal noise of shape `(batch_size, channels, height, width)` in float32 (or `latents`), scaled to
-        the scheduler's starting noise level."""
-        shape = (batch_size, channels, height, width)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents must have shape {shape}: got {tuple(latents.shape)}")
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-
-    def retrieve_timesteps(
-        self, num_inference_steps, device, timesteps, sigmas, guidance_scale: float = 1.0
-    ) -> torch.Tensor:
-        """Set the scheduler's timesteps from a count, fitted at a guidance scale like this one where there are some, or
-        from custom `timesteps` or `sigmas` where it takes them."""
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("at most one of timesteps and sigmas may be given: got both")
-        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
-        for name, value in (("timesteps", timesteps), ("sigmas", sigmas)):
-            if value is not None:
-                if name not in accepted:
-                    raise ValueError(f"{type(self.scheduler).__name__}.set_timesteps takes no custom {name}")
-                self.scheduler.set_timesteps(**{name: value}, device=device)
-                return self.scheduler.timesteps
-        fitted = {"guidance_scale": guidance_scale} if "guidance_scale" in accepted else {}
-        self.scheduler.set_timesteps(num_inference_steps, device=device, **fitted)
-        table = getattr(self.scheduler, "fitted_schedule", None)
-        if table is not None and table["guidance_scale"] != guidance_scale:
-            said = (
-                f"The schedule of {num_inference_steps} steps was fitted at guidance_scale "
-                f"{table['guidance_scale']:g}, the nearest to {guidance_scale:g} that there is"
-            )
-            if said not in self._said:
-                logger.warning(said)
-            self._said.add(said)
-        return self.scheduler.timesteps
-
-    def _noise_levels(self, timesteps: torch.Tensor) -> list[float]:
-        """sigma_t / alpha_t at each (fractional) timestep."""
-        if hasattr(self.scheduler, "timesteps_to_sigmas"):
-            return self.scheduler.timesteps_to_sigmas(timesteps).tolist()
-        if not hasattr(self.scheduler, "alphas_cumprod"):
-            raise ValueError(
-                f"guidance_interval needs a scheduler with alphas_cumprod: got {type(self.scheduler).__name__}"
-            )
-        # a stock scheduler: its betas interpolated in log(sigma), as it does where it turns a sigma into a timestep
-        a = self.scheduler.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny).cpu().numpy()
-        return np.exp(np.interp(timesteps.double().cpu(), np.arange(len(a)), np.log((1 - a) / a) / 2)).tolist()
-
-    @staticmethod
-    def _read_text(network, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> dict[str, Any]:
-        """The arguments by which `network` reads a text: projected ahead, where it can do that."""
-        if embeds is None:
-            return {}
-        project_text = getattr(network, "project_text", None)
-        text = project_text(embeds, mask) if project_text is not None else None
-        if text is not None:
-            return {"encoder_hidden_states": text}
-        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
-
-    # ---------------------------------------------------------------------------------------------------- sampling
-
-    @property
-    def guidance_scale(self) -> float:
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        two = self.guidance_unet is not None or self.unet.config.cross_attention_dim is not None
-        return self._guidance_scale > 1 and two
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        return self._interrupt
+class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
+    """Text-to-image generation with classifier-free guidance (<https://huggingface.co/papers/2207.12598>), or another.
+    Its components are described at `MezzotintSamplingMixin`."""
 
     @torch.no_grad()
     def __call__(
@@ -478,201 +100,45 @@ class MezzotintPipeline(MezzotintCheckpointMixin, DiffusionPipeline):
             ValueError: for inputs that contradict each other or that the components cannot take, and where the result
                 is not finite.
         """
-        # 1. Check the inputs and settle the sizes
-        config = self.unet.config
-        size = config.sample_size
+        # 1. Check the inputs and settle the size
+        size = self.unet.config.sample_size
         default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
         height = default_height if height is None else height
         width = default_width if width is None else width
-        guider = copy.copy(self.guider if guider is None else guider)
-        self.check_inputs(
+        guider = self.guider if guider is None else guider
+        guidance = MezzotintGuidance(
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
+        )
+        text = (
             prompt,
-            height,
-            width,
-            num_inference_steps,
-            timesteps,
-            sigmas,
-            guidance_scale,
-            guidance_rescale,
-            guidance_interval,
-            guider,
-            class_labels,
-            classifier_scale,
             negative_prompt,
-            num_images_per_prompt,
-            eta,
-            generator,
-            latents,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
             negative_prompt_attention_mask,
-            output_type,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
         )
-        device = self._execution_device
-        # What changes in a call is this copy's, which a callback is handed: calls of several threads, and one within a
-        # callback, leave each other alone. The pipeline itself says of the call that began last how it began
-        run = copy.copy(self)
-        run._guidance_scale = guidance_scale if guider is None else getattr(guider, "guidance_scale", 1.0)
-        run._interrupt = False
-        self._guidance_scale, self._interrupt = run._guidance_scale, False
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = (num_inference_steps, timesteps, sigmas)
+        counts = {"height": height, "width": width}
+        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback, **counts)
+        self.check_guidance(guidance)
+        self.check_text(*text)
 
-        labels = class_labels
-        if labels is not None:
-            labels = labels.flatten().tolist() if isinstance(labels, torch.Tensor) else labels
-            labels = self.classifier.get_label_ids(labels)
+        # 2. What changes in a call is a copy's
+        run = self.for_one_call(guidance)
 
-        # 2. Encode the text, and that to steer away from where there is guidance by one
-        if config.cross_attention_dim is not None:
-            prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
-                self.encode_prompt(
-                    prompt,
-                    device,
-                    num_images_per_prompt,
-                    self.guidance_unet is None and (guider is not None or run.do_classifier_free_guidance),
-                    negative_prompt,
-                    prompt_embeds,
-                    negative_prompt_embeds,
-                    prompt_attention_mask,
-                    negative_prompt_attention_mask,
-                )
-            )
-            batch_size = len(prompt_embeds)
-            if negative_prompt_embeds is not None:
-                prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-                prompt_attention_mask = torch.cat([negative_prompt_attention_mask, prompt_attention_mask])
-        else:
-            batch_size = num_images_per_prompt * (1 if labels is None else len(labels))
-        if labels is not None:
-            prompts = batch_size // num_images_per_prompt
-            if len(labels) not in (1, prompts):
-                raise ValueError(
-                    f"class_labels needs one entry, or one for each of {prompts} prompts: got {len(labels)}"
-                )
-            labels = labels.to(device).expand(prompts).repeat_interleave(num_images_per_prompt)
+        # 3. Encode the text, and that to steer away from where there is guidance by one
+        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text)
 
-        # 3. Choose the timesteps, and those of them that are guided; the noise starts at the level of the first one
-        scale = run._guidance_scale if guider is not None or run.do_classifier_free_guidance else 1.0
-        with ONE_AT_A_TIME:  # the pipeline's scheduler keeps what it worked out; the steps are taken by a copy
-            schedule = self.retrieve_timesteps(num_inference_steps, device, timesteps, sigmas, scale)
-            run.scheduler = copy.copy(self.scheduler)
-        if hasattr(run.scheduler, "set_begin_index"):
-            run.scheduler.set_begin_index(0)  # or every step would look its timestep up, and wait for the device
-        self._num_timesteps = run._num_timesteps = len(schedule)
-        within = [True] * len(schedule)
-        if guidance_interval is not None:
-            low, high = guidance_interval
-            within = [low < sigma <= high for sigma in run._noise_levels(schedule)]
-        accepted = inspect.signature(run.scheduler.step).parameters
-        step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+        # 4. Choose the timesteps; the noise starts at the level of the first one
+        schedule = run.choose_timesteps(guidance, *steps)
+        latents = run.draw_noise(batch_size, (height, width), generator, latents) * run.scheduler.init_noise_sigma
 
-        # 4. Draw the noise, at a size that the U-Net can halve
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        padded_height, padded_width = -(-height // factor) * factor, -(-width // factor) * factor
-        latents = run.prepare_latents(
-            batch_size, config.in_channels, padded_height, padded_width, generator, latents, device
-        )
+        # 5. Denoise
+        latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
 
-        # 5. Denoise. A branch is a network and its rows of the text, which it reads once a call, not once a step
-        rows, negative_rows = slice(-batch_size, None), slice(batch_size)
-        unet, guidance_unet = self.unet, self.guidance_unet
-        caches = any(getattr(network, "is_cache_enabled", False) for network in (unet, guidance_unet))
-        if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
-            unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
-        branches = {"both": (unet, slice(None)), "cond": (unet, rows), "uncond": (unet, negative_rows)}
-        if guidance_unet is not None:
-            branches["uncond"] = (guidance_unet, rows)
-        dtype, texts, guider_enabled = self.unet.dtype, {}, guider is not None and guider.get_state()["enabled"]
-
-        def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            network, rows = branches[branch]
-            if branch not in texts:
-                text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
-                texts[branch] = self._read_text(network, *text)
-            output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
-            return output.float()  # the steps are taken in float32 whatever the network's precision
-
-        with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(schedule)) as progress_bar:
-            for i, t in enumerate(schedule):
-                if run.interrupt or self.interrupt:
-                    continue
-                model_input = run.scheduler.scale_model_input(latents, t)
-                if guider is not None:
-                    if guider_enabled:
-                        guider.enable() if within[i] else guider.disable()
-                    guider.set_state(step=i, num_inference_steps=len(schedule), timestep=t)
-                    batches = guider.prepare_inputs({"branch": ("cond", "uncond")})
-                    for batch in batches:
-                        network = branches[batch.branch][0]
-                        guider.prepare_models(network)
-                        batch.noise_pred = predict(batch.branch, model_input, t)
-                        guider.cleanup_models(network)
-                    model_output = guider(batches)[0]
-                elif within[i] and run.do_classifier_free_guidance:
-                    if guidance_unet is None:  # both branches in one batch
-                        uncond, cond = predict("both", torch.cat([model_input] * 2), t).chunk(2)
-                    else:
-                        uncond, cond = predict("uncond", model_input, t), predict("cond", model_input, t)
-                    # uncond + w (cond - uncond), to the bit, in one piece of memory
-                    model_output = (cond - uncond).mul_(run.guidance_scale).add_(uncond)
-                    if guidance_rescale > 0:
-                        model_output = rescale_noise_cfg(model_output, cond, guidance_rescale)
-                else:
-                    model_output = predict("cond", model_input, t)
-                if labels is not None and within[i]:
-                    gradient = self.classifier.score(model_input, t, labels)
-                    model_output = run.scheduler.guide(model_output, t, classifier_scale * gradient)
-                latents = run.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
-
-                if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs or ():
-                        callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(run, i, t, callback_kwargs) or {}
-                    if not isinstance(callback_outputs, dict):
-                        raise ValueError(f"a callback must return tensors by name: got {_shown(callback_outputs)}")
-                    latents, shape = callback_outputs.pop("latents", latents), latents.shape
-                    if not isinstance(latents, torch.Tensor) or latents.shape != shape:
-                        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else _shown(latents)
-                        raise ValueError(f"latents of a callback must have shape {tuple(shape)}: got {got}")
-                    if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
-                        prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                        prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
-                        texts.clear()
-                progress_bar.update()
-            self.maybe_free_model_hooks()
-
-        # 6. Back to pixels: undo the normalisation and the padding
-        if not latents.isfinite().all():
-            raise ValueError(
-                "the network must predict finite numbers, but these weights, in this precision and with this guidance, "
-                "ended in others: there is no picture"
-            )
-        if output_type == "latent":
-            images = latents
-        else:
-            mean, std = (
-                torch.tensor(x, device=device).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std)
-            )
-            images = (latents * std + mean)[..., :height, :width]  # (B, C, height, width) in [-1, 1]
-            images = self.image_processor.postprocess(images, output_type=output_type)
-        if not return_dict:
-            return (images,)
-        return ImagePipelineOutput(images=images)
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value's `repr`, on one line."""
-    return " ".join(reprlib.repr(value).split())
-
-
-def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
-
-
-def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:
-    """The modules again, around the same weights: what is hooked to them is not hooked to those of other calls."""
-    weights = [*network.parameters(), *network.buffers()] if network is not None else []
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
+        # 6. Back to pixels
+        images = latents
+        if output_type != "latent":
+            images = self.image_processor.postprocess(self.decode(latents, (height, width)), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
