@@ -28,7 +28,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from unittest import mock
@@ -82,7 +82,7 @@ class Commit:
         self.files = dict(sorted(files.items()))
         content = [(path, file.etag) for path, file in self.files.items()]
         self.id = hashlib.sha1(repr((said, content)).encode()).hexdigest()
-        self.date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        self.date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         self.card, self.verdict = read_card(files["README.md"].data.decode() if "README.md" in files else "")
 
 
