@@ -4,6 +4,9 @@ network would hide whatever stands behind it."""
 import logging
 from collections.abc import Callable
 
+import mezzotint_training  # noqa: F401 (before torch: threads that wait do not spin on cores that other tests need)
+
+# isort: split
 import pytest
 import torch
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel

@@ -504,3 +504,13 @@ def test_its_log_goes_to_the_tracker(finished):
         values = {event.step: event.value for event in events.Scalars(name)}
         assert values == pytest.approx(logged(finished, name))
     assert {event.step for event in events.Images("samples")} == {2, 4}
+
+
+def test_its_log_goes_to_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # before it is imported
+    storage = pytest.importorskip("trackio.sqlite_storage", reason="the extra `trackio` is not installed").SQLiteStorage
+    folder = trained(tmp_path / "run", report_to="trackio")
+    (name,) = storage.get_runs("logs")
+    lines = storage.get_logs("logs", name)
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        assert {line["step"]: line[name] for line in lines} == pytest.approx(logged(folder, name))
