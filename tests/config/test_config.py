@@ -335,3 +335,22 @@ def test_defaults_are_not_shared_between_runs():
     TrainConfig(dataset_name="digits").text_encoder["d_model"] = 1
     TrainConfig(dataset_name="digits").validation_prompts.append("x")
     assert TrainConfig(dataset_name="digits") == DEFAULT
+
+
+def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
+    """What is learned stays as it was; a setting that is added is among these unless its line says otherwise."""
+    on_resume = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(TrainConfig)}
+    assert {name for name, how in on_resume.items() if how == "same"} == {
+        "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",
+        "max_text_length", "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers",
+        "dataset_name", "dataset_config_name", "dataset_split", "image_column", "caption_column", "resolution",
+        "aspect_ratio_buckets", "random_flip", "augment_probability", "max_train_samples", "validation_split",
+        "num_validation_samples", "streaming", "shuffle_buffer_size", "seed", "optimizer", "use_ema",
+        "posthoc_ema_steps",
+    }  # fmt: skip
+    assert {name for name, how in on_resume.items() if how == "branch"} == {
+        "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
+        "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts", "on_bad_row",
+        "weighting_scheme", "logit_mean", "logit_std",
+    }  # fmt: skip
+    assert set(on_resume.values()) == {"same", "branch", "free"}

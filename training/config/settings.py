@@ -30,9 +30,16 @@ from mezzotint_training.config.rules import (
 )
 
 
-def setting(default: Any, help: str, *rules: Rule) -> Any:
-    """A field of `TrainConfig`: its default, its help, and the rules that its numbers keep."""
-    metadata = {"help": help, "rules": rules}
+def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "branch", "free"] = "same") -> Any:
+    """A field of `TrainConfig`: its default, its help, the rules that its numbers keep, and what it may be when a run
+    goes on.
+
+    Args:
+        on_resume: "same" as before; "free" for what says when to stop, what to show and how the work is dealt out, not
+            what to learn, and where the data are, which are compared themselves; "branch" for what may differ too where
+            a run branches off from a named checkpoint into a new folder: the cure of a bad course.
+    """
+    metadata = {"help": help, "rules": rules, "on_resume": on_resume}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -43,9 +50,13 @@ class TrainConfig:
     """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
 
     size: Literal["tiny", "small", "base", "large"] | None = setting(
-        None, "one dial, from which and the data model, batch, learning rate and length follow (--plan shows them)"
+        None,
+        "one dial, from which and the data model, batch, learning rate and length follow (--plan shows them)",
+        on_resume="free",
     )
-    plan: bool = setting(False, "print what the run would do and cost, measured over its first steps, and stop")
+    plan: bool = setting(
+        False, "print what the run would do and cost, measured over its first steps, and stop", on_resume="free"
+    )
 
     # Where to start from
     pretrained_model_name_or_path: str | None = setting(
@@ -84,7 +95,7 @@ class TrainConfig:
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
-        None, "a folder of parquet files, tars (WebDataset), or pictures with a metadata.jsonl"
+        None, "a folder of parquet files, tars (WebDataset), or pictures with a metadata.jsonl", on_resume="free"
     )
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
@@ -112,25 +123,35 @@ class TrainConfig:
         256, "most rows to hold out for the held-out loss; 0 turns it off", at_least(0), at_most(10**9)
     )
     on_bad_row: Literal["stop", "skip"] = setting(
-        "stop", "what to do at a picture that cannot be read or a missing caption: stop, or skip and count"
+        "stop",
+        "what to do at a picture that cannot be read or a missing caption: stop, or skip and count",
+        on_resume="branch",
     )
     streaming: bool = setting(
         False, "read rows as they come and keep none: for sets larger than the memory or the disk"
     )
     shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves", *COUNT)
     cache_dir: str | None = setting(
-        None, "folder for texts that a frozen encoder has encoded; by default output_dir/cache"
+        None, "folder for texts that a frozen encoder has encoded; by default output_dir/cache", on_resume="free"
     )
     dataloader_num_workers: int = setting(
-        0, "processes (for a stream: threads) that load data beside the training", at_least(0), at_most(1024)
+        0,
+        "processes (for a stream: threads) that load data beside the training",
+        at_least(0),
+        at_most(1024),
+        on_resume="free",
     )
     weighting_scheme: Literal["none", "logit_normal", "laplace"] = setting(
-        "logit_normal", "distribution of noise levels: 'none' is any timestep alike, else log sigma around logit_mean"
+        "logit_normal",
+        "distribution of noise levels: 'none' is any timestep alike, else log sigma around logit_mean",
+        on_resume="branch",
     )
-    logit_mean: float = setting(0.5, "mean of log sigma, sigma being the noise relative to the data", FINITE)
-    logit_std: float = setting(1.2, "standard deviation of log sigma", ABOVE_0)
+    logit_mean: float = setting(
+        0.5, "mean of log sigma, sigma being the noise relative to the data", FINITE, on_resume="branch"
+    )
+    logit_std: float = setting(1.2, "standard deviation of log sigma", ABOVE_0, on_resume="branch")
     proportion_empty_prompts: float = setting(
-        0.1, "share of captions that are dropped, from which guidance learns", SHARE
+        0.1, "share of captions that are dropped, from which guidance learns", SHARE, on_resume="branch"
     )
 
     # Optimisation
@@ -139,73 +160,110 @@ class TrainConfig:
         "number of CPU threads; by default OMP_NUM_THREADS or what accelerate was told, else a share of the cores",
         at_least(1),
         at_most(1024),
+        on_resume="free",
     )
     seed: int = setting(0, "seed of all that is random in the run (held-out rows are the same for all)", *SEED)
-    train_batch_size: int = setting(64, "pictures of a process in each micro-step", at_least(1), at_most(65_536))
-    gradient_accumulation_steps: int = setting(1, "micro-steps in each update", at_least(1), at_most(65_536))
-    max_train_steps: int = setting(10_000, "number of updates", *COUNT)
-    max_train_minutes: float | None = setting(
-        None, "minutes after which to stop and save, if they come before max_train_steps", FROM_0
+    train_batch_size: int = setting(
+        64, "pictures of a process in each micro-step", at_least(1), at_most(65_536), on_resume="free"
     )
-    learning_rate: float = setting(1e-3, "peak learning rate, reached after warm-up", ABOVE_0)
+    gradient_accumulation_steps: int = setting(
+        1, "micro-steps in each update", at_least(1), at_most(65_536), on_resume="free"
+    )
+    max_train_steps: int = setting(10_000, "number of updates", *COUNT, on_resume="free")
+    max_train_minutes: float | None = setting(
+        None, "minutes after which to stop and save, if they come before max_train_steps", FROM_0, on_resume="free"
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate, reached after warm-up", ABOVE_0, on_resume="branch")
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = setting("cosine", "how the learning rate changes after warm-up")
+    ] = setting("cosine", "how the learning rate changes after warm-up", on_resume="branch")
     lr_warmup_steps: int = setting(
-        100, "updates over which the learning rate rises to its peak", at_least(0), at_most(10**9)
+        100, "updates over which the learning rate rises to its peak", at_least(0), at_most(10**9), on_resume="branch"
     )
     optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
         "adamw", "optimizer; muon takes AdamW for what is no matrix; prodigy finds its rate itself (learning_rate 1)"
     )
-    adam_beta1: float = setting(0.9, "AdamW's decay of the first moment", BELOW_1)
-    adam_beta2: float = setting(0.99, "AdamW's decay of the second moment", BELOW_1)
-    adam_weight_decay: float = setting(0.01, "AdamW's weight decay", FROM_0)
-    adam_epsilon: float = setting(1e-8, "AdamW's term that keeps it from dividing by zero", FROM_0)
-    max_grad_norm: float = setting(1.0, "norm to which larger gradients are scaled down", ABOVE_0)
+    adam_beta1: float = setting(0.9, "AdamW's decay of the first moment", BELOW_1, on_resume="branch")
+    adam_beta2: float = setting(0.99, "AdamW's decay of the second moment", BELOW_1, on_resume="branch")
+    adam_weight_decay: float = setting(0.01, "AdamW's weight decay", FROM_0, on_resume="branch")
+    adam_epsilon: float = setting(1e-8, "AdamW's term that keeps it from dividing by zero", FROM_0, on_resume="branch")
+    max_grad_norm: float = setting(1.0, "norm to which larger gradients are scaled down", ABOVE_0, on_resume="branch")
     use_ema: bool = setting(True, "keep a moving average of the weights, and publish that")
-    ema_decay: float = setting(0.999, "decay of the moving average, approached as (1 + step) / (10 + step)", SHARE)
+    ema_decay: float = setting(
+        0.999, "decay of the moving average, approached as (1 + step) / (10 + step)", SHARE, on_resume="branch"
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, "precision of the arithmetic (weights stay in float32); by default as accelerate is configured"
+        None,
+        "precision of the arithmetic (weights stay in float32); by default as accelerate is configured",
+        on_resume="branch",
     )
     posthoc_ema_steps: int | None = setting(
         None, "updates between snapshots of two power-function averages, for `mezzotint ema` after the run", *COUNT
     )
     max_nonfinite_steps: int = setting(
-        10, "updates in a row without a finite gradient, each skipped, after which the run stops", *COUNT
+        10,
+        "updates in a row without a finite gradient, each skipped, after which the run stops",
+        *COUNT,
+        on_resume="free",
     )
     gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, a third more time"
+        False, "recompute activations in the backward pass: less memory, a third more time", on_resume="free"
     )
-    channels_last: bool = setting(True, "keep pictures in memory by pixel, not by channel: often faster")
-    compile: bool = setting(False, "compile the U-Net: takes minutes at the start, for faster steps on a GPU")
+    channels_last: bool = setting(
+        True, "keep pictures in memory by pixel, not by channel: often faster", on_resume="free"
+    )
+    compile: bool = setting(
+        False, "compile the U-Net: takes minutes at the start, for faster steps on a GPU", on_resume="free"
+    )
 
     # What is kept
     output_dir: str = setting(
-        "runs/mezzotint", "folder for the finished pipeline, its card and samples, checkpoints, logs"
+        "runs/mezzotint", "folder for the finished pipeline, its card and samples, checkpoints, logs", on_resume="free"
     )
-    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT)
-    checkpoints_total_limit: int | None = setting(2, "number of checkpoints to keep; older ones are removed", *COUNT)
+    checkpointing_steps: int = setting(1000, "updates between checkpoints", *COUNT, on_resume="free")
+    checkpoints_total_limit: int | None = setting(
+        2, "number of checkpoints to keep; older ones are removed", *COUNT, on_resume="free"
+    )
     resume_from_checkpoint: str | None = setting(
-        None, "checkpoint folder to go on from, or 'latest'; the same command run again goes on by itself"
+        None,
+        "checkpoint folder to go on from, or 'latest'; the same command run again goes on by itself",
+        on_resume="free",
     )
-    validation_prompts: list[str] = setting([], "prompts to draw while training, always from the same noise")
-    num_validation_images: int = setting(4, "pictures of each validation prompt", at_least(1), at_most(1000))
+    validation_prompts: list[str] = setting(
+        [], "prompts to draw while training, always from the same noise", on_resume="free"
+    )
+    num_validation_images: int = setting(
+        4, "pictures of each validation prompt", at_least(1), at_most(1000), on_resume="free"
+    )
     validation_steps: int = setting(
-        1000, "updates between drawings of the validation prompts, and between held-out losses", *COUNT
+        1000,
+        "updates between drawings of the validation prompts, and between held-out losses",
+        *COUNT,
+        on_resume="free",
     )
-    num_inference_steps: int = setting(20, "sampling steps of those drawings and of the card's example", *COUNT)
-    guidance_scale: float = setting(2.0, "guidance scale of those drawings and of the card's example", *GUIDANCE)
-    logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT)
+    num_inference_steps: int = setting(
+        20, "sampling steps of those drawings and of the card's example", *COUNT, on_resume="free"
+    )
+    guidance_scale: float = setting(
+        2.0, "guidance scale of those drawings and of the card's example", *GUIDANCE, on_resume="free"
+    )
+    logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT, on_resume="free")
     report_to: str = setting(
-        "auto", "a tracker of accelerate (tensorboard, wandb, trackio, ...), 'all', 'none'; auto: tensorboard if there"
+        "auto",
+        "a tracker of accelerate (tensorboard, wandb, trackio, ...), 'all', 'none'; auto: tensorboard if there",
+        on_resume="free",
     )
 
     # Publishing
-    push_to_hub: bool = setting(False, "upload the finished pipeline")
-    hub_model_id: str | None = setting(None, "user/name of the repository to upload to; by default output_dir's name")
-    hub_private_repo: bool = setting(False, "upload to a private repository")
-    license: str | None = setting(None, "licence of the weights, for the card (a Hub licence identifier)")
-    dataset_license: str | None = setting(None, "licence of the pictures, for the card")
+    push_to_hub: bool = setting(False, "upload the finished pipeline", on_resume="free")
+    hub_model_id: str | None = setting(
+        None, "user/name of the repository to upload to; by default output_dir's name", on_resume="free"
+    )
+    hub_private_repo: bool = setting(False, "upload to a private repository", on_resume="free")
+    license: str | None = setting(
+        None, "licence of the weights, for the card (a Hub licence identifier)", on_resume="free"
+    )
+    dataset_license: str | None = setting(None, "licence of the pictures, for the card", on_resume="free")
 
     def __post_init__(self):
         for f in fields(self):

@@ -3,7 +3,7 @@
 from which checkpoint the run goes on; and what is written down of the settings."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,9 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.engine.files import PRIVATE, write_text
 
-# Settings that may differ between a run and its continuation: they say when to stop and what to show, not what to
-# learn. Where the data are is not what they are, which `same_data` compares.
-FREE = {
-    "output_dir", "max_train_steps", "max_train_minutes", "checkpointing_steps", "checkpoints_total_limit",
-    "resume_from_checkpoint", "validation_prompts", "num_validation_images", "validation_steps", "num_inference_steps",
-    "guidance_scale", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "license",
-    "dataset_license", "dataloader_num_workers", "gradient_checkpointing", "plan", "cache_dir", "max_nonfinite_steps",
-    "compile", "channels_last", "num_cpu_threads_per_process", "size", "train_batch_size",
-    "gradient_accumulation_steps", "train_data_dir",
-}  # fmt: skip
-# Those that may differ too where a run branches off from a named checkpoint into a new folder: the cure of a bad course
-BRANCH = FREE | {
-    "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon",
-    "max_grad_norm", "mixed_precision", "ema_decay",
-    "proportion_empty_prompts", "on_bad_row", "weighting_scheme", "logit_mean", "logit_std",
-}  # fmt: skip
+# Settings that may differ between a run and its continuation, and where it branches off into a new folder
+FREE = {f.name for f in fields(TrainConfig) if f.metadata["on_resume"] == "free"}
+BRANCH = FREE | {f.name for f in fields(TrainConfig) if f.metadata["on_resume"] == "branch"}
 # What a checkpoint's state must be, but for what `checkpoint.restore` takes
 STATE = {
     "seconds": (int, float), "loss": (int, float, type(None)), "skipped_steps": int, "skipped_in_a_row": int,
