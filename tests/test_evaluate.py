@@ -106,7 +106,7 @@ def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(r
     chosen = shuffled(len(train), 0)[:60]
     asked = []
 
-    def recalled(pipe, captions, args):
+    def recalled(pipe, captions, **how):
         asked.extend(captions)
         return pixels[chosen]
 
@@ -130,11 +130,9 @@ def test_accuracy_is_of_what_was_asked_for():
         pixels = torch.tensor(seen, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
         return Real(pixels, [["a"]] * len(seen), torch.tensor(labels))
 
-    found = accuracy(
-        judge, SimpleNamespace(), asked([0, 1, 2, 255], [0, 1, 1, 2]), asked([1], [0]), asked([3, 3], [3, -1])
-    )
+    found = accuracy(judge, asked([0, 1, 2, 255], [0, 1, 1, 2]), asked([1], [0]), asked([3, 3], [3, -1]))
     assert found["value"] == 0.5 and found["unseen"]["value"] == 0 and found["real"]["value"] == 1
-    assert accuracy(judge, SimpleNamespace(), asked([0], [0]), None, asked([3], [-1])) is None
+    assert accuracy(judge, asked([0], [0]), None, asked([3], [-1])) is None
 
 
 def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, tmp_path):
@@ -172,7 +170,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     args = SimpleNamespace(
         checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluate.DATA)
     )
-    (_, test), classes = real_pictures(args, evaluate.data_settings(args), pipe)
+    (_, test), classes = real_pictures(evaluate.data_settings(args), pipe, None, None)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
     found = evaluate.held_out_loss(pipe, test, args, torch.device("cpu"))
     assert [x["level"] for x in found] == list(LEVELS)

@@ -21,7 +21,7 @@ from mezzotint_training.config.errors import UserError, exit_code
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.engine.files import make_readable
 from mezzotint_training.learning.averages import LONGEST, combined, fit, snapshots
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.networks.saved import drop_fitted_schedules, load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,8 +88,7 @@ def _pipeline(run_dir: Path) -> MezzotintPipeline:
     if not (run_dir / "model_index.json").is_file():
         raise UserError(f"run_dir must hold a finished pipeline: {run_dir} has no model_index.json")
     pipe = load_pipeline(run_dir, "run_dir")
-    if pipe.scheduler.config.get("_fitted_schedules"):  # to the average that is there
-        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
+    drop_fitted_schedules(pipe)
     return pipe
 
 

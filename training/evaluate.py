@@ -146,7 +146,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     number("num_inference_steps", int, args.num_inference_steps, at_most(pipe.scheduler.config.num_train_timesteps))
 
     # 1. Real pictures: all that were trained on, and held-out ones
-    images, classes = real_pictures(args, config, pipe)
+    images, classes = real_pictures(config, pipe, args.split, args.label_column)
     train, test = (read(x, classes, args.label_column or "label") for x in images)
     if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
         raise UserError(
@@ -168,14 +168,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"copy_features must be pixels or among the features ({', '.join(kinds)}): got "
                         f"{args.copy_features!r}")  # fmt: skip
     kinds = sorted(dict.fromkeys(kinds), key=lambda kind: kind in TRAINED)  # what cannot be loaded is said at once
-    features = {kind: make_features(kind, args, train, classes, device) for kind in kinds}
+    features = {kind: make_features(kind, train, classes, device, args.judge_steps, args.seed) for kind in kinds}
 
     # 3. Pictures for captions that were trained on, and for those that were not, if there are any
-    drawn = Real(draw(pipe, asked.captions, args), asked.captions, asked.labels)
+    how = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "batch_size", "seed")}
+    drawn = Real(draw(pipe, asked.captions, **how), asked.captions, asked.labels)
     unseen = None
     if pipe.unet.config.cross_attention_dim is not None and len(new) >= 2:
         asked = test.rows(new[torch.arange(args.count) % len(new)])
-        unseen = Real(draw(pipe, asked.captions, args), asked.captions, asked.labels)
+        unseen = Real(draw(pipe, asked.captions, **how), asked.captions, asked.labels)
 
     # 4. The figures
     results: dict[str, Any] = {
@@ -197,7 +198,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     results["prompt_accuracy"] = {
         kind: found
         for kind, judge in features.items()
-        if isinstance(judge, Judge) and (found := accuracy(judge, args, drawn, unseen, test))
+        if isinstance(judge, Judge) and (found := accuracy(judge, drawn, unseen, test, args.choices, args.seed))
     }
     if args.copy_features == "pixels":
         flat = [unit(x).flatten(1).double() for x in (drawn.pixels, test.pixels, train.pixels)]

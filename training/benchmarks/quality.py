@@ -8,7 +8,6 @@ no more is asked of it than to tell them apart. The judge's classifier is traine
 for nothing else.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -211,9 +210,10 @@ class Judge:
         self.real = test.rows(shuffled(len(test.pixels), 0)[: 4 * count])
         rows = shuffled(len(train.pixels), 0)
         self.asked, self.floor = train.rows(rows[:count]), train.rows(rows[count : 2 * count])
-        args = argparse.Namespace(judge_steps=judge_steps, seed=0)
         device = torch.device("cpu")
-        self.features = {k: make_features(k, args, train, classes, device) for k in ("classifier", "random")}
+        self.features = {
+            k: make_features(k, train, classes, device, judge_steps, seed=0) for k in ("classifier", "random")
+        }
         self.seen = {k: look(self.real.pixels) for k, look in self.features.items()}
         self.scale, self.sampling_steps = scale, sampling_steps
         self.text_encoder, self.tokenizer = load_text_encoder(str(config.text_encoder_name_or_path))

@@ -1,7 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Figures of drawn pictures beside those of real ones: distances, and how often what was asked for is recognised."""
 
-import argparse
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def distances(x: torch.Tensor, y: torch.Tensor) -> dict[str, Figure]:
 
 
 def accuracy(
-    judge: Any, args: argparse.Namespace, drawn: Real, unseen: Real | None, test: Real
+    judge: Any, drawn: Real, unseen: Real | None, test: Real, choices: int = 32, seed: int = 0
 ) -> dict[str, Any] | None:
     """How often pictures are taken for what was asked for, and held-out ones for what they are; `None` where nothing
     can be told apart.
@@ -45,6 +44,8 @@ def accuracy(
         drawn: with the captions and labels that were asked for, which the model was trained on.
         unseen: likewise, for captions that it was not trained on.
         test: held-out ones.
+        choices: captions that a two-tower model picks from, at most.
+        seed: of the choice of the others.
     """
     sets = {"drawn": drawn, "unseen": unseen, "real": test}
     sets = {name: some for name, some in sets.items() if some is not None}
@@ -56,14 +57,14 @@ def accuracy(
         hits = {name: judge.read(some.pixels) == some.labels for name, some in sets.items()}
     else:
         texts = {name: list(dict.fromkeys(c[0] for c in some.captions)) for name, some in sets.items()}
-        k = min(args.choices, *map(len, texts.values()))  # as many for all
+        k = min(choices, *map(len, texts.values()))  # as many for all
         if k < 2:
             return None
         how, hits = {"choices": k}, {}
         for name, some in sets.items():
             number = {text: i for i, text in enumerate(texts[name])}
             own = torch.tensor([number[captions[0]] for captions in some.captions])
-            hits[name] = retrieved(judge.of_pictures(some.pixels), judge.of_texts(texts[name]), own, k, args.seed)
+            hits[name] = retrieved(judge.of_pictures(some.pixels), judge.of_texts(texts[name]), own, k, seed)
     figures = {name: share(int(x.sum()), len(x)) for name, x in hits.items()}
     found = how | figure(figures["drawn"], figures["real"])
     return found | ({"unseen": figure(figures["unseen"])} if "unseen" in figures else {})

@@ -7,7 +7,6 @@ figures would mean nothing; and those that are trained see the real training spl
 Pictures are bytes (N, C, H, W); features (N, D) in float64 on the CPU.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -129,7 +128,7 @@ class PretrainedFeatures:
 
 
 def make_features(
-    kind: str, args: argparse.Namespace, train: Real, classes: list[str], device: torch.device
+    kind: str, train: Real, classes: list[str], device: torch.device, judge_steps: int, seed: int
 ) -> Features:
     """What `--features` names; where it is to be trained, on the real training pictures and nothing else.
 
@@ -137,7 +136,7 @@ def make_features(
         UserError: for a network that cannot be loaded, or a classifier without labels.
     """
     if kind == "random":
-        network = RandomFeatures(unit(train.pixels[shuffled(len(train.pixels), args.seed)[:10_000]]))
+        network = RandomFeatures(unit(train.pixels[shuffled(len(train.pixels), seed)[:10_000]]))
         return lambda pictures: network(unit(pictures))
     if kind == "inception":
         return InceptionFeatures(device)
@@ -149,5 +148,5 @@ def make_features(
             raise UserError("features 'classifier' need labels: --label_column names them; possible is 'two-tower'")
     print(f"training the {kind} on {len(train.pixels)} real pictures", file=sys.stderr, flush=True)
     if kind == "classifier":
-        return train_classifier(train.pixels, train.labels, len(classes), args.judge_steps, args.seed, device)
-    return train_two_towers(train.pixels, train.captions, args.judge_steps, args.seed, device)
+        return train_classifier(train.pixels, train.labels, len(classes), judge_steps, seed, device)
+    return train_two_towers(train.pixels, train.captions, judge_steps, seed, device)

@@ -1,7 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Pictures to be compared: the real ones of a set, and those that a pipeline draws."""
 
-import argparse
 import contextlib
 from dataclasses import dataclass
 from typing import Any
@@ -29,21 +28,29 @@ class Real:
         return Real(self.pixels[rows], [self.captions[i] for i in rows.tolist()], self.labels[rows])
 
 
-def real_pictures(args: argparse.Namespace, config: TrainConfig, pipe: Any) -> tuple[list[CaptionedImages], list[str]]:
+def real_pictures(
+    config: TrainConfig, pipe: Any, split: str | None, label_column: str | None
+) -> tuple[list[CaptionedImages], list[str]]:
     """The training and the held-out pictures at the pipeline's size, and the names of their classes, of which a set
     without labels has none. What is held out is noted in `config`.
+
+    Args:
+        config: of which the settings of the data are read.
+        pipe: that is measured, for the size and the channels.
+        split: of the held-out pictures; `None` is "test", or what the run held out where there is none.
+        label_column: of the classes; `None` is "label" where that holds classes.
 
     Raises:
         UserError: for data that isn't there, as `rows.load_splits` and `rows.held_out` do.
     """
     size = sample_size(pipe)
     splits = load_splits(config)
-    split = args.split or ("test" if "test" in splits else None)
+    split = split or ("test" if "test" in splits else None)
     if split is not None:
         config.validation_split, config.num_validation_samples = split, 10**9
     classes: list[str] = []
-    if args.label_column is not None:
-        splits, classes = labelled(splits, args.label_column)
+    if label_column is not None:
+        splits, classes = labelled(splits, label_column)
     else:
         with contextlib.suppress(UserError):  # none, or one that holds no classes
             splits, classes = labelled(splits, "label")
@@ -57,6 +64,7 @@ def real_pictures(args: argparse.Namespace, config: TrainConfig, pipe: Any) -> t
 
 
 def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
+    """All good pictures of a split, with their captions and classes."""
     good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
     captions = [images.captions[i].as_py() for i, _ in good]
     texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
@@ -67,24 +75,36 @@ def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real
 
 
 def shuffled(count: int, seed: int) -> torch.Tensor:
+    """The numbers below `count` in an order that only `seed` decides."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(pipe: Any, captions: list[list[str]], args: argparse.Namespace) -> torch.Tensor:
+def draw(
+    pipe: Any,
+    captions: list[list[str]],
+    num_inference_steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    seed: int,
+) -> torch.Tensor:
     """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
-    its own, whatever the batch."""
+    its own, whatever the batch.
+
+    Raises:
+        UserError: for what the pipeline does not take, or cannot draw.
+    """
     pipe.set_progress_bar_config(disable=True)
-    starts, parts = range(0, len(captions), args.batch_size), []
+    starts, parts = range(0, len(captions), batch_size), []
     for start in progress_bar(starts, "drawing", len(starts)):
-        some = [texts[0] for texts in captions[start : start + args.batch_size]]
+        some = [texts[0] for texts in captions[start : start + batch_size]]
         prompts = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
         try:
             pictures = pipe(
                 **prompts,
                 **({} if prompts else {"num_images_per_prompt": len(some)}),
-                num_inference_steps=args.num_inference_steps,
-                guidance_scale=args.guidance_scale,
-                generator=[torch.Generator().manual_seed(args.seed * 10**6 + start + i) for i in range(len(some))],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(seed * 10**6 + start + i) for i in range(len(some))],
                 output_type="pt",
             ).images
         except ValueError as error:  # of what the pipeline does not take, or cannot draw

@@ -86,6 +86,12 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
     return size
 
 
+def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:
+    """Take away what was fitted to the network that was saved, for one whose weights change."""
+    if pipe.scheduler.config.get("_fitted_schedules"):
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
+
+
 def pretrained_components(config: TrainConfig) -> dict:
     """The components of a saved pipeline, every weight accounted for.
 
@@ -96,8 +102,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     pipe = load_pipeline(source, name, revision=config.revision)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
-    if config.adapter is None and pipe.scheduler.config.get("_fitted_schedules"):  # to what the network was
-        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
+    if config.adapter is None:
+        drop_fitted_schedules(pipe)
     return dict(pipe.components)
 
 
