@@ -21,7 +21,7 @@ from tiny_run import LONG, TINY, UNET, digits, distance, flags, logged, pictures
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mezzotint import MezzotintPipeline
-from mezzotint.models.unet_mezzotint import MezzotintBlock
+from mezzotint.models.blocks_mezzotint import MezzotintBlock
 from mezzotint_training import train
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig

@@ -4,7 +4,8 @@ Importing the package imports the modules of all classes: diffusers resolves a c
 that are already imported.
 """
 
-from mezzotint.models.unet_mezzotint import MezzotintClassifier, MezzotintUNetModel
+from mezzotint.models.classifier_mezzotint import MezzotintClassifier
+from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
-from mezzotint.models.unet_mezzotint import MezzotintEncoderMixin
+from mezzotint.models.blocks_mezzotint import MezzotintEncoderMixin
 
 TINY = {
     "num_classes": 3,

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from mezzotint import MezzotintUNetModel
-from mezzotint.models.unet_mezzotint import (
+from mezzotint.models.blocks_mezzotint import (
     MezzotintAttention,
     MezzotintBlock,
     MezzotintResidualBlock,

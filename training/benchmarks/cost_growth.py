@@ -42,7 +42,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mezzotint import MezzotintUNetModel
-from mezzotint.models.unet_mezzotint import MezzotintResidualBlock, MezzotintTransformerLayer
+from mezzotint.models.blocks_mezzotint import MezzotintResidualBlock, MezzotintTransformerLayer
 from mezzotint_training.benchmarks.train_speed import DTYPES, UTILISATION, peak_flops, settings
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help

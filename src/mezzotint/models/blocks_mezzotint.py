@@ -1,0 +1,414 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What the networks are made of: attention, the residual block, the unit of the U, the encoder, and weights that are
+written and read strictly.
+
+A shared file: where a network is saved, its file carries the text of this one in place of the import. It imports torch
+and diffusers only, and nothing of ours.
+
+Shapes: B batch, C channels, *S the spatial axes ((W), (H, W) or (D, H, W) by `spatial_dims`), N = prod(S) positions,
+L text tokens, D text channels, E time-embedding channels, h heads, d channels of a head.
+"""
+
+import reprlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.attention import AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+# The whole numbers in a config: what stands there (one, a list of them, nothing), the least and the most that each may
+# be. What is beyond is a slip that would fill any memory
+WHOLE_NUMBERS = {
+    "spatial_dims": ("one", 1, 3),
+    "sample_size": ("one, list or none", 1, 2**16),
+    "in_channels": ("one", 1, 2**16),
+    "out_channels": ("one", 1, 2**16),
+    "block_out_channels": ("list", 1, 2**16),
+    "layers_per_block": ("one", 1, 2**10),
+    "transformer_layers_per_block": ("list", 0, 2**10),
+    "attention_head_dim": ("one", 1, 2**16),
+    "cross_attention_dim": ("one or none", 1, 2**16),
+    "time_embed_dim": ("one or none", 1, 2**18),
+    "norm_num_groups": ("one", 1, 2**16),
+    "augment_dim": ("one or none", 1, 2**16),
+    "num_classes": ("one", 2, 2**20),
+}
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """The module with its parameters set to zero: a residual branch that ends in it starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _is_finite(value: Any) -> bool:
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+    )  # what tensors take; no NaN
+
+
+class MezzotintAttnProcessor:
+    """Scaled dot-product attention through diffusers' backend switch (native SDPA, flash, sage, flex, ...)."""
+
+    _attention_backend = None
+    _parallel_config = None
+    takes_keys_values = True  # a processor without it is handed the text, to project itself
+
+    def __call__(
+        self,
+        attn: "MezzotintAttention",
+        hidden_states: torch.Tensor,  # (B, N, C)
+        # (B, L, D), or its keys and values, (B, L, h, d) each; None is self-attention
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
+    ) -> torch.Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
+        key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, L)
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )  # (B, N, h, d)
+        hidden_states = attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
+        return attn.to_out[1](hidden_states)  # (B, N, C)
+
+
+class MezzotintAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with normalised queries and keys (<https://huggingface.co/papers/2302.05442>, section 2),
+    which keeps the logits in range in half precision. Self-attention, or cross-attention if `context_dim` is given."""
+
+    _default_processor_cls = MezzotintAttnProcessor
+    _available_processors = [MezzotintAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, dropout: float = 0.0):
+        super().__init__()
+        self.heads = dim // head_dim
+        self.is_cross_attention = context_dim is not None
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_out = nn.ModuleList([zero_init(nn.Linear(dim, dim)), nn.Dropout(dropout)])
+        self.set_processor(MezzotintAttnProcessor())
+
+    def keys_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `context`, (B, L, D), offers to queries: keys and values, (B, L, h, d) each."""
+        key = self.norm_k(self.to_k(context).unflatten(-1, (self.heads, -1)))
+        return key, self.to_v(context).unflatten(-1, (self.heads, -1))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class MezzotintTransformerLayer(nn.Module):
+    """Self-attention over positions, cross-attention to the text, a feed-forward: each a pre-normed residual."""
+
+    def __init__(self, dim: int, head_dim: int, cross_attention_dim: int | None, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = MezzotintAttention(dim, head_dim, dropout=dropout)
+        if cross_attention_dim is not None:
+            self.norm2 = nn.LayerNorm(dim)
+            self.attn2 = MezzotintAttention(dim, head_dim, cross_attention_dim, dropout=dropout)
+        else:
+            self.attn2 = None
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, mult=2, dropout=dropout, activation_fn="gelu-approximate")
+        zero_init(self.ff.net[-1])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, N, C)
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        encoder_attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
+        if self.attn2 is not None:
+            hidden_states = hidden_states + self.attn2(
+                self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
+            )
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+# So that diffusers' guiders can skip these layers or perturb their attention. The registries are not public: where they
+# are gone such a guider says that it does not know the classes
+with suppress(ImportError):
+    from diffusers.hooks import _helpers
+
+    _helpers.TransformerBlockRegistry.register(
+        MezzotintTransformerLayer, _helpers.TransformerBlockMetadata(return_hidden_states_index=0)
+    )
+    _helpers.AttentionProcessorRegistry.register(
+        MezzotintAttnProcessor,
+        _helpers.AttentionProcessorMetadata(skip_processor_output_fn=lambda attn, hidden_states, *rest: hidden_states),
+    )
+
+
+class MezzotintResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; the embedding scales and shifts between them (ADM,
+    <https://huggingface.co/papers/2105.05233>, section 3, "adaptive group normalization")."""
+
+    def __init__(
+        self, conv: type[nn.Module], in_dim: int, out_dim: int, embed_dim: int, groups: int, eps: float, dropout: float
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_dim, eps=eps)
+        self.conv1 = conv(in_dim, out_dim, 3, padding=1)
+        self.embedding_proj = nn.Linear(embed_dim, 2 * out_dim)
+        self.norm2 = nn.GroupNorm(groups, out_dim, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(conv(out_dim, out_dim, 3, padding=1))
+        self.shortcut = conv(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden_states)))  # (B, C, *S)
+        scale, shift = self.embedding_proj(F.silu(embedding)).chunk(2, dim=1)  # (B, C) each
+        scale, shift = (x.reshape(*x.shape, *[1] * (residual.ndim - 2)) for x in (scale, shift))  # (B, C, 1, ...)
+        residual = F.silu(self.norm2(residual) * (1 + scale) + shift)
+        return self.shortcut(hidden_states) + self.conv2(self.dropout(residual))
+
+
+class MezzotintBlock(nn.Module):
+    """One unit of the U: a residual block and transformer layers at `dim` channels. `downsample_from` channels come in
+    at twice the resolution, `upsample_to` channels leave at twice the resolution, where given."""
+
+    def __init__(
+        self,
+        conv: type[nn.Module],
+        in_dim: int,
+        dim: int,
+        embed_dim: int,
+        transformer_layers: int,
+        head_dim: int,
+        cross_attention_dim: int | None,
+        groups: int,
+        eps: float,
+        dropout: float,
+        downsample_from: int | None = None,
+        upsample_to: int | None = None,
+    ):
+        super().__init__()
+        self.downsample = conv(downsample_from, in_dim, 3, stride=2, padding=1) if downsample_from else None
+        self.residual = MezzotintResidualBlock(conv, in_dim, dim, embed_dim, groups, eps, dropout)
+        self.transformer_layers = nn.ModuleList(
+            MezzotintTransformerLayer(dim, head_dim, cross_attention_dim, dropout) for _ in range(transformer_layers)
+        )
+        self.upsample = conv(dim, upsample_to, 3, padding=1) if upsample_to else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, C, *S)
+        embedding: torch.Tensor,  # (B, E)
+        contexts: tuple[Any, ...] | None = None,  # for each layer: (B, L, D), or keys and values
+        encoder_attention_mask: torch.Tensor | None = None,  # (B, L)
+    ) -> torch.Tensor:
+        if self.downsample is not None:
+            hidden_states = self.downsample(hidden_states)
+        hidden_states = self.residual(hidden_states, embedding)
+        if len(self.transformer_layers) > 0:
+            spatial = hidden_states.shape[2:]
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
+            for i, layer in enumerate(self.transformer_layers):
+                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask)
+            hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
+        if self.upsample is not None:
+            hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+        return hidden_states
+
+
+class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
+    """What the U-Net and the classifier share: the layers down to the middle of the U, made from the config, and
+    weights that are written and read strictly."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["MezzotintBlock"]
+    _repeated_blocks = ["MezzotintBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+
+    def _add_encoder(self) -> tuple[list[tuple[int, int, int | None]], dict[str, Any]]:
+        """Add the conditioning, the encoder and the middle, as `self.config` says.
+
+        Returns:
+            the encoder's units as (channels, transformer layers, the level above's channels where it changes the
+            resolution), and the arguments that all units have in common.
+
+        Raises:
+            ValueError: for settings that do not fit together; the message names the rule.
+        """
+        config = self.config
+        sample_size, spatial_dims, norm_num_groups = config.sample_size, config.spatial_dims, config.norm_num_groups
+        widths, depths = config.block_out_channels, config.transformer_layers_per_block
+        for name, (kinds, least, most) in WHOLE_NUMBERS.items():
+            if name not in config:
+                continue
+            value = config[name]
+            kind = "none" if value is None else "list" if isinstance(value, (list, tuple)) and value else "one"
+            numbers = {"none": (), "list": value, "one": (value,)}[kind]
+            if kind not in kinds or any(type(x) is not int or not least <= x <= most for x in numbers):
+                what = "a list of whole numbers" if kinds == "list" else "a whole number"
+                raise ValueError(f"{name} must be {what} from {least} to {most}: got {reprlib.repr(value)}")
+        if isinstance(sample_size, (list, tuple)) and len(sample_size) != spatial_dims:
+            raise ValueError(f"sample_size needs one entry, or one for each of {spatial_dims} axes: got {sample_size}")
+        if len(depths) != len(widths):
+            raise ValueError(
+                "transformer_layers_per_block needs one entry for each of block_out_channels: got "
+                f"{len(depths)} for {len(widths)}"
+            )
+        for channels, layers in zip(widths, depths, strict=True):
+            if channels % norm_num_groups or (layers and channels % config.attention_head_dim):
+                raise ValueError(
+                    f"block_out_channels must be multiples of norm_num_groups ({norm_num_groups}) and, where there is "
+                    f"attention, of attention_head_dim ({config.attention_head_dim}): got {channels}"
+                )
+        for name in ("sample_mean", "sample_std"):
+            values = config[name]
+            if not isinstance(values, (list, tuple)) or not all(map(_is_finite, values)):
+                raise ValueError(f"{name} must be a list of finite numbers: got {reprlib.repr(values)}")
+            if len(values) not in (1, config.in_channels):
+                raise ValueError(f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(values)}")
+        std = torch.tensor(config.sample_std, device="cpu")  # as it will be read, in float32
+        if std.min() <= 0 or std.max() > 1e6:
+            raise ValueError(f"sample_std must be positive and at most 1e6: got {tuple(config.sample_std)}")
+        if not _is_finite(config.norm_eps) or config.norm_eps <= 0:
+            raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
+        if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
+            raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
+
+        conv, first = CONV[spatial_dims], widths[0]
+        embed_dim = config.time_embed_dim or 4 * first
+        cross_attention_dim = config.get("cross_attention_dim")
+
+        # Conditioning: the timestep, with what was done to the picture, and the mean of the text's hidden states
+        self.time_proj = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(first, embed_dim, cond_proj_dim=config.get("augment_dim"))
+        if cross_attention_dim is not None:
+            self.encoder_norm = nn.LayerNorm(cross_attention_dim)
+            self.encoder_embedding = nn.Linear(cross_attention_dim, embed_dim)
+
+        # Encoder: `layers_per_block` units a level, the first of each lower level halves the resolution
+        common = {
+            "embed_dim": embed_dim,
+            "head_dim": config.attention_head_dim,
+            "cross_attention_dim": cross_attention_dim,
+            "groups": norm_num_groups,
+            "eps": config.norm_eps,
+            "dropout": config.dropout,
+        }
+        units = []
+        for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):
+            for index in range(config.layers_per_block):
+                units.append((dim, layers, widths[level - 1] if level > 0 and index == 0 else None))
+        self.conv_in = conv(config.in_channels, first, 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            MezzotintBlock(conv, dim, dim, transformer_layers=layers, downsample_from=above, **common)
+            for dim, layers, above in units
+        )
+        self.mid_block = MezzotintBlock(conv, widths[-1], widths[-1], transformer_layers=depths[-1], **common)
+        self.gradient_checkpointing = False
+        return units, common
+
+    def _check_sample(self, sample: torch.Tensor) -> None:
+        config = self.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
+            raise ValueError(
+                f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "
+                f"got shape {tuple(sample.shape)}"
+            )
+        if any(size % factor for size in sample.shape[2:]):
+            raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
+
+    def _run(self, block: nn.Module, *args: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As diffusers', but from safetensors only, and every weight must be there and have its place.
+
+        Raises:
+            ValueError: in one line, for a checkpoint that is damaged, or has missing or surplus weights.
+            OSError: in one line, for files that are not there.
+            ImportError: in one line, for a package that a quantized checkpoint needs.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the libraries make of a damaged file, or lack for a quantized one
+            kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
+            line = " ".join(str(error).split())
+            raise kind(f"{pretrained_model_name_or_path} cannot be loaded: {line}") from error
+        model, info = loaded
+        for kind in ("missing", "unexpected"):
+            if keys := sorted(info[f"{kind}_keys"]):
+                raise ValueError(
+                    f"the weights in {pretrained_model_name_or_path} must be those of its config: {len(keys)} {kind} "
+                    f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+                )
+        return (model, info) if with_info else model
+
+    # The signature is diffusers': a pipeline reads from it what may be passed
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        save_function=None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs,
+    ) -> None:
+        """As diffusers', but as safetensors whatever `safe_serialization` says: nothing is pickled."""
+        super().save_pretrained(
+            save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
+            **kwargs,
+        )  # fmt: skip
+        if (config := Path(save_directory) / self.config_name).is_file():
+            for path in config.parent.glob("*.safetensors"):  # which are written for their owner's eyes only
+                path.chmod(config.stat().st_mode)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            config = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"{json_file} must hold a JSON object: got one that is nested too deeply") from None
+        if not isinstance(config, dict):  # diffusers would fetch the repository of which a text is the name
+            raise ValueError(f"{json_file} must hold a JSON object: got {reprlib.repr(config)}")
+        return config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # A checkpoint's config names its source file for diffusers' AutoModel; that is no argument of the model
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k != "auto_map"}, **kwargs)
