@@ -82,6 +82,16 @@ def test_half_precision_takes_and_gives_full():
     assert (half - exact).norm() < 0.05 * exact.norm()
 
 
+def test_weights_stored_in_another_precision_than_is_computed_in():
+    classifier, rounded, x = make(), make(), randn(2, 3, 8, 8)
+    classifier.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    kinds = {parameter.dtype for parameter in classifier.parameters()}
+    assert kinds == {torch.float8_e4m3fn, torch.bfloat16}
+    for stored, parameter in zip(classifier.parameters(), rounded.parameters(), strict=True):
+        parameter.data = parameter.data.to(stored.dtype).to(torch.bfloat16)
+    assert torch.equal(classifier.score(x, 300, 1), rounded.score(x, 300, 1))
+
+
 def test_gradient_checkpointing_changes_nothing_but_what_is_kept(monkeypatch):
     classifier, x = make(), randn(2, 3, 8, 8)
     expected, calls = classifier.score(x, 300, 1), []

@@ -9,11 +9,20 @@ import math
 import pytest
 import torch
 from conftest import TINY
-from diffusers import AutoModel
+from diffusers import (
+    AutoModel,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+    TextKVCacheConfig,
+)
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from mezzotint import MezzotintUNetModel
+from mezzotint.models import blocks_mezzotint
 from mezzotint.models.blocks_mezzotint import (
     MezzotintAttention,
     MezzotintBlock,
@@ -154,6 +163,16 @@ def test_text_projected_ahead_gives_the_same_bits_and_is_not_projected_again(mak
     for step, output in zip(steps, expected, strict=True):
         assert torch.equal(unet(**step, encoder_hidden_states=projected).sample, output)
     assert not calls
+
+
+@torch.no_grad()
+def test_text_is_not_projected_ahead_where_layers_are_loaded_as_they_are_reached(make_unet, tmp_path):
+    unet, kwargs = make_unet(), inputs()
+    expected = unet(**kwargs).sample
+    options = {"offload_type": "block_level", "num_blocks_per_group": 1, "offload_to_disk_path": str(tmp_path)}
+    unet.enable_group_offload(torch.device("cpu"), **options)
+    assert unet.project_text(kwargs["encoder_hidden_states"], kwargs["encoder_attention_mask"]) is None
+    assert torch.equal(unet(**kwargs).sample, expected)
 
 
 @torch.no_grad()
@@ -309,6 +328,66 @@ class WrittenOut:
         return reference_attention(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [True, False])
+def test_backends_that_take_no_mask_are_handed_none(make_unet, monkeypatch, masked):
+    """A mask without padding is dropped when the text is projected ahead; one with padding needs the native backend."""
+    unet, kwargs, used = make_unet(), inputs(), []
+    mask = kwargs.pop("encoder_attention_mask") | (not masked)
+    text = kwargs.pop("encoder_hidden_states")
+    expected = unet(**kwargs, encoder_hidden_states=text, encoder_attention_mask=mask).sample
+    unet.set_attention_backend("_native_flash")
+    dispatch = blocks_mezzotint.dispatch_attention_fn
+    monkeypatch.setattr(
+        blocks_mezzotint,
+        "dispatch_attention_fn",
+        lambda *a, **k: (used.append(k["backend"].value), dispatch(*a, **k))[1],
+    )
+    close(unet(**kwargs, encoder_hidden_states=text, encoder_attention_mask=mask).sample, expected)
+    assert used == ["_native_flash", "native"] * 5  # self-attention has no mask
+    used.clear()
+    close(unet(**kwargs, encoder_hidden_states=unet.project_text(text, mask)).sample, expected)
+    assert used == ["_native_flash", "native" if masked else "_native_flash"] * 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_fused_projections_give_the_same_and_come_apart_bit_for_bit(make_unet, ahead):
+    unet, kwargs = make_unet(), inputs()
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    mask = kwargs.pop("encoder_attention_mask")
+    text = kwargs.pop("encoder_hidden_states")
+
+    def output() -> torch.Tensor:
+        if ahead:
+            return unet(**kwargs, encoder_hidden_states=unet.project_text(text, mask)).sample
+        return unet(**kwargs, encoder_hidden_states=text, encoder_attention_mask=mask).sample
+
+    expected, random = output(), torch.get_rng_state()
+    unet.fuse_qkv_projections()
+    unet.fuse_qkv_projections()
+    fused = [name for name, _ in unet.named_parameters() if name.endswith(("to_qkv.weight", "to_kv.weight"))]
+    assert len(fused) == 10 and sum(p.numel() for p in unet.parameters()) == sum(x.numel() for x in before.values())
+    close(output(), expected)
+    unet.unfuse_qkv_projections()
+    assert list(unet.state_dict()) == list(before) and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert torch.equal(output(), expected)
+
+
+def test_fused_projections_are_neither_saved_nor_made_of_adapters(make_unet, tmp_path):
+    unet = make_unet()
+    unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="^projections must be saved one by one: call unfuse_qkv_projections"):
+        unet.save_pretrained(tmp_path / "unet")
+    assert not (tmp_path / "unet").exists()
+    unet.unfuse_qkv_projections()
+    unet.save_pretrained(tmp_path / "unet")
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"]))
+    with pytest.raises(ValueError, match="^projections can be fused where they are plain linear layers: got Linear"):
+        unet.fuse_qkv_projections()
+
+
 def test_processor_of_ones_own_gives_the_same(make_unet):
     unet = make_unet()
     expected = unet(**inputs()).sample
@@ -391,6 +470,29 @@ def test_layerwise_casting_rounds_the_weights_it_may(make_unet):
 
 
 @torch.no_grad()
+def test_layerwise_casting_computes_in_another_precision_than_the_models(make_unet):
+    unet, rounded, kwargs = make_unet(), make_unet(), inputs()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    for (_, stored), parameter in zip(unet.named_parameters(), rounded.parameters(), strict=True):
+        rounded_to = torch.float8_e4m3fn if stored.dtype == torch.float8_e4m3fn else torch.bfloat16
+        parameter.data = parameter.data.to(rounded_to).to(torch.bfloat16)
+    half = {k: v.bfloat16() if k in ("sample", "encoder_hidden_states") else v for k, v in kwargs.items()}
+    assert unet.dtype == torch.bfloat16
+    assert torch.equal(unet(**half).sample, rounded(**half).sample)
+
+
+@torch.no_grad()
+def test_repeated_layers_compile_into_one_graph_for_each_width(make_unet):
+    depth = {"block_out_channels": (16, 32, 64), "transformer_layers_per_block": (0, 1, 1), "layers_per_block": 2}
+    unet, kwargs, graphs = make_unet(**depth), inputs(), []  # as deep as the default network
+    expected = unet(**kwargs).sample
+    torch.compiler.reset()
+    unet.compile_repeated_blocks(fullgraph=True, backend=lambda graph, _: (graphs.append(graph), graph)[1])
+    close(unet(**kwargs).sample, expected)
+    assert len(graphs) == 2
+
+
+@torch.no_grad()
 def test_compiles_into_one_graph(make_unet):
     unet, kwargs = make_unet(), inputs()
     expected = unet(**kwargs).sample
@@ -430,6 +532,121 @@ def test_lora_starts_as_identity_trains_alone_and_round_trips(make_unet, tmp_pat
     unet.unfuse_lora()
     unet.disable_lora()
     close(unet(**inputs()).sample, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_adapters_are_weighed_call_by_call(make_unet, ahead):
+    unet, kwargs = make_unet(), inputs()
+    mask = kwargs.pop("encoder_attention_mask")
+    text = kwargs.pop("encoder_hidden_states")
+
+    def output(**scale) -> torch.Tensor:
+        if ahead:
+            return unet(**kwargs, encoder_hidden_states=unet.project_text(text, mask, **scale), **scale).sample
+        return unet(**kwargs, encoder_hidden_states=text, encoder_attention_mask=mask, **scale).sample
+
+    plain = output()
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    outputs = {}
+    for scale in (0.5, 0.25, 1.0):
+        unet.set_adapters("default", scale)
+        outputs[scale] = output()
+    assert min((outputs[s] - plain).abs().max() for s in outputs) > 0.02
+    for scale, expected in (outputs | {0.0: plain}).items():
+        assert torch.equal(output(cross_attention_kwargs={"scale": scale}), expected)
+        assert torch.equal(output(), outputs[1.0])
+    assert torch.equal(output(cross_attention_kwargs={}), outputs[1.0])
+    with pytest.raises(ValueError, match=r"^cross_attention_kwargs may hold 'scale' alone: got \['gligen'\]$"):
+        output(cross_attention_kwargs={"scale": 0.5, "gligen": {}})
+    assert torch.equal(output(), outputs[1.0])
+
+
+# ---------------------------------------------------------------------------------- what is kept from step to step
+
+
+def attention_by_step(unet, config) -> tuple[list[torch.Tensor], list[list[torch.Tensor]], int]:
+    """Of six calls with other timesteps: the outputs, what each attention gave, and how often one was worked out."""
+    unet.enable_cache(config)
+    layers = [layer for block in unet._blocks() for layer in block.transformer_layers]
+    given, calls = [[] for _ in range(2 * len(layers))], []
+    for i, layer in enumerate(layers):
+        layer.attn1.register_forward_hook(lambda _, args, output, i=i: given[2 * i].append(output))
+        layer.attn2.register_forward_hook(lambda _, args, output, i=i: given[2 * i + 1].append(output))
+        layer.attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    outputs = []
+    for t in (900, 700, 500, 300, 200, 100):
+        with unet.cache_context("cond"):
+            outputs.append(unet(**inputs() | {"timestep": t}).sample)
+    return outputs, given, len(calls)
+
+
+@torch.no_grad()
+def test_taylorseer_goes_on_in_a_straight_line_between_the_steps_that_are_worked_out(make_unet):
+    settings = {"disable_cache_before_step": 2, "max_order": 1, "taylor_factors_dtype": torch.float32}
+    config = TaylorSeerCacheConfig(cache_interval=3, **settings)
+    outputs, given, calls = attention_by_step(make_unet(), config)
+    assert calls == 3 * 5  # in steps 0, 1 and 3, of five attentions
+    for x in given:
+        close(x[2], 2 * x[1] - x[0])
+        close(x[4], x[3] + (x[3] - x[1]) / 2)
+        close(x[5], x[3] + (x[3] - x[1]))
+    assert (outputs[5] - outputs[4]).abs().max() > 1e-3
+    every_step = TaylorSeerCacheConfig(cache_interval=1, **settings)
+    plain = make_unet()
+    for output, t in zip(attention_by_step(make_unet(), every_step)[0], (900, 700, 500, 300, 200, 100), strict=True):
+        assert torch.equal(output, plain(**inputs() | {"timestep": t}).sample)
+
+
+@torch.no_grad()
+def test_lite_taylorseer_passes_over_the_whole_network(make_unet):
+    config = TaylorSeerCacheConfig(
+        cache_interval=3, disable_cache_before_step=2, use_lite_mode=True, taylor_factors_dtype=torch.float32
+    )
+    outputs, given, calls = attention_by_step(make_unet(), config)
+    assert calls == 3 * 5 and {len(x) for x in given} == {3}
+    close(outputs[2], 2 * outputs[1] - outputs[0])
+    close(outputs[5], 2 * outputs[3] - outputs[1])
+
+
+@torch.no_grad()
+def test_pyramid_attention_broadcast_gives_every_second_attention_again(make_unet):
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        cross_attention_block_skip_range=3,
+        cross_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+    )
+    _, given, calls = attention_by_step(make_unet(), config)
+    assert calls == 3 * 5
+    for own, text in zip(given[::2], given[1::2], strict=True):
+        assert [torch.equal(own[i], own[i + 1]) for i in range(5)] == [True, False, True, False, True]
+        assert [torch.equal(text[i], text[i + 1]) for i in range(5)] == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FirstBlockCacheConfig(), FasterCacheConfig(), MagCacheConfig(mag_ratios=[1.0]), TextKVCacheConfig(), None],
+    ids=lambda config: type(config).__name__,
+)
+def test_caches_that_do_not_suit_a_unet_are_refused(make_unet, config):
+    unet = make_unet()
+    with pytest.raises(ValueError, match=f"^a U-Net can keep features by Pyramid.*: got {type(config).__name__}$"):
+        unet.enable_cache(config)
+    assert not unet.is_cache_enabled
+
+
+def test_a_cache_of_no_layer_is_refused(make_unet):
+    config = TaylorSeerCacheConfig(cache_identifiers=["transformer_blocks.*"])
+    unet = make_unet()
+    with pytest.raises(ValueError, match="^the settings of a cache must name layers of the network: got none that"):
+        unet.enable_cache(config)
+    assert not unet.is_cache_enabled
+    unet.enable_cache(TaylorSeerCacheConfig())
+    unet.disable_cache()
+    with torch.no_grad():
+        assert torch.equal(unet(**inputs()).sample, make_unet()(**inputs()).sample)
+        assert unet.project_text(randn(2, 5, 16)) is not None
 
 
 # --------------------------------------------------------------------------------------------------------- on disk
@@ -610,6 +827,20 @@ def test_projected_text_for_other_samples_is_refused(make_unet):
     text = unet.project_text(kwargs["encoder_hidden_states"][:1])
     with pytest.raises(ValueError, match="one entry for each of 2 samples: got 1"):
         unet(kwargs["sample"], 3, text)
+
+
+@pytest.mark.parametrize(
+    "text, mask, rule",
+    [
+        (randn(2, 5, 17), None, r"must have shape \(batch_size, tokens, 16\): got \(2, 5, 17\)"),
+        (randn(5, 16), None, r"must have shape \(batch_size, tokens, 16\): got \(5, 16\)"),
+        (randn(2, 5, 16), torch.ones(1, 5), r"must have shape \(2, 5\), one entry for each token: got \(1, 5\)"),
+        (None, None, "exactly when the model has a cross_attention_dim: got none"),
+    ],
+)
+def test_text_that_does_not_fit_is_not_projected(make_unet, text, mask, rule):
+    with pytest.raises(ValueError, match=rule):
+        make_unet().project_text(text, mask)
 
 
 def test_text_for_a_network_without_text_is_refused(make_unet):

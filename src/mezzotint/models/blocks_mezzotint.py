@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 
@@ -58,8 +58,15 @@ def _is_finite(value: Any) -> bool:
     )  # what tensors take; no NaN
 
 
+def _linear(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight)
+    return layer
+
+
 class MezzotintAttnProcessor:
-    """Scaled dot-product attention through diffusers' backend switch (native SDPA, flash, sage, flex, ...)."""
+    """Scaled dot-product attention through diffusers' backend switch (native SDPA, flash, sage, flex, ...); with a
+    mask, which most of them refuse, always by the native one."""
 
     _attention_backend = None
     _parallel_config = None
@@ -74,16 +81,21 @@ class MezzotintAttnProcessor:
         attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
-        key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
+        if attn.fused_projections and not attn.is_cross_attention:
+            query, key, value = attn.to_qkv(hidden_states).unflatten(-1, (3, attn.heads, -1)).unbind(-3)
+            query, key = attn.norm_q(query), attn.norm_k(key)  # (B, N, h, d)
+        else:
+            query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
+            key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
+        backend = self._attention_backend
         if attention_mask is not None:
-            attention_mask = attention_mask[:, None, None, :]  # (B, 1, 1, L)
+            attention_mask, backend = attention_mask[:, None, None, :], AttentionBackendName.NATIVE  # (B, 1, 1, L)
         hidden_states = dispatch_attention_fn(
             query,
             key,
             value,
             attn_mask=attention_mask,
-            backend=self._attention_backend,
+            backend=backend,
             parallel_config=self._parallel_config,
         )  # (B, N, h, d)
         hidden_states = attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
@@ -96,7 +108,6 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = MezzotintAttnProcessor
     _available_processors = [MezzotintAttnProcessor]
-    _supports_qkv_fusion = False
 
     def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, dropout: float = 0.0):
         super().__init__()
@@ -112,8 +123,43 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
 
     def keys_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `context`, (B, L, D), offers to queries: keys and values, (B, L, h, d) each."""
-        key = self.norm_k(self.to_k(context).unflatten(-1, (self.heads, -1)))
-        return key, self.to_v(context).unflatten(-1, (self.heads, -1))
+        if self.fused_projections:
+            key, value = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        else:
+            key, value = (layer(context).unflatten(-1, (self.heads, -1)) for layer in (self.to_k, self.to_v))
+        return self.norm_k(key), value
+
+    def fuse_projections(self) -> None:
+        """Make one layer, `to_qkv`, of the projections in self-attention, and one, `to_kv`, of those of the text in
+        cross-attention: fewer and larger multiplications. The layers that it is made of are gone until
+        `unfuse_projections`.
+
+        Raises:
+            ValueError: for layers that cannot be joined: those with adapters, quantized ones.
+        """
+        if self.fused_projections:
+            return
+        letters = "kv" if self.is_cross_attention else "qkv"
+        layers = [getattr(self, f"to_{x}") for x in letters]
+        if odd := [type(x).__name__ for x in layers if type(x) is not nn.Linear]:
+            raise ValueError(f"projections can be fused where they are plain linear layers: got {odd[0]}")
+        setattr(self, f"to_{letters}", _linear(torch.cat([x.weight.detach() for x in layers])))
+        for x in letters:
+            setattr(self, f"to_{x}", None)
+        self.fused_projections = True
+
+    def unfuse_projections(self) -> None:
+        """The inverse of `fuse_projections`, bit for bit."""
+        if not self.fused_projections:
+            return
+        letters = "kv" if self.is_cross_attention else "qkv"
+        fused = getattr(self, f"to_{letters}")
+        if type(fused) is not nn.Linear:
+            raise ValueError(f"projections can be told apart in a plain linear layer: got {type(fused).__name__}")
+        for x, weight in zip(letters, fused.weight.detach().chunk(len(letters)), strict=True):
+            setattr(self, f"to_{x}", _linear(weight.clone()))
+        delattr(self, f"to_{letters}")
+        self.fused_projections = False
 
     def forward(
         self,
@@ -246,7 +292,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MezzotintBlock"]
-    _repeated_blocks = ["MezzotintBlock"]
+    _repeated_blocks = ["MezzotintTransformerLayer"]  # of which the shapes alone differ: one graph each
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
 
     def _add_encoder(self) -> tuple[list[tuple[int, int, int | None]], dict[str, Any]]:
@@ -342,6 +388,21 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         if any(size % factor for size in sample.shape[2:]):
             raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
 
+    def enable_layerwise_casting(
+        self,
+        storage_dtype: torch.dtype = torch.float8_e4m3fn,
+        compute_dtype: torch.dtype | None = None,
+        *args,
+        **kwargs,
+    ) -> None:
+        """As diffusers', and the weights that are too delicate for `storage_dtype` are kept in `compute_dtype`, by
+        default the model's own."""
+        compute_dtype = compute_dtype or self.dtype
+        super().enable_layerwise_casting(storage_dtype, compute_dtype, *args, **kwargs)
+        for tensor in [*self.parameters(), *self.buffers()]:
+            if tensor.dtype != storage_dtype and tensor.is_floating_point():
+                tensor.data = tensor.data.to(compute_dtype)
+
     def _run(self, block: nn.Module, *args: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
@@ -389,7 +450,13 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         use_flashpack: bool = False,
         **kwargs,
     ) -> None:
-        """As diffusers', but as safetensors whatever `safe_serialization` says: nothing is pickled."""
+        """As diffusers', but as safetensors whatever `safe_serialization` says: nothing is pickled.
+
+        Raises:
+            ValueError: with fused projections, which would be other weights than those of the config.
+        """
+        if any(getattr(module, "fused_projections", False) for module in self.modules()):
+            raise ValueError("projections must be saved one by one: call unfuse_qkv_projections() before")
         super().save_pretrained(
             save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
             **kwargs,

@@ -9,7 +9,7 @@ L text tokens, D text channels, E time-embedding channels.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from mezzotint.models.blocks_mezzotint import CONV, MezzotintBlock, MezzotintEncoderMixin, zero_init
@@ -120,8 +121,12 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         self.conv_out = zero_init(conv(first, out_channels, 3, padding=1))
 
     @apply_forward_hook  # of diffusers' offloading by models
+    @apply_lora_scale("cross_attention_kwargs")
     def project_text(
-        self, encoder_hidden_states: torch.Tensor, encoder_attention_mask: torch.Tensor | None = None
+        self,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> MezzotintText | None:
         """What `forward` takes in place of the text, bit for bit the same, when the text stays and the sample changes:
         its embedding and the keys and values of every cross-attention, as the weights and adapters are now.
@@ -129,15 +134,24 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         Args:
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
             encoder_attention_mask (`torch.Tensor` of shape `(batch_size, tokens)`, *optional*): as of `forward`.
+            cross_attention_kwargs (`dict`, *optional*): as of `forward`, which is to be given the same.
 
         Returns:
             `None` where the weights can be had in `forward` alone: sharded, or offloaded layer by layer.
+
+        Raises:
+            ValueError: for a shape that the network cannot take, or where it has no text.
         """
+        self._check_text(encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs)
         layers = [block.transformer_layers for block in self._blocks()]
-        weights = [self.encoder_norm.weight, *(layer.attn2.to_k.weight for row in layers for layer in row)]
-        if any(type(x) is not nn.Parameter or x.device != encoder_hidden_states.device for x in weights):
+        readers = [self.encoder_norm, self.encoder_embedding, *(layer.attn2 for row in layers for layer in row)]
+        weights = [weight for reader in readers for weight in reader.parameters()]
+        elsewhere = any(type(x) is not nn.Parameter or x.device != encoder_hidden_states.device for x in weights)
+        if elsewhere or self._hooks() > 0:
             return None
         text = self._read_text(encoder_hidden_states, encoder_attention_mask)
+        if text.mask is not None and text.mask.all():
+            text = text._replace(mask=None)  # few backends of attention take one
         contexts = []
         for row, normed in zip(layers, text.contexts, strict=True):
             pairs = [(layer.attn2, context) for layer, context in zip(row, normed, strict=True)]
@@ -157,9 +171,71 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         contexts = tuple((encoder_hidden_states,) * len(block.transformer_layers) for block in self._blocks())
         return MezzotintText(self.encoder_embedding(pooled), contexts, mask)
 
+    def _check_text(
+        self,
+        text: torch.Tensor | MezzotintText | None,
+        mask: torch.Tensor | None,
+        cross_attention_kwargs: dict[str, Any] | None,
+        batch_size: int | None = None,
+    ) -> None:
+        channels = self.config.cross_attention_dim
+        if (text is None) != (channels is None):
+            raise ValueError(
+                f"encoder_hidden_states must be given exactly when the model has a cross_attention_dim: got "
+                f"{'none' if text is None else 'some'}, cross_attention_dim is {channels}"
+            )
+        if isinstance(text, torch.Tensor):
+            if text.ndim != 3 or text.shape[2] != channels or batch_size not in (None, text.shape[0]):
+                raise ValueError(
+                    f"encoder_hidden_states must have shape ({batch_size or 'batch_size'}, tokens, {channels}): got "
+                    f"{tuple(text.shape)}"
+                )
+            if mask is not None and mask.shape != text.shape[:2]:
+                raise ValueError(
+                    f"encoder_attention_mask must have shape {tuple(text.shape[:2])}, one entry for each token: got "
+                    f"{tuple(mask.shape)}"
+                )
+        elif text is not None and batch_size not in (None, len(text.embedding)):
+            raise ValueError(
+                f"the text must have one entry for each of {batch_size} samples: got {len(text.embedding)}"
+            )
+        if cross_attention_kwargs:  # of which the scale has been taken
+            raise ValueError(f"cross_attention_kwargs may hold 'scale' alone: got {sorted(cross_attention_kwargs)}")
+
+    def _hooks(self) -> int:
+        """How many hooks of diffusers (offloading, casting, caches) there are on the layers."""
+        return sum(len(x._diffusers_hook.hooks) for x in self.modules() if hasattr(x, "_diffusers_hook"))
+
+    def enable_cache(self, config: PyramidAttentionBroadcastConfig | TaylorSeerCacheConfig) -> None:
+        """Keep what layers give from step to step, as diffusers' method of that name. Two ways suit a U-Net: pyramid
+        attention broadcast (<https://huggingface.co/papers/2408.12588>) and TaylorSeer
+        (<https://huggingface.co/papers/2503.06923>), which is of the attention unless its settings name other layers.
+
+        Raises:
+            ValueError: for settings that name no layer, and for diffusers' other caches: they skip all but the first of
+                a row of equal blocks, which a U-Net is not, or belong to one network.
+        """
+        if not isinstance(config, (PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig)):
+            raise ValueError(
+                "a U-Net can keep features by PyramidAttentionBroadcastConfig or TaylorSeerCacheConfig: got "
+                f"{type(config).__name__}"
+            )
+        if isinstance(config, TaylorSeerCacheConfig):
+            if config.use_lite_mode:  # of the whole network what its last layer gives
+                names = {"skip_predict_identifiers": [r"(down|up)_blocks\.\d+", "mid_block"]}
+                config = replace(config, use_lite_mode=False, cache_identifiers=["conv_out"], **names)
+            elif not (config.cache_identifiers or config.skip_predict_identifiers):
+                config = replace(config, cache_identifiers=[r".*\.attn[12]"])
+        before = self._hooks()
+        super().enable_cache(config)
+        if self._hooks() == before:
+            self.disable_cache()
+            raise ValueError("the settings of a cache must name layers of the network: got none that is there")
+
     def _blocks(self) -> list[Any]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
+    @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
         sample: torch.Tensor,
@@ -167,6 +243,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         encoder_hidden_states: torch.Tensor | MezzotintText | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
         """
@@ -180,6 +257,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
                 there is text and 0 where there is padding.
             augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*): how each picture was
                 changed; zeros, or none at all, are an unchanged one.
+            cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` weighs the adapters in this call.
             return_dict (`bool`): whether a `MezzotintUNetOutput` or a tuple comes back.
 
         Raises:
@@ -187,29 +265,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         """
         config = self.config
         self._check_sample(sample)
-        if (encoder_hidden_states is None) != (config.cross_attention_dim is None):
-            raise ValueError(
-                f"encoder_hidden_states must be given exactly when the model has a cross_attention_dim: got "
-                f"{'none' if encoder_hidden_states is None else 'some'}, cross_attention_dim is "
-                f"{config.cross_attention_dim}"
-            )
-        if isinstance(encoder_hidden_states, torch.Tensor):
-            batch_size, tokens, dim = encoder_hidden_states.shape
-            if (batch_size, dim) != (sample.shape[0], config.cross_attention_dim):
-                raise ValueError(
-                    f"encoder_hidden_states must have shape ({sample.shape[0]}, tokens, {config.cross_attention_dim}): "
-                    f"got {(batch_size, tokens, dim)}"
-                )
-            if encoder_attention_mask is not None and encoder_attention_mask.shape != (batch_size, tokens):
-                raise ValueError(
-                    f"encoder_attention_mask must have shape {(batch_size, tokens)}, one entry for each token: "
-                    f"got {tuple(encoder_attention_mask.shape)}"
-                )
-        elif encoder_hidden_states is not None and len(encoder_hidden_states.embedding) != sample.shape[0]:
-            raise ValueError(
-                f"the text must have one entry for each of {sample.shape[0]} samples: got "
-                f"{len(encoder_hidden_states.embedding)}"
-            )
+        self._check_text(encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs, len(sample))
         if augment_labels is not None and augment_labels.shape != (sample.shape[0], config.augment_dim):
             raise ValueError(
                 f"augment_labels must have shape ({sample.shape[0]}, augment_dim), which is {config.augment_dim}: "
