@@ -82,7 +82,7 @@ def test_it_becomes_the_pipelines_in_both_of_its_lives(train, folder, tmp_path):
     installed = MezzotintPipeline.from_pretrained(tmp_path / "run")
     stranger = DiffusionPipeline.from_pretrained(str(tmp_path / "run"), trust_remote_code=True)
     assert type(installed.classifier) is MezzotintClassifier
-    assert type(stranger.classifier).__module__.startswith("diffusers_modules.local.unet_mezzotint_v")
+    assert type(stranger.classifier).__module__.startswith("diffusers_modules.local.classifier_mezzotint_v")
     drawn = {}
     for name, pipe in {"installed": installed, "stranger": stranger}.items():
         pipe.set_progress_bar_config(disable=True)

@@ -1,11 +1,15 @@
 """The classifier against finite differences, against a Gaussian mixture whose classes are known in closed form, and
 against itself: saved, loaded, in another number of dimensions, within its callers' gradient modes."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from mezzotint import MezzotintClassifier, MezzotintScheduler
+from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
 from mezzotint.models.blocks_mezzotint import MezzotintEncoderMixin
 
 TINY = {
@@ -163,6 +167,26 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     save_file({k: v for k, v in weights.items() if k != "head.bias"}, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"must be those of its config: 1 missing \(head.bias\)"):
         MezzotintClassifier.from_pretrained(tmp_path)
+
+
+def test_one_whose_code_was_the_unets_file_still_loads_in_both_lives(make_pipe, tmp_path, monkeypatch):
+    """As in checkpoints that were written before it had a file of its own."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe, x, folder = make_pipe(), randn(2, 3, 8, 8), tmp_path / "pipe"
+    pipe.register_modules(classifier=make())
+    pipe.save_pretrained(folder)
+    (new,) = folder.glob("classifier/classifier_mezzotint_v*.py")
+    new.unlink()
+    (old,) = Path(__file__).parents[2].glob("model_cards/emoji-16/unet/unet_mezzotint_v*.py")
+    shutil.copy(old, folder / "classifier")
+    for name in ("model_index.json", "classifier/config.json"):
+        (folder / name).write_text((folder / name).read_text().replace(new.stem, old.stem))
+    stranger = DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True).classifier
+    assert type(stranger).__module__.endswith(old.stem)
+    installed = MezzotintPipeline.from_pretrained(folder).classifier
+    assert type(installed) is MezzotintClassifier
+    for loaded in (stranger, installed):
+        assert torch.equal(loaded.score(x, 300, "one"), pipe.classifier.score(x, 300, "one"))
 
 
 @pytest.mark.parametrize(
