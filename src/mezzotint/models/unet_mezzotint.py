@@ -144,14 +144,16 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         """
         self._check_text(encoder_hidden_states, encoder_attention_mask, cross_attention_kwargs)
         layers = [block.transformer_layers for block in self._blocks()]
-        readers = [self.encoder_norm, self.encoder_embedding, *(layer.attn2 for row in layers for layer in row)]
+        attentions = [layer.attn2 for row in layers for layer in row]
+        readers = [self.encoder_norm, self.encoder_embedding, *attentions]
         weights = [weight for reader in readers for weight in reader.parameters()]
         elsewhere = any(type(x) is not nn.Parameter or x.device != encoder_hidden_states.device for x in weights)
         if elsewhere or self._hooks() > 0:
             return None
         text = self._read_text(encoder_hidden_states, encoder_attention_mask)
-        if text.mask is not None and text.mask.all():
-            text = text._replace(mask=None)  # few backends of attention take one
+        chosen = any(getattr(x.processor, "_attention_backend", None) for x in attentions)
+        if chosen and text.mask is not None and text.mask.all():  # few of the backends to choose from take a mask
+            text = text._replace(mask=None)
         contexts = []
         for row, normed in zip(layers, text.contexts, strict=True):
             pairs = [(layer.attn2, context) for layer, context in zip(row, normed, strict=True)]
