@@ -1,10 +1,20 @@
 """What every pipeline of diffusers keeps, as its common tests ask for it, and what its users try beyond them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.guiders import ClassifierFreeGuidance
-from test_pipeline_mezzotint import draw, load_as_shipped, load_installed
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
+from diffusers.guiders import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    MagnitudeAwareGuidance,
+    SmoothedEnergyGuidance,
+)
+from diffusers.hooks import LayerSkipConfig
+from peft import LoraConfig
+from test_pipeline_mezzotint import by_hand, close, draw, load_as_shipped, load_installed
 
 from mezzotint import MezzotintClassifier, MezzotintPipeline
 
@@ -77,7 +87,136 @@ def test_from_pipe_of_stable_diffusion_takes_what_fits(make_pipe):
     assert torch.equal(draw(pipe), draw(ours))
 
 
+def test_a_network_that_cannot_be_drawn_with_is_refused_at_once(make_pipe):
+    theirs, pipe = stable_diffusion(make_pipe), make_pipe()
+    said = "^unet must be one whose config has the data's sample_mean and sample_std, .*: got UNet2DConditionModel$"
+    with pytest.raises(ValueError, match=said) as error:
+        MezzotintPipeline.from_pipe(theirs)
+    one_line(error)
+    pipe.unet = theirs.unet
+    pipe.unet.register_forward_pre_hook(lambda *args: pytest.fail("a step was taken"))
+    with pytest.raises(ValueError, match=said):
+        draw(pipe)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_layers_are_not_offloaded_from_the_cpu_to_itself(make_pipe, device):
+    with pytest.raises(ValueError, match="^device must be an accelerator, .*: got 'cpu'$"):
+        make_pipe().enable_sequential_cpu_offload(device=device)
+
+
+# -------------------------------------------------------------------------------------------------------- callbacks
+
+
+def test_diffusers_callbacks_say_themselves_what_they_get(make_pipe):
+    """Guidance is off after the step that `SDCFGCutoffCallback` names, as in the loop by hand."""
+    pipe = make_pipe()
+    kwargs = {"guidance_scale": 3.0, "output_type": "latent"}
+    output = draw(pipe, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1), **kwargs)
+    pipe.scheduler.set_timesteps(4)
+
+    def change(i, latents, guidance_scale):
+        return latents, 1.0 if i == 1 else guidance_scale
+
+    close(output, by_hand(pipe, pipe.scheduler.timesteps, guidance_scale=3.0, change=change))
+    several = MultiPipelineCallbacks([SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)])
+    assert torch.equal(draw(pipe, callback_on_step_end=several, **kwargs), output)
+
+
+def test_a_pipeline_says_where_a_callback_left_its_guidance(make_pipe):
+    pipe = make_pipe()
+
+    def more(pipe, i, t, tensors):
+        pipe._guidance_scale += 1
+        return tensors
+
+    draw(pipe, guidance_scale=2.0, callback_on_step_end=more)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
+
+
+@pytest.mark.parametrize("kwargs", [{"prompt": ["a red boot", "a cat"]}, {"num_images_per_prompt": 2}], ids=str)
+def test_a_callback_may_not_give_all_pictures_the_text_of_one(make_pipe, kwargs):
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    with pytest.raises(ValueError, match="^prompt_embeds of a callback must have 2 or 4 rows: got 1$") as error:
+        draw(make_pipe(), callback_on_step_end=callback, **kwargs)
+    one_line(error)
+
+
+def test_a_callback_for_other_pipelines_is_refused(make_pipe):
+    with pytest.raises(ValueError, match="^callback_on_step_end_tensor_inputs must be among .*: got .*add_text_embeds"):
+        draw(make_pipe(), callback_on_step_end=SDXLCFGCutoffCallback(cutoff_step_ratio=0.5))
+
+
+# ----------------------------------------------------------------------------------------------------------- guiders
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [MagnitudeAwareGuidance(guidance_scale=3.0), SmoothedEnergyGuidance(guidance_scale=3.0, seg_guidance_layers=[0])],
+    ids=lambda guider: type(guider).__name__,
+)
+def test_guiders_that_do_not_work_upstream_are_refused(make_pipe, guider):
+    name = type(guider).__name__
+    with pytest.raises(ValueError, match=f"^{name} does not work in this version of diffusers: take another guider$"):
+        draw(make_pipe(), guider=guider)
+
+
+def test_auto_guidance_takes_the_layers_by_name(make_pipe):
+    """All of a layer dropped is a network without it."""
+    pipe = make_pipe()
+    config = LayerSkipConfig([0], fqn="mid_block.transformer_layers", dropout=1.0)
+    guider = AutoGuidance(guidance_scale=3.0, auto_guidance_config=config, start=0.0)
+    kwargs = {"guidance_scale": 1.0, "output_type": "latent"}
+    plain = draw(pipe, **kwargs)
+    guided = draw(pipe, guider=guider, **kwargs)
+    assert (guided - plain).abs().max() > 0.01
+    assert torch.equal(draw(pipe, **kwargs), plain)
+
+
 # ---------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture
+def adapted(make_pipe):
+    """A pipeline with adapters in both networks, at weights of their own."""
+    pipe = make_pipe()
+    for model, layers in ((pipe.unet, ["to_q", "to_k", "to_out.0"]), (pipe.text_encoder, ["q", "v"])):
+        model.add_adapter(LoraConfig(r=2, lora_alpha=3.0, target_modules=layers), "a")
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora" in key:
+                    parameter.add_(torch.rand_like(parameter), alpha=0.4)
+    pipe.set_adapters("a", {"unet": 0.8, "text_encoder": 0.6})
+    return pipe
+
+
+def test_adapters_are_weighed_in_one_call(adapted):
+    """By the scale times the weights that they have, in both networks; the next call knows nothing of it."""
+    whole = draw(adapted)
+    half = draw(adapted, cross_attention_kwargs={"scale": 0.5})
+    none = draw(adapted, cross_attention_kwargs={"scale": 0.0})
+    assert torch.equal(draw(adapted), whole)
+    assert torch.equal(draw(adapted, cross_attention_kwargs={"scale": 1.0}), whole)
+    adapted.set_adapters("a", {"unet": 0.4, "text_encoder": 0.3})
+    close(half, draw(adapted))
+    adapted.disable_lora()
+    close(none, draw(adapted))
+    assert (half - whole).abs().max() > 0.01 and (half - none).abs().max() > 0.01
+
+
+def test_threads_weigh_adapters_each_for_themselves(adapted):
+    scales = [0.0, 0.5, 1.0, 2.0]
+    one_by_one = [draw(adapted, cross_attention_kwargs={"scale": scale}) for scale in scales]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda scale: draw(adapted, cross_attention_kwargs={"scale": scale}), scales))
+    assert all(torch.equal(a, b) for a, b in zip(found, one_by_one, strict=True))
+
+
+@pytest.mark.parametrize("given", [{"scale": "1"}, {"scale": 1.0, "gligen": {}}, 0.5, {"scale": float("nan")}], ids=str)
+def test_what_does_not_weigh_adapters_is_refused(make_pipe, given):
+    with pytest.raises(ValueError, match=r"^cross_attention_kwargs must be {'scale': number}: got ") as error:
+        draw(make_pipe(), cross_attention_kwargs=given)
+    one_line(error)
 
 
 @pytest.mark.parametrize("way", ["weight_name", "path"])

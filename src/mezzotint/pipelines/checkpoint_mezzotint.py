@@ -57,6 +57,7 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
     `delete_adapters`, ...) is diffusers' own."""
 
     _lora_loadable_modules = ["unet", "text_encoder"]
+    unet_name, text_encoder_name = _lora_loadable_modules
 
     @classmethod
     def lora_state_dict(

@@ -52,6 +52,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures. Threads may share the pipeline, with generators of their own, and a callback may call it.
 
@@ -95,6 +96,9 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
             callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
                 `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch. The
                 network reads a text when it is new: with adapters changed in between, what they make of a text stays.
+                One of `diffusers.callbacks` says itself what it gets.
+            cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` multiplies the weight of all adapters
+                (LoRA) of the U-Net and the text encoder in this call; 0 draws as without them.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, and where the result
@@ -125,7 +129,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         self.check_text(*text)
 
         # 2. What changes in a call is a copy's
-        run = self.for_one_call(guidance)
+        run = self.for_one_call(guidance, cross_attention_kwargs)
 
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text)

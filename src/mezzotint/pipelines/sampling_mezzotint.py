@@ -25,7 +25,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
+from diffusers.utils import logging, scale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +38,8 @@ SOURCE = Path(__file__).read_bytes()
 ONE_AT_A_TIME = threading.Lock()
 # Held by a call for as long as its network keeps features from step to step (diffusers' `enable_cache`)
 WITH_CACHE = threading.RLock()
+# Guiders of diffusers 0.42 of which the first never changes a layer and the second takes a norm that torch refuses
+UNFIT_GUIDERS = ("SmoothedEnergyGuidance", "MagnitudeAwareGuidance")
 
 
 def _seen_without_defaults(init: Callable) -> Callable:
@@ -80,7 +82,10 @@ class MezzotintSamplingMixin:
         text_encoder (a `transformers` encoder, or `None` with a U-Net that reads no text).
         tokenizer (the encoder's tokenizer, or `None`).
         guider (one of `diffusers.guiders`, *optional*): combines the network's predictions in place of classifier-free
-            guidance; its own settings then stand for `guidance_scale` and `guidance_rescale`.
+            guidance; its own settings then stand for `guidance_scale` and `guidance_rescale`. Those that change layers
+            (`PerturbedAttentionGuidance`, `SkipLayerGuidance`, `AutoGuidance`) must be told which, with the `fqn` of a
+            block's transformer layers, as `LayerSkipConfig([0], fqn="mid_block.transformer_layers")`.
+            `SmoothedEnergyGuidance` and `MagnitudeAwareGuidance` don't work in diffusers 0.42 and are refused.
         guidance_unet (`MezzotintUNetModel`, *optional*): a worse version of `unet` (smaller, or trained for less long),
             whose prediction for the same text stands where that for the negative text stood: autoguidance,
             <https://huggingface.co/papers/2406.02507>.
@@ -113,6 +118,7 @@ class MezzotintSamplingMixin:
         for name, network in networks.items():
             if network is not None and not isinstance(network, torch.nn.Module):
                 raise ValueError(f"{name} must be a torch.nn.Module: got {_shown(network)}")
+        _check_unet(unet)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -281,6 +287,7 @@ class MezzotintSamplingMixin:
     ) -> None:
         """Raises `ValueError` in one line for an argument that cannot be, such as one of `counts`, whole numbers by
         name; what guides and the text have checks of their own."""
+        _check_unet(self.unet)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
         counts["num_images_per_prompt"] = num_images_per_prompt
@@ -300,7 +307,7 @@ class MezzotintSamplingMixin:
             raise ValueError("latents must be finite numbers: got others")
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise ValueError(f"callback_on_step_end must be a function: got {_shown(callback_on_step_end)}")
-        names = callback_on_step_end_tensor_inputs or []
+        names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
             possible, got = self._callback_tensor_inputs, _shown(unknown)
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
@@ -324,6 +331,8 @@ class MezzotintSamplingMixin:
         guider = guidance.guider
         if guider is not None and not isinstance(guider, BaseGuidance):
             raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
+        if type(guider).__name__ in UNFIT_GUIDERS:
+            raise ValueError(f"{type(guider).__name__} does not work in this version of diffusers: take another guider")
         defaults = inspect.signature(type(guider).__init__).parameters
         for name, value in (guider.config if guider is not None else {}).items():
             if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
@@ -393,11 +402,24 @@ class MezzotintSamplingMixin:
 
     # ----------------------------------------------------------------------------------------------- before the loop
 
-    def for_one_call(self, guidance: MezzotintGuidance):
+    def for_one_call(self, guidance: MezzotintGuidance, cross_attention_kwargs: dict[str, Any] | None = None):
         """A copy of the pipeline that holds what changes in a call, and that a callback is handed: calls of several
-        threads, and one within a callback, leave each other alone. The pipeline itself says of the call that began last
-        how it began."""
+        threads, and one within a callback, leave each other alone. The pipeline itself says how the call that began
+        last is guided, and then how the one that ended last was.
+
+        Raises:
+            ValueError: for `cross_attention_kwargs` other than `{"scale": number}`.
+        """
+        given = {} if cross_attention_kwargs is None else cross_attention_kwargs
+        scale = given.get("scale", 1.0) if isinstance(given, dict) and given.keys() <= {"scale"} else None
+        if not _is_number(scale):
+            raise ValueError(f"cross_attention_kwargs must be {{'scale': number}}: got {_shown(given)}")
         run, guider = copy.copy(self), guidance.guider
+        for name in ("unet", "text_encoder"):
+            network = getattr(self, name)
+            if scale != 1 and getattr(network, "peft_config", None):  # it has adapters
+                setattr(run, name, network := _with_hooks_of_its_own(network))
+                scale_lora_layers(network, scale)
         run._origin = self
         run._guidance_scale = guidance.scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         run._interrupt = False
@@ -505,6 +527,14 @@ class MezzotintSamplingMixin:
     def interrupt(self) -> bool:
         return self._interrupt or (self._origin is not None and self._origin._interrupt)
 
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As diffusers': a layer is on the accelerator for as long as it works. Raises `ValueError` for a CPU."""
+        if device is not None and torch.device(device).type == "cpu":
+            raise ValueError(f"device must be an accelerator, to which layers come from the CPU: got {str(device)!r}")
+        super().enable_sequential_cpu_offload(gpu_id, device)  # pyright: ignore[reportAttributeAccessIssue]
+
     def denoise(
         self,
         latents: torch.Tensor,
@@ -593,7 +623,7 @@ class MezzotintSamplingMixin:
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs or ():
+                    for k in _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs):
                         callback_kwargs[k] = locals()[k]
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
                     if not isinstance(callback_outputs, dict):
@@ -603,11 +633,18 @@ class MezzotintSamplingMixin:
                         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else _shown(latents)
                         raise ValueError(f"latents of a callback must have shape {tuple(shape)}: got {got}")
                     if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
+                        before = 0 if prompt_embeds is None else len(prompt_embeds)
                         prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
                         prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
+                        # without the negative ones it may go on where nothing needs them any more
+                        possible = {before, len(latents) if guider is None else before}
+                        if prompt_embeds is not None and len(prompt_embeds) not in possible:
+                            said, got = " or ".join(map(str, sorted(possible))), len(prompt_embeds)
+                            raise ValueError(f"prompt_embeds of a callback must have {said} rows: got {got}")
                         texts.clear()
                 progress_bar.update()
             self._origin.maybe_free_model_hooks()
+        self._origin._guidance_scale = self._guidance_scale  # where a callback left it, as a stock pipeline says
 
         if not latents.isfinite().all():
             raise ValueError(
@@ -633,6 +670,19 @@ def _shown(value: Any) -> str:
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
+
+
+def _check_unet(unet: torch.nn.Module | None) -> None:
+    if unet is not None and not hasattr(unet.config, "sample_mean"):
+        raise ValueError(
+            "unet must be one whose config has the data's sample_mean and sample_std, as that of MezzotintUNetModel: "
+            f"got {type(unet).__name__}"
+        )
+
+
+def _tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
+    """What a callback is handed: one of diffusers' own (`diffusers.callbacks`) says so itself."""
+    return getattr(callback, "tensor_inputs", names) or []
 
 
 def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:
