@@ -20,7 +20,7 @@ from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.objective import denoising_loss
 from mezzotint_training.metrics import pictures as pictures_of_a_set
 from mezzotint_training.metrics.accuracy import accuracy
-from mezzotint_training.metrics.judges import Classifier
+from mezzotint_training.metrics.judges import ClassJudge
 from mezzotint_training.metrics.pictures import Real, real_pictures, shuffled
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
@@ -123,7 +123,7 @@ def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(r
 
 def test_accuracy_is_of_what_was_asked_for():
     """By a judge that reads a picture's first pixel; 255 is no class, and -1 no label."""
-    judge = Classifier.__new__(Classifier)
+    judge = ClassJudge.__new__(ClassJudge)
     judge.__dict__["read"] = lambda pixels: pixels[:, 0, 0, 0].long()
 
     def asked(seen, labels):
@@ -198,7 +198,10 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
         ({"output": "{tmp}/none/x.json"}, "output must be in a folder that is there: got {tmp}/none/x.json"),
         ({"card": []}, "card needs the folder of a finished run, with recipe.yaml and metrics.json: got {tmp}/pipe"),
         ({"features": "{tmp}/none"}, "features '{tmp}/none' cannot be loaded: "),
-        ({"train_data_dir": "{tmp}/none"}, "train_data_dir must be a folder: {tmp}/none does not exist or is none"),
+        (
+            {"train_data_dir": "{tmp}/none"},
+            "train_data_dir must be a folder: {tmp}/none does not exist or is not a folder",
+        ),
     ],
 )
 def test_bad_input_is_said_in_one_line(run, tmp_path, settings, words):

@@ -133,7 +133,7 @@ def empty_card(folder: Path) -> None:
     [
         (spoil_weights, "run cannot be loaded: "),
         (pickle_weights, "run cannot be loaded: "),
-        (spoil_index, "run must hold a finished pipeline: its model_index.json is none"),
+        (spoil_index, "run must hold a finished pipeline: its model_index.json is not a pipeline's"),
         (link_weights, "diffusion_pytorch_model.safetensors must be a plain file, and no link, to be published"),
         (spoil_numbers, "weights must be finite numbers: "),
         (lose_tokenizer, "this pipeline has no tokenizer"),

@@ -144,7 +144,10 @@ def test_rows_without_a_label_are_said_and_can_be_left_out(train, tmp_path):
         ({"label_column": ""}, "argument --label_column: must not be empty: got ''"),
         ({"classifier": "{block_out_channels: [7]}"}, "classifier cannot be made: transformer_layers_per_block needs"),
         ({"learning_rate": "fast"}, "learning_rate must be of type float: got 'fast'"),
-        ({"train_data_dir": "{tmp}/none"}, "train_data_dir must be a folder: {tmp}/none does not exist or is none"),
+        (
+            {"train_data_dir": "{tmp}/none"},
+            "train_data_dir must be a folder: {tmp}/none does not exist or is not a folder",
+        ),
     ],
 )
 def test_bad_input_is_said_in_one_line_and_leaves_nothing(train, tmp_path, settings, words):

@@ -60,7 +60,7 @@ from mezzotint_training.metrics.features import (
     make_features,
 )
 from mezzotint_training.metrics.intervals import GROUPS, average
-from mezzotint_training.metrics.judges import Judge
+from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
 from mezzotint_training.metrics.table import table
 from mezzotint_training.modalities.images import unit
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw, measure, and everything that was measured as plain data.
+    """Draw pictures, measure them, and return every figure as plain data.
 
     Raises:
         UserError: for bad input; before anything is drawn, but for features that cannot be loaded.
@@ -198,7 +198,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     results["prompt_accuracy"] = {
         kind: found
         for kind, judge in features.items()
-        if isinstance(judge, Judge) and (found := accuracy(judge, drawn, unseen, test, args.choices, args.seed))
+        if isinstance(judge, LearnedFeatures)
+        and (found := accuracy(judge, drawn, unseen, test, args.choices, args.seed))
     }
     if args.copy_features == "pixels":
         flat = [unit(x).flatten(1).double() for x in (drawn.pixels, test.pixels, train.pixels)]

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fit_scheduler(args: argparse.Namespace) -> None:
-    """Fit what the arguments say and write each table into the checkpoint as soon as it is there.
+    """Fit the tables that the arguments ask for, and write each into the checkpoint as soon as it is fitted.
 
     Raises:
         UserError: for bad input, before anything is fitted or written.
@@ -166,7 +166,7 @@ def fit_scheduler(args: argparse.Namespace) -> None:
 
 
 def outcome(n: int, scale: float, found: Fitted) -> str:
-    """One line: what the fit came to on the held-out noises."""
+    """One line that says how the fit did on the held-out noises."""
     if "fitted" not in found.errors:
         return f"{n} steps, guidance {scale:g}: no solver to start from (--history, --stock)"
     names = {"fitted": "fitted", "default": "default", "best stock": found.best_stock}

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Draw from what is to go up, upload it, and draw from what is there.
+    """Draw a picture from what is to be uploaded, upload it, and draw the same from what is there.
 
     Raises:
         UserError: for what cannot be published, before anything is uploaded.

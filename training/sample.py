@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draw and write what the arguments say.
+    """Draw the pictures that the arguments ask for, and write them.
 
     Raises:
         UserError: for bad input, before anything is drawn.

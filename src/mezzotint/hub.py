@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""A finished pipeline's folder as a repository on the Hub: what of it is published, its upload, and why the Hub would
-refuse it. The self-contained checkpoint itself is written by `MezzotintPipeline.save_pretrained`.
+"""Uploads a finished pipeline's folder to the Hub: what of it is published, how, and why the Hub would refuse it. The
+self-contained checkpoint itself is written by `MezzotintPipeline.save_pretrained`.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def refusals(name: str, card: str | None = None, api: HfApi | None = None) -> li
 
 
 def _no_right(name: str, account: dict[str, Any]) -> str | None:
-    """Why an account, as `whoami` tells of it, may not write to the repository `name`; `None` where it may."""
+    """The reason why an account, as `whoami` describes it, may not write to the repository `name`; `None` if it may."""
     namespace = name.split("/")[0] if "/" in name else account["name"]
     roles = {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
     if namespace != account["name"] and namespace not in roles:
@@ -177,7 +177,7 @@ def content(folder: str | Path) -> Content:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             listed, names = f"{BESIDE}|{_of_pipeline(index)}", {"samples", *_components(index)}
         except (ValueError, AttributeError, RecursionError):
-            raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is none") from None
+            raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is not a pipeline's") from None
     elif (folder / ADAPTERS).is_file():
         listed = f"{BESIDE}|{re.escape(ADAPTERS)}"
     else:
@@ -324,7 +324,7 @@ def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
 
 
 def _public_recipe(path: Path) -> bytes:
-    """A recipe as `public` has it, byte for byte where it is so already."""
+    """A recipe as `public` makes it; one that is so already comes back byte for byte."""
     text = path.read_text(encoding="utf-8")
     try:
         settings = yaml.safe_load(text)

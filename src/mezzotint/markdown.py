@@ -1,5 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Any text in a model card, as itself: whatever a prompt or a folder's name holds, it is no markup and no code."""
+"""Writes any text into a model card as itself: whatever a prompt or a folder's name holds, it is neither markup nor
+code."""
 
 import re
 

@@ -242,7 +242,7 @@ def test_a_pipe_among_the_files_of_a_set_is_not_waited_for(tmp_path, name):
     pictures(tmp_path / "set")
     (tmp_path / "set" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "set" / name)
-    with pytest.raises(UserError, match=f"must hold plain files: .*{name} is none"):
+    with pytest.raises(UserError, match=f"must hold plain files: .*{name} is not one"):
         load_splits(TrainConfig(train_data_dir=str(tmp_path / "set")))
 
 

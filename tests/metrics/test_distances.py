@@ -23,7 +23,7 @@ from mezzotint_training.metrics.distances import (
 )
 from mezzotint_training.metrics.features import InceptionFeatures, PretrainedFeatures, RandomFeatures
 from mezzotint_training.metrics.intervals import average, estimated, interval, jackknife, share
-from mezzotint_training.metrics.judges import TextTower, train_classifier, train_two_towers
+from mezzotint_training.metrics.judges import TextTower, train_caption_judge, train_class_judge
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -245,12 +245,12 @@ def test_random_features_have_unit_average_variance_and_are_always_the_same():
 
 def test_the_classifier_learns_and_its_features_are_white():
     (pixels, kinds), (unseen, truth) = blobs(64), blobs(100, seed=1)
-    judge = train_classifier(pixels, kinds, 4, 20, 0, torch.device("cpu"))
+    judge = train_class_judge(pixels, kinds, 4, 20, 0, torch.device("cpu"))
     assert float((judge.read(unseen) == truth).float().mean()) > 0.9
     features = judge(pixels)
     torch.testing.assert_close(torch.cov(features.T), torch.eye(features.shape[1]).double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(judge(unseen[:3]), judge(unseen)[:3], rtol=1e-4, atol=1e-4)
-    first, again = (train_classifier(pixels[:20], kinds[:20], 4, 2, 0, torch.device("cpu")) for _ in range(2))
+    first, again = (train_class_judge(pixels[:20], kinds[:20], 4, 2, 0, torch.device("cpu")) for _ in range(2))
     torch.testing.assert_close(first(unseen), again(unseen))
 
 
@@ -259,7 +259,7 @@ def test_the_two_towers_learn_which_caption_is_whose():
     texts = ["light on the left", "bright at right", "sun above", "a glow below"]
     captions = [[texts[kind], texts[kind].upper()] for kind in kinds.tolist()]
     state = torch.get_rng_state()
-    judge = train_two_towers(pixels, captions, 20, 0, torch.device("cpu"))
+    judge = train_caption_judge(pixels, captions, 20, 0, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     hits = retrieved(judge.of_pictures(unseen), judge.of_texts(texts), truth, 4)
     assert float(hits.float().mean()) > 0.9

@@ -147,7 +147,7 @@ def test_a_frozen_encoders_states_depend_on_the_caption_alone_to_the_last_bit(ac
 
     def encoding():
         encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
-        encode.alone = by_itself
+        encode.one_caption_at_a_time = by_itself
         return encode
 
     captions = sentences(70)
@@ -173,7 +173,7 @@ def test_an_accelerator_gets_few_shapes_and_always_some_padding(tmp_path, accele
         with_kwargs=True,
     )
     encode = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)
-    encode.alone = False
+    encode.one_caption_at_a_time = False
     full = [" ".join(["red" if bit == "1" else "a" for bit in f"{i:06b}"] + ["a"] * 9) for i in range(64)]
     hidden_states, mask = encode(full)  # all of the greatest length, 12, and more than two batches of them
     assert mask.all() and mask.shape == (64, 12)

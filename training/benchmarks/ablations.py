@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mezzotint_training.benchmarks.changes import CHANGES
-from mezzotint_training.benchmarks.quality import SCALES, Judge, prepare, ratio, run, update_seconds
+from mezzotint_training.benchmarks.quality import SCALES, QualityJudge, prepare, ratio, run, update_seconds
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         shared = prepare(args.scale, args.data, root)
         unet = {**shared.unet, **args.base.get("unet", {})}
         shared = replace(shared, **{**BASE, **args.base, "unet": unet})
-        judge = Judge(shared, SCALES[args.scale], args.count, args.sampling_steps, args.judge_steps)
+        judge = QualityJudge(shared, SCALES[args.scale], args.count, args.sampling_steps, args.judge_steps)
         real = judge.of_real()
         print(f"real pictures: KID x 1000 {1000 * real.kernel_distance.value:.2f}, accuracy {real.accuracy.value:.1%}")
 

@@ -18,7 +18,7 @@ class Measured:
 
 
 @dataclass
-class Judge:
+class SampleErrors:
     """Turns samples into `Measured` and those into each metric."""
 
     exact: torch.Tensor

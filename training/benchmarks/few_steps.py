@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from mezzotint_training.benchmarks.distances import Judge, Measured
+from mezzotint_training.benchmarks.distances import Measured, SampleErrors
 from mezzotint_training.benchmarks.problems import Problem, closed_form, reference, start_noise, trained
 from mezzotint_training.config.flags import Help
 from mezzotint_training.few_steps.fitting import fit, solve
@@ -98,7 +98,7 @@ def run(problem: Problem, ours: dict[str, SchedulerMixin], args: argparse.Namesp
           f"{error['mean']:.2g} in the mean ({args.reference_steps} steps)", file=sys.stderr)  # fmt: skip
     features = RandomFeatures(problem.real if problem.real is not None else exact)
     real = None if problem.real is None else gaussian(features(problem.real))
-    judge = Judge(exact, features, real)
+    judge = SampleErrors(exact, features, real)
     floor = {} if real is None else {"frechet_real": float(frechet_distance(gaussian(judge.exact_features), real))}
 
     among = common_settings() if args.stock == "common" else settings()
@@ -106,7 +106,7 @@ def run(problem: Problem, ours: dict[str, SchedulerMixin], args: argparse.Namesp
     accepted = inspect.signature(problem.scheduler.set_timesteps).parameters
     kwargs = {"guidance_scale": problem.guidance_scale} if "guidance_scale" in accepted else {}
     few = min(args.screen, len(exact))
-    screen = Judge(exact[:few], features, real)
+    screen = SampleErrors(exact[:few], features, real)
     share = few / len(exact)
     todo = sum(
         count * (len(columns[count].steps) * share + (share < 1) * 2 * args.keep + len(ours))
@@ -174,7 +174,9 @@ def solve_exactly(problem: Problem, args: argparse.Namespace) -> tuple[torch.Ten
     return fine, {"median": float(rmse.quantile(0.5)), "mean": float(rmse.mean()), "max": float(rmse.max())}
 
 
-def compare(count: int, stock: dict[Setting, Measured], mine: dict[str, Measured], judge: Judge) -> dict[str, Any]:
+def compare(
+    count: int, stock: dict[Setting, Measured], mine: dict[str, Measured], judge: SampleErrors
+) -> dict[str, Any]:
     """One count: each solver's metrics, and ours against the best of the stock ones in each."""
     values = {s: {k: float(v) for k, v in judge.metrics(m).items()} for s, m in stock.items()}
     own = {name: {k: float(v) for k, v in judge.metrics(m).items()} for name, m in mine.items()}
@@ -193,7 +195,7 @@ def compare(count: int, stock: dict[Setting, Measured], mine: dict[str, Measured
 
 
 def twice(
-    measured: dict[int, tuple[dict[Setting, Measured], dict[str, Measured]]], judge: Judge
+    measured: dict[int, tuple[dict[Setting, Measured], dict[str, Measured]]], judge: SampleErrors
 ) -> list[dict[str, Any]]:
     """Ours against the best stock setting of twice the evaluations, wherever both were measured."""
     rows, draws = [], jackknife(len(judge.exact))

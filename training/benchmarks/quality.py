@@ -187,7 +187,7 @@ class Judged(NamedTuple):
     pixels: torch.Tensor  # (N, C, H, W), bytes
 
 
-class Judge:
+class QualityJudge:
     """Real pictures of a scale, networks that know them, and what drawn ones come to beside them.
 
     Args:

@@ -34,7 +34,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from scipy import stats
 
-from mezzotint_training.benchmarks.quality import SCALES, Judge, Judged, Run, prepare, run, steps_within
+from mezzotint_training.benchmarks.quality import SCALES, Judged, QualityJudge, Run, prepare, run, steps_within
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 
@@ -116,7 +116,7 @@ class Log:
 def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> None:
     shared = prepare(args.scale, args.data, root)
     scale, threads = SCALES[args.scale], args.threads
-    judge = Judge(shared, scale, args.count, args.sampling_steps, args.judge_steps)
+    judge = QualityJudge(shared, scale, args.count, args.sampling_steps, args.judge_steps)
     if not log.of(side="real"):
         log.add(None, judge.of_real(), side="real")
     ours = replace(shared, **{**OURS, **args.ours})
@@ -175,7 +175,7 @@ def best(log: Log, *names: str) -> dict[str, Any]:
                key=lambda x: x["kernel_distance"][0])  # fmt: skip
 
 
-def show(judged: Judged, judge: Judge, path: Path, columns: int = 10, rows: int = 6) -> None:
+def show(judged: Judged, judge: QualityJudge, path: Path, columns: int = 10, rows: int = 6) -> None:
     """The first pictures of each class as they came, a column each, larger."""
     labels = judge.asked.labels
     of_each = [(labels == label).nonzero()[:, 0] for label in labels.unique()[:columns]]

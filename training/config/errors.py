@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Failures in one line, and the exit codes of the programs. Nothing heavy is imported here.
+"""How programs fail: errors of one line, and exit codes. Nothing heavy is imported here.
 
 Bad input is a `UserError`, found before any work is done. What comes from outside (a checkpoint, an encoder, a set) is
 read within `loading`, whatever its library raises. An error of any other kind is a mistake of this package, and keeps
@@ -23,15 +23,15 @@ BAD_INPUT = 2
 
 
 class UserError(Exception):
-    """Bad input, said in one line: the rule, what was got, what is possible."""
+    """Bad input, as one line: the rule, what was got, what is possible."""
 
 
 class CannotGoOn(Exception):
-    """A program that has to end in the middle of its work, said in one line with what is left of it."""
+    """A program has to end in the middle of its work: one line that says why, and what is left of the work."""
 
 
 class Interrupted(Exception):
-    """A run that was asked to end, and has written a checkpoint."""
+    """A run was asked to end and has written a checkpoint."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -71,7 +71,7 @@ def loading(what: str) -> Iterator[None]:
 
 
 def exit_code(program: Callable[[], object], disk_full_hint: str = "") -> int:
-    """Run `program` and return what its process ends with. What it could not do is said in one line.
+    """Run `program` and return the exit code of its process. A failure is printed as one line.
 
     Args:
         program: with its arguments in it; an `int` that it returns is the code.

@@ -77,7 +77,7 @@ def parsed(name: str, text: str) -> Any:
     """The value of a flag whose text is YAML.
 
     Raises:
-        UserError: for what is none.
+        UserError: for text that is not YAML.
     """
     try:
         return plain_yaml.load(text)
@@ -125,8 +125,8 @@ class Parser(argparse.ArgumentParser):
         """The arguments by name.
 
         Raises:
-            UserError: for what is no text, an unknown flag (with the nearest known one), or a value that is missing
-                or breaks its rule.
+            UserError: for an argument that is not text, an unknown flag (with the nearest known one), or a value that
+                is missing or breaks its rule.
         """
         words = sys.argv[1:] if args is None else list(args)
         for word in words:
@@ -143,7 +143,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def text(value: str) -> str:
-    """An argument that says something."""
+    """An argument that must not be blank."""
     if not value.strip():
         raise argparse.ArgumentTypeError(f"must not be empty: got {value!r}")
     return value

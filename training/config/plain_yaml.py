@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""YAML as settings are written in it: numbers, texts, truth values, lists and mappings, and nothing that a small file
-can become large or slow by. Whoever wrote the file, reading it takes little time and memory and runs nothing."""
+"""Reads YAML as settings are written in it: numbers, texts, truth values, lists and mappings, and nothing by which a
+small file could become large or slow. Whoever wrote the file, reading it takes little time and memory and runs
+nothing."""
 
 from typing import Any
 
@@ -14,8 +15,8 @@ def load(text: str) -> Any:
     """The value that a document holds, `None` for an empty one.
 
     Raises:
-        yaml.YAMLError: for what is no YAML, or no plain data: aliases, tags, keys that come twice or are no text,
-            more than `LENGTH`, `ENTRIES`, `DEPTH` or `DIGITS`.
+        yaml.YAMLError: for text that is not YAML, or not plain data: aliases, tags, keys that come twice or are not
+            text, more than `LENGTH`, `ENTRIES`, `DEPTH` or `DIGITS`.
     """
     if len(text) > LENGTH:
         raise yaml.YAMLError(f"settings must be at most {LENGTH:,} characters: got {len(text):,}")

@@ -35,10 +35,10 @@ def read_named(recipe: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, all of which there are.
+    """The settings in a YAML file, each of which must be a known one.
 
     Raises:
-        UserError: for a file that is not there or no such YAML, or an unknown setting (with the nearest known one).
+        UserError: for a missing file, one that is not such YAML, or an unknown setting (with the nearest known one).
     """
     settings = _read_mapping(path)
     for key in settings:

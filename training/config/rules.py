@@ -16,7 +16,8 @@ from mezzotint_training.config.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """What a number must be, in words that go on "seed must be", and as a question. No rule holds for NaN."""
+    """What a number must be: `words` complete the sentence "seed must be ...", and `holds` tests it. No rule holds for
+    NaN."""
 
     words: str
     holds: Callable[[float], bool]
@@ -58,7 +59,7 @@ def number(name: str, kind: type, value: Any, *rules: Rule) -> Any:
     """The value as an `int` or a `float` that keeps the rules.
 
     Raises:
-        UserError: for one that is no such number, or breaks a rule.
+        UserError: for a value that is not such a number, or breaks a rule.
     """
     try:
         if isinstance(value, bool):
@@ -84,13 +85,13 @@ def _whole(value: Any) -> int:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The close of an error's line: the known name most like `name`, if one is like it at all."""
+    """The end of an error's line: "; did you mean ...?" with the known name most like `name`, or nothing if none is."""
     match = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
 
 
 def writable_file(name: str, path: Path) -> Path:
-    """A file that can be written, found out before the work that it is to hold.
+    """The path of a file, after a check that it can be written: before the work whose result it will hold.
 
     Raises:
         UserError: for a folder, or a file in a folder that is not there or may not be written to.
@@ -105,7 +106,7 @@ def writable_file(name: str, path: Path) -> Path:
 
 
 def writable_folder(name: str, path: Path) -> Path:
-    """A folder in which files can be written.
+    """The path of a folder, after a check that files can be written in it.
 
     Raises:
         UserError: for one that is read-only.
@@ -116,7 +117,7 @@ def writable_folder(name: str, path: Path) -> Path:
 
 
 def new_folder(name: str, path: Path) -> Path:
-    """A folder that is new or empty, so that nothing is lost.
+    """The path of a folder, after a check that it is new or empty, so that nothing is lost.
 
     Raises:
         UserError: for one with something in it, or a place where none can be made.
@@ -132,7 +133,7 @@ def new_folder(name: str, path: Path) -> Path:
 
 
 def known_arguments(arguments: dict[str, Any], cls: type) -> dict[str, Any]:
-    """`arguments`, all of which `cls` takes; a UserError names the first that it does not."""
+    """Return `arguments` if `cls` takes all of them; a UserError names the first that it does not take."""
     known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
     for name in arguments:
         if name not in known:

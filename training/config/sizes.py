@@ -111,7 +111,7 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
     found: list[Derived] = []
 
     def settle(name: str, value: Any, reason: str) -> Any:
-        """The value in force: the one that was asked for, or this one, which is then noted."""
+        """The value in force: the one that the user set, or else `value`, which is then noted as derived."""
         whole, _, part = name.partition(".")
         if part and part in config.given.get(whole, {}):
             return config.given[whole][part]
@@ -180,7 +180,7 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
 
 
 def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
-    """Settle the U-Net's shape; returns the channels of its widest level."""
+    """Settle the U-Net's shape and return the channels of its widest level."""
     given, side = config.given.get("unet", {}), min(facts.height, facts.width)
     for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
         values = given.get(name)
@@ -256,6 +256,7 @@ def applied(config: TrainConfig, derived: list[Derived]) -> TrainConfig:
 
 
 def _rounded(number: float) -> int:
-    """To 1, 2 or 5 times a power of ten, whichever is nearest in proportion: intervals are read more easily so."""
+    """`number` rounded to 1, 2 or 5 times a power of ten, whichever is nearest in proportion: such intervals are easier
+    to read."""
     scale = 10 ** math.floor(math.log10(number))
     return min((scale, 2 * scale, 5 * scale, 10 * scale), key=lambda n: abs(math.log(number / n)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Of `labels`: the U-Net's `augment_dim`
+# Length of `labels`, and the U-Net's `augment_dim`
 AUGMENT_DIM = 11
 # Standard deviation of scaling and stretching in octaves, and the largest translation as a share of the side
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125

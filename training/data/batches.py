@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Which rows an update holds, a function of the seed and the update's number alone, and which sizes there are. What is
-made of a row is not here."""
+"""Decides which rows an update holds, as a function of the seed and the update's number alone, and which sizes there
+are. What is made of a row is decided elsewhere."""
 
 import itertools
 import warnings
@@ -105,7 +105,7 @@ class KeyedBatches:
         return self.epochs[epoch]
 
     def chunks(self, epoch: int, order: np.ndarray) -> np.ndarray:
-        """The epoch's chunks as (position, copy), (chunks, n, 2)."""
+        """The epoch's chunks as an array (chunks, n, 2), whose last axis is (position, copy)."""
         n = self.batch_size * self.accumulation * self.world
         chunks = []
         for bucket in np.unique(self.buckets):

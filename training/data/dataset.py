@@ -91,8 +91,8 @@ class CaptionedImages(torch.utils.data.Dataset):
             raise UserError(f"no row could be read; the first: {self.bad[0]}")
 
     def read_all(self, progress: bool = True) -> None:
-        """Give each picture its bucket, by its header; then decode them all and keep them, if the set is small enough.
-        Bad ones are known before step 1 then."""
+        """Give each picture its bucket, by its header; then decode all pictures and keep them, if the set is small
+        enough, so that bad ones are known before step 1."""
         total = len(self.rows)
         if len(self.buckets) > 1:
             for index, cell in enumerate(
@@ -183,7 +183,8 @@ def make_item(
     std: torch.Tensor,
     copy: int = 0,
 ) -> dict:
-    """A row's picture and captions as what is trained on in an epoch: a function of (seed, epoch, index, copy) alone.
+    """What is trained on in an epoch, made from a row's picture and captions: a function of (seed, epoch, index, copy)
+    alone.
 
     Args:
         config: the run's settings.

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Rows with the names of their classes."""
+"""The class of each row, by name."""
 
 import datasets
 

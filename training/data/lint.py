@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a set holds and what is wrong with it, found without decoding a picture. What becomes of a bad row is decided in
+"""Finds what a set holds and what is wrong with it, without decoding a picture. What becomes of a bad row is decided in
 `dataset.py`, and what is printed of it in `plan.py`."""
 
 import hashlib

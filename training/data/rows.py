@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Where rows come from: splits of a set, at hand or streamed, whose columns are checked, and which rows are held out.
-Nothing is decoded here: what becomes of a row is said in `dataset.py`.
+"""Loads the splits of a set, at hand or streamed, checks their columns and chooses the rows that are held out. Nothing
+is decoded here: what becomes of a row is decided in `dataset.py`.
 """
 
 import os
@@ -45,7 +45,7 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
     if config.train_data_dir is not None:
         folder = Path(config.train_data_dir)
         if not folder.is_dir():
-            raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is none")
+            raise UserError(f"train_data_dir must be a folder: {folder} does not exist or is not a folder")
 
         def unreadable(error: OSError) -> None:
             raise UserError(f"train_data_dir must be readable, with all in it: {one_line(error)}") from None
@@ -56,7 +56,7 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
             raise UserError(f"train_data_dir must hold parquet files, tars or pictures: {folder} holds none")
         for path in files:  # `datasets` would wait for a pipe
             if path.suffix.lower() in TABLES and path.exists() and not path.is_file():
-                raise UserError(f"train_data_dir must hold plain files: {path} is none")
+                raise UserError(f"train_data_dir must hold plain files: {path} is not one")
     source = config.train_data_dir or config.dataset_name
     try:
         with silenced():
@@ -101,7 +101,7 @@ def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[dataset
 
 
 def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, split: str) -> Rows:
-    """A split, with pictures left undecoded.
+    """The split called `split`, with pictures left undecoded.
 
     Raises:
         UserError: for a split (which `flag` names) or column that isn't there or of another type.
@@ -133,7 +133,7 @@ def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:
 
 
 def column(rows: datasets.Dataset, name: str) -> pa.Array:
-    """A column of a set, of which nothing is decoded."""
+    """A column of a set, not decoded."""
     return rows.select_columns(name).with_format("arrow")[:].column(name).combine_chunks()
 
 
@@ -146,7 +146,7 @@ def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
 
 
 def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:
-    """The rows whose captions are none, or no text, each with what is wrong with it."""
+    """The rows whose captions are missing or are not text, each with what is wrong with it."""
     try:
         captions.validate(full=True)
         if pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type):

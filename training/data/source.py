@@ -50,7 +50,7 @@ class Source:
     held_out: CaptionedImages | None
 
     def read(self, progress: bool) -> None:
-        """Read what is at hand."""
+        """Read the rows that are at hand."""
         for images in (self.known, self.held_out):
             if images is not None:
                 images.read_all(progress)
@@ -84,7 +84,7 @@ class Source:
         return size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
 
     def normalise(self, mean: list[float], std: list[float]) -> None:
-        """Set the data's scale, of each channel in [-1, 1] units."""
+        """Set the data's scale: mean and standard deviation of each channel, in [-1, 1] units."""
         for data in (self.data, self.known, self.held_out):
             if data is not None:
                 data.mean, data.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
@@ -117,7 +117,7 @@ class Source:
 
 
 def open_source(config: TrainConfig, components: dict | None, accelerator: Accelerator) -> Source:
-    """The data that `config` names, nothing of which is read yet.
+    """The data that `config` names; nothing of it is read yet.
 
     Args:
         components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
@@ -179,13 +179,14 @@ def _add_numbers(digest, numbers: pa.Array) -> None:
 
 
 def _leave_signals_to_the_run(_) -> None:
-    """In a data worker, which a terminal's Ctrl-C reaches too, and the SIGTERM of a batch system."""
+    """Ignore signals in a data worker, which a terminal's Ctrl-C and a batch system's SIGTERM reach too: the run
+    handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def first_picture(rows, config: TrainConfig) -> Image.Image:
-    """The first readable picture, for its size and mode; whether others are readable is not its business."""
+    """The first readable picture, for its size and mode; whether others can be read is not looked at here."""
     probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
     for index in range(len(rows)):
         if probe.pixels(index) is not None:
@@ -201,7 +202,7 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
 
 
 def level_factor(config: TrainConfig, components: dict | None, size: tuple[int, int]) -> int:
-    """What height and width must be multiples of, for a U-Net that halves them from level to level.
+    """The number of which height and width must be multiples, since the U-Net halves them from level to level.
 
     Raises:
         UserError: where `size` is none, with the nearest that is.

@@ -90,7 +90,7 @@ def save(
                 clear(output_dir)
     for _ in groups:  # to the end in all processes, since they gather together
         pass
-    if failure := _from_first(failure):
+    if failure := _broadcast(failure):
         raise CannotGoOn(failure)
     return final
 
@@ -114,8 +114,8 @@ def prune(output_dir: Path, limit: int | None, step: int) -> None:
 
 
 def recover(output_dir: Path) -> None:
-    """Put a checkpoint back that a killed process was about to replace, and remove what is unfinished. Called by the
-    process that holds the folder."""
+    """Put back a checkpoint that a killed process was about to replace, and remove what is unfinished. Only the process
+    that holds the folder may call this."""
     for path in (output_dir / PRIVATE).glob("checkpoint-*"):
         final = output_dir / path.stem
         if not os.path.lexists(final):
@@ -148,7 +148,8 @@ def _write(folder: Path, groups: Iterator[tuple[str, dict[str, torch.Tensor]]], 
 
 
 def _put(new: Path, final: Path) -> None:
-    """Rename, so that whenever it is interrupted there is a whole one: the new, or the old where `recover` finds it."""
+    """Rename a checkpoint into its place, so that a whole one is there whenever this is interrupted: the new one, or
+    the old one where `recover` finds it."""
     old = None
     if os.path.lexists(final):
         old = aside(final.parent, final.name)
@@ -233,9 +234,9 @@ def found(output_dir: Path) -> list[Path]:
 def latest(
     output_dir: Path, valid: Callable[[dict[str, Any]], object] = bool
 ) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
-    """The newest whole checkpoint, with a word about any damaged one passed over; `None` where there is none. Of
-    several processes the first one chooses. `valid` is as in `load`."""
-    folder = _from_first(_newest_whole(output_dir, valid, say=True) if _rank() == 0 else None)
+    """The newest whole checkpoint, or `None` if there is none; damaged ones that are passed over are named on the
+    terminal. Where there are several processes, the first one chooses. `valid` is as in `load`."""
+    folder = _broadcast(_newest_whole(output_dir, valid, say=True) if _rank() == 0 else None)
     return None if folder is None else load(folder, check=False, valid=valid)
 
 
@@ -252,7 +253,7 @@ def _newest_whole(output_dir: Path, valid: Callable[[dict[str, Any]], object] = 
 
 @functools.cache
 def _still_whole(folder: Path, written: int) -> bool:
-    """Whether a checkpoint written then is whole: read once in a process, not at each save."""
+    """Whether a checkpoint that was written at that time is whole. It is read once in a process, not at each save."""
     try:
         load(folder)
         return True
@@ -327,7 +328,7 @@ def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler, average
 
 
 def _digest_of(state: dict[str, Any]) -> str:
-    """Of plain data as JSON gives it back, whatever the order of names."""
+    """The digest of plain data as JSON gives it back, whatever the order of names."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -335,8 +336,8 @@ def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def _from_first(value: Any) -> Any:
-    """The first process's `value`, in all of them."""
+def _broadcast(value: Any) -> Any:
+    """Broadcast the first process's `value` to all processes."""
     values = [value]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(values)

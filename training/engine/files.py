@@ -30,7 +30,8 @@ _held: set[int] = set()  # descriptors of this process's locks
 
 
 def _let_go_in_child() -> None:
-    """A lock lasts until its last descriptor is closed, and a data worker may outlive a run that was killed."""
+    """Close this process's locks in a forked child: a lock lasts until its last descriptor is closed, and a data worker
+    may outlive a run that was killed."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -42,8 +43,9 @@ if fcntl is not None:
 
 @contextlib.contextmanager
 def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
-    """Within it, no other program that asks for the same writes to `folder`, which is made where it is missing and goes
-    again where it stays empty. The lock is the system's (`flock`): it ends with the process, however that ends.
+    """A context in which no other program that holds `folder` likewise writes to it. The folder is made if it is
+    missing, and removed again if it stays empty. The lock is the system's (`flock`): it ends with the process, however
+    that ends.
 
     Args:
         folder: to write to.
@@ -79,7 +81,7 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
 
 
 def _locked(folder: Path, name: str) -> int:
-    """The descriptor of the folder's lock, taken, with a line in it that says by whom."""
+    """Take the folder's lock and return its descriptor; a line in the file says who holds it."""
     path = folder / PRIVATE / LOCK
     try:
         for last in [False] * 1000 + [True]:
@@ -135,14 +137,14 @@ def _is_in_place(lock: int, path: Path) -> bool:
 
 
 def aside(folder: Path, name: str) -> Path:
-    """A new place for what will be `name` in `folder`, whose parent is there."""
+    """A new path at which to write what will become `name` in `folder`; its parent exists."""
     private = folder / PRIVATE
     private.mkdir(exist_ok=True)
     return private / f"{name}.{uuid.uuid4().hex}"
 
 
 def clear(folder: Path) -> None:
-    """Remove what is unfinished in `folder`; by the program that holds it."""
+    """Remove what is unfinished in `folder`. Only the program that holds the folder may call this."""
     private = folder / PRIVATE
     for path in private.iterdir() if private.is_dir() else ():
         if path.name != LOCK:
@@ -152,7 +154,7 @@ def clear(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link, not what it leads to."""
+    """Remove a file, a folder with all that is in it, or a link but not what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -161,7 +163,8 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(new: Path, folder: Path, index: str, kind: re.Pattern[str]) -> Iterator[None]:
-    """Put the files below `new` into `folder`, over those of the same names; within it, all but the last are there.
+    """A context that puts the files below `new` into `folder`, over those of the same names: all but the last of them
+    are in place within it.
 
     Args:
         new: removed in the end.
@@ -203,7 +206,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk."""
+    """Make sure that a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -212,12 +215,12 @@ def sync(path: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Let whoever may read a folder read a file of it that safetensors wrote, for its owner alone."""
+    """Let everyone who may read the folder of a file read the file: safetensors writes it for its owner alone."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, which is read a part at a time."""
+    """The SHA-256 of a file, read a part at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

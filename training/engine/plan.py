@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a run will do and cost, said before step 1: `--plan` prints it and stops, every run begins with it.
+"""The plan: what a run will do and cost, before step 1. `--plan` prints it and stops; every run begins with it.
 
 Facts are gathered as plain data, which `metrics.json` keeps beside what the run then measured; `lines` and `time_lines`
 put them into words. Nothing here writes to the disk, and nothing is looked up in a table of machines: memory and
@@ -76,7 +76,7 @@ def state_bytes(config: TrainConfig, optimizer: torch.optim.Optimizer) -> int:
 def disk(
     config: TrainConfig, named: Mapping[str, torch.Tensor], components: Mapping[str, Any], optimizer: Any
 ) -> dict[str, Any]:
-    """Bytes that the run will keep at the most, by what is saved, against what is free where it saves.
+    """The most bytes that the run will keep on disk, by what is saved, and the bytes that are free there.
 
     Args:
         named: the trained parameters by name.
@@ -221,7 +221,7 @@ def seconds(
 
 
 def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
-    """The plan in words; what it lacks is left out.
+    """The lines of the plan; what was not measured is left out.
 
     Args:
         plan: what `data`, `networks`, `batches`, `memory` and `disk` returned, under these names; `derived` and

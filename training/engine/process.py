@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The process that a run is: accelerate's view of it, its threads, and the signals that end it. What it does in between
-is `train.py`'s."""
+"""The process of a run: accelerate's view of it, its threads, and the signals that end it. What it does in between is
+the business of `train.py`."""
 
 import contextlib
 import signal
@@ -27,7 +27,7 @@ from mezzotint_training.engine.files import hold
 
 
 def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
-    """As accelerate is configured, with the threads that were asked for."""
+    """An `Accelerator` as accelerate is configured, in a process with as many threads as were asked for."""
     available = sorted(str(name) for name in get_available_trackers())
     if config.report_to not in (*available, "auto", "all", "none"):
         raise UserError(
@@ -60,7 +60,8 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
 
 @contextlib.contextmanager
 def sole_use(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Within it no other run writes to `output_dir`, which the first process holds; all call this.
+    """A context in which no other run writes to `output_dir`. The first process holds the folder; every process must
+    call this.
 
     Raises:
         UserError: in all processes, as `files.hold` does.
@@ -82,7 +83,8 @@ def sole_use(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Within it SIGTERM raises `Interrupted`: what comes before the steps and after them is done again."""
+    """A context in which SIGTERM raises `Interrupted`, for what comes before the steps and after them and is simply
+    done again."""
 
     def end(number: int, _) -> None:
         raise Interrupted("stopped before the first step or after the last; the same command goes on")
@@ -100,9 +102,9 @@ def ending_at_once() -> Iterator[None]:
 def leave(accelerator: Accelerator) -> None:
     """End together with the other processes; no collective may follow.
 
-    gloo's thread lets go of a collective's tensor a moment after all were told that it is done, and needs Python's lock
-    for it, which the destructor of the process group holds while it waits for that thread: a process that goes on to
-    its end at once can wait for itself for ever (seen with torch 2.13), or abort. So it gives the thread that moment.
+    Works around a deadlock in gloo (seen with torch 2.13). Its worker thread frees the last tensor shortly after the
+    collective and needs the GIL for that, while the destructor of the process group holds the GIL and waits for the
+    thread. A short pause lets the thread finish first.
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
@@ -112,10 +114,11 @@ def leave(accelerator: Accelerator) -> None:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Within it SIGTERM and SIGINT (Ctrl-C) are noted in the list, for the loop to stop at the end of its step.
+    """A context that notes SIGTERM and SIGINT (Ctrl-C) in the list it gives, so that the loop can stop at the end of
+    its step.
 
-    What comes within seconds of the first is the same request, from a launcher that passes it on; a later Ctrl-C
-    interrupts at once.
+    A signal within three seconds of the first is the same request, passed on by a launcher; a later Ctrl-C interrupts
+    at once.
     """
     caught: list[int] = []
     first = [0.0]

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""A bar for anything that takes long, and the most memory that a process has held."""
+"""Progress bars, and the most memory that a process has held."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def progress_bar(items: Iterable[T], description: str, total: int, show: bool = True) -> Iterator[T]:
-    """`items`, with a bar on a terminal."""
+    """Iterate over `items`, with a progress bar on a terminal."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
         yield from items

@@ -86,7 +86,7 @@ class Report:
         self.bar = None
         if accelerator.is_main_process:
             if self.path.exists() and not self.path.is_file():
-                raise UserError(f"output_dir must hold a file where its log is written: {self.path} is none")
+                raise UserError(f"output_dir must hold a file where its log is written: {self.path} is not one")
             if self.path.is_file():
                 lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if _step_of(line) <= step]

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Decides before the first step whether an output_dir may be used (new, empty, or the same run of the same data) and
-from which checkpoint the run goes on; and what is written down of the settings."""
+from which checkpoint the run goes on; writes down the settings."""
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -26,8 +26,8 @@ STATE = {
 
 
 def previous_run(config: TrainConfig, output_dir: Path, processes: int):
-    """The state to go on from: of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`. How the
-    pictures of an update are dealt out to processes and micro-steps may change, how many they are may not.
+    """The state to go on from: that of `resume_from_checkpoint`, or of a run with the same settings in `output_dir`.
+    How the pictures of an update are dealt out to processes and micro-steps may change; their number may not.
 
     Raises:
         UserError: for a folder that is no checkpoint or one of another run, or an `output_dir` that holds another run

@@ -46,8 +46,8 @@ def sharded(accelerator: Accelerator) -> bool:
 
 
 def prepare(accelerator: Accelerator, model: torch.nn.Module) -> Any:
-    """The model to call in training. Of a sharded one the parameters are new objects (`DTensor`s), so optimizer and
-    averages must be made after this."""
+    """The model to call in training. The parameters of a sharded model are new objects (`DTensor`s), so optimizer and
+    averages must be made after this call."""
     if not sharded(accelerator):
         return accelerator.prepare_model(model)
     plugin = FullyShardedDataParallelPlugin()  # as the launcher set it in the environment
@@ -62,24 +62,26 @@ def prepare(accelerator: Accelerator, model: torch.nn.Module) -> Any:
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **how)
     fully_shard(model, **how)
 
-    def let_go(module: torch.nn.Module, *_) -> None:
-        """After a backward pass FSDP does so; without one, gathered weights would hide a change of the shards."""
+    def free_gathered_weights(module: torch.nn.Module, *_) -> None:
+        """FSDP frees gathered weights after a backward pass; where there is none, they would hide a change of the
+        shards."""
         if not torch.is_grad_enabled():
             for part in module.modules():
                 if isinstance(part, FSDPModule):
                     part.reshard()
 
-    model.register_forward_hook(let_go)
+    model.register_forward_hook(free_gathered_weights)
     return model
 
 
 def local(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """What this process holds of each: its shard, sharing memory, or the tensor itself. Averages are kept of these."""
+    """The part of each tensor that this process holds: its shard, which shares memory, or the tensor itself. Averages
+    are kept of these parts."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 def like(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The whole of which `shard` is this process's part, cut as `parameter` is."""
+    """The whole tensor of which `shard` is this process's part, cut as `parameter` is."""
     if not isinstance(parameter, DTensor) or isinstance(shard, DTensor):
         return shard
     cut = (parameter.device_mesh, parameter.placements)
@@ -87,14 +89,14 @@ def like(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def gather(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
-    """The whole tensor on the CPU where `keep`, else nothing. Of a shard all processes must call this."""
+    """The whole tensor on the CPU if `keep`, else `None`. Where the tensor is sharded, every process must call this."""
     whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
     return whole.cpu() if keep else None
 
 
 def scatter(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The inverse of `gather`: a whole tensor of a parameter's shape cut as that is, without a word between processes;
-    any other as it is."""
+    """The inverse of `gather`: a whole tensor of the parameter's shape, cut as the parameter is without communication;
+    any other tensor comes back as it is."""
     if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
         return whole
     cut = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)

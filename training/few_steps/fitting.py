@@ -74,7 +74,7 @@ class Form:
         return Form(vector[:n], [vector[a:b] for a, b in pairwise(cuts)])
 
     def table(self, scheduler: MezzotintScheduler) -> dict[str, Any]:
-        """As it goes into `fitted_schedules`, without guidance scale and provenance."""
+        """The table as it goes into `fitted_schedules`, without guidance scale and provenance."""
         taus = scheduler.sigmas_to_timesteps(torch.from_numpy(self.log_sigmas).exp()).tolist()
         return {
             "num_inference_steps": len(self.rows),
@@ -231,7 +231,7 @@ def descend(
 
 @dataclass
 class Fitted:
-    """What came of a fit.
+    """The result of a fit.
 
     Args:
         table: for `fitted_schedules`, or `None` where nothing better than what there was came out.

@@ -195,7 +195,7 @@ _PRODUCTS: list[tuple[Any, ...]] = [
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """All of them, each once."""
+    """All settings of all solvers, each once."""
     made = []
     for scheduler_class, *axes in _PRODUCTS:
         for parts in itertools.product(*axes):
@@ -242,7 +242,7 @@ LMSDiscrete trailing
 
 @cache
 def common_settings() -> tuple[Setting, ...]:
-    """Some thirty of them: a tenth of the work, and seldom far from the best of all."""
+    """About thirty settings: a tenth of the work, and seldom far from the best of all."""
     named = {str(setting): setting for setting in settings()}
     return tuple(named[name] for name in _COMMON.strip().splitlines())
 

@@ -96,7 +96,8 @@ def snapshots(output_dir: Path) -> dict[int, Path]:
 
 
 def drop_snapshots_after(output_dir: Path, step: int) -> None:
-    """Remove those of a continuation that was given up; for a run that goes on from `step`."""
+    """Remove the snapshots after `step`, which are those of a continuation that was given up, for a run that goes on
+    from there."""
     for later, path in snapshots(output_dir).items():
         if later > step and not path.is_dir():
             path.unlink()

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The optimizers by name, and the state of any of them as named tensors and plain numbers. Nothing of the loop, and no
-file: `checkpoint.py` writes. Optional libraries are imported when one is chosen.
+"""The optimizers by name, and the state of any of them as named tensors and plain numbers. This file knows nothing of
+the loop and writes nothing: `checkpoint.py` does. Optional libraries are imported when one is chosen.
 
 All have one dial, `learning_rate`, and take it from a scheduler in their parameter groups. A group carries the names of
 its parameters, by which their state is kept.
@@ -133,8 +133,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 @contextlib.contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it the parameters are those to validate and to publish: schedule-free's average x. With other optimizers
-    nothing changes.
+    """A context in which the parameters are those to validate and to publish: schedule-free's average x. With other
+    optimizers nothing changes.
 
     Afterwards they are the training point y again, bit for bit, so that a run does not depend on how often it was
     looked at. Checkpoints are written outside it: y and the state make a resumed run equal to an uninterrupted one.
@@ -156,7 +156,7 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What an optimizer of `make_optimizer`, in accelerate's wrapper or not, has gathered in its steps.
+    """The state that an optimizer of `make_optimizer`, wrapped by accelerate or not, has gathered in its steps.
 
     Returns:
         tensors and numbers, both by `{parameter name}.{entry}`, or `group.{index}.{entry}`. Under a parameter's name

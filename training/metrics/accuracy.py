@@ -14,7 +14,7 @@ from mezzotint_training.metrics.distances import (
     sliced_wasserstein,
 )
 from mezzotint_training.metrics.intervals import Figure, estimated, share
-from mezzotint_training.metrics.judges import Classifier
+from mezzotint_training.metrics.judges import ClassJudge
 from mezzotint_training.metrics.pictures import Real
 from mezzotint_training.metrics.table import ROWS
 
@@ -49,7 +49,7 @@ def accuracy(
     """
     sets = {"drawn": drawn, "unseen": unseen, "real": test}
     sets = {name: some for name, some in sets.items() if some is not None}
-    if isinstance(judge, Classifier):
+    if isinstance(judge, ClassJudge):
         how = {}
         sets = {name: some.rows((some.labels >= 0).nonzero()[:, 0]) for name, some in sets.items()}
         if min(len(some.pixels) for some in sets.values()) == 0:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mezzotint_training.config.errors import UserError, loading, one_line
-from mezzotint_training.metrics.judges import train_classifier, train_two_towers
+from mezzotint_training.metrics.judges import train_caption_judge, train_class_judge
 from mezzotint_training.metrics.pictures import Real, shuffled
 from mezzotint_training.modalities.images import unit
 from mezzotint_training.networks.saved import load_whole
@@ -148,5 +148,5 @@ def make_features(
             raise UserError("features 'classifier' need labels: --label_column names them; possible is 'two-tower'")
     print(f"training the {kind} on {len(train.pixels)} real pictures", file=sys.stderr, flush=True)
     if kind == "classifier":
-        return train_classifier(train.pixels, train.labels, len(classes), judge_steps, seed, device)
-    return train_two_towers(train.pixels, train.captions, judge_steps, seed, device)
+        return train_class_judge(train.pixels, train.labels, len(classes), judge_steps, seed, device)
+    return train_caption_judge(train.pixels, train.captions, judge_steps, seed, device)

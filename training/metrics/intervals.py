@@ -77,7 +77,7 @@ def average(values: torch.Tensor) -> Figure:
 
 
 def enough(count: int, *sets: torch.Tensor) -> None:
-    """See that there are pictures enough in each set.
+    """Check that each set has enough pictures.
 
     Raises:
         ValueError: for fewer than `count`.

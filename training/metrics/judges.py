@@ -66,11 +66,11 @@ class TextTower(nn.Module):
         return self.mix(self.table(torch.tensor(pieces, device=device), torch.tensor(starts, device=device)))
 
 
-class Judge(nn.Module):
-    """A picture tower, made to tell the training split's classes apart or its captions, and what it then sees: each of
-    the tower's numbers scaled to unit variance over that split, on their first `count` principal directions there, each
-    scaled likewise. (As it is, a classifier's last layer is little but the class: distances between two sets would be
-    between how many there are of each.)"""
+class LearnedFeatures(nn.Module):
+    """The features of a picture tower that was trained to tell the training split's classes or captions apart: each of
+    the tower's numbers is scaled to unit variance over that split, and the features are their first `count` principal
+    directions there, scaled to unit variance too. (A classifier's last layer is no use here, as it holds little but the
+    class: distances between two sets would be between how many pictures of each class they have.)"""
 
     def __init__(self, tower: PictureTower, head: nn.Module):
         super().__init__()
@@ -95,8 +95,8 @@ class Judge(nn.Module):
         return (self.embed(pictures).double().cpu() - self.centre) @ self.axes
 
 
-class Classifier(Judge):
-    """A `Judge` that reads classes."""
+class ClassJudge(LearnedFeatures):
+    """Features that tell classes apart."""
 
     @torch.no_grad()
     def read(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -104,8 +104,8 @@ class Classifier(Judge):
         return self.head(self.embed(pictures)).argmax(dim=1).cpu()
 
 
-class TwoTowers(Judge):
-    """A `Judge` that says how near pictures and captions are: CLIP (<https://huggingface.co/papers/2103.00020>), small
+class CaptionJudge(LearnedFeatures):
+    """Features that tell how near pictures and captions are: CLIP (<https://huggingface.co/papers/2103.00020>), small
     enough for a few hundred pictures."""
 
     def __init__(self, tower: PictureTower, head: nn.Module, texts: TextTower):
@@ -123,9 +123,9 @@ class TwoTowers(Judge):
             return F.normalize(self.texts(captions), dim=1).cpu()
 
 
-def train_classifier(
+def train_class_judge(
     pixels: torch.Tensor, labels: torch.Tensor, classes: int, steps: int, seed: int, device: torch.device
-) -> Classifier:
+) -> ClassJudge:
     """Train a classifier of the real training split.
 
     Args:
@@ -137,15 +137,15 @@ def train_classifier(
     def loss(judge: nn.Module, pictures: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(judge.head(judge.tower(pictures)), labels[rows].to(device))
 
-    def make(tower: PictureTower) -> Classifier:
-        return Classifier(tower, nn.Linear(tower.width, classes))
+    def make(tower: PictureTower) -> ClassJudge:
+        return ClassJudge(tower, nn.Linear(tower.width, classes))
 
     return _trained(make, loss, pixels, steps, seed, device)
 
 
-def train_two_towers(
+def train_caption_judge(
     pixels: torch.Tensor, captions: list[list[str]], steps: int, seed: int, device: torch.device
-) -> TwoTowers:
+) -> CaptionJudge:
     """Train a small text-image model contrastively on the real training split (CLIP, figure 3), where pictures of the
     same caption are no negatives of each other.
 
@@ -168,8 +168,8 @@ def train_two_towers(
         right = right / right.sum(1, keepdim=True)
         return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
-    def make(tower: PictureTower) -> TwoTowers:
-        return TwoTowers(tower, nn.Linear(tower.width, 128), TextTower())
+    def make(tower: PictureTower) -> CaptionJudge:
+        return CaptionJudge(tower, nn.Linear(tower.width, 128), TextTower())
 
     return _trained(make, loss, pixels, steps, seed, device)
 

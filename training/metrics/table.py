@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What was measured, as Markdown."""
+"""The measurements of `evaluate` as a Markdown table."""
 
 import os
 from typing import Any

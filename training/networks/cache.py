@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What is computed once and read often: tensors by key, on disk, and the ones used last in memory. What is computed is
-the business of those who use it (`text.py`).
+"""A cache for what is computed once and read often: tensors by key, on disk, with the ones used last in memory. What
+they are is decided by whoever uses it (`text.py`).
 
 A shard on disk is a safetensors file that is written aside, synced and renamed, and named by the hash of its keys: one
 that is there is whole, whoever wrote it, and a killed build goes on from the shards that it finished. A key's hash says
@@ -25,7 +25,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import sync
 from mezzotint_training.engine.progress import progress_bar
 
-# Of the files' layout; part of every fingerprint
+# Version of the file layout; changing it invalidates every cache
 FORMAT = 1
 # Keys in a shard, at most on average
 SHARD = 512
@@ -38,7 +38,7 @@ DAMAGE = (SafetensorError, OSError, ValueError, IndexError, RuntimeError, Overfl
 
 
 class Recent:
-    """The tensors used last, of `limit` bytes in all.
+    """The tensors used last, `limit` bytes of them in all.
 
     Args:
         limit: bytes of tensors and keys that are kept.
@@ -83,7 +83,7 @@ class Cache:
         world: int = 1,
         progress: bool = True,
     ) -> None:
-        """Compute what is not there yet; at the end the tensors of all keys are, whichever process made them.
+        """Compute what is missing; afterwards the tensors of all keys are there, whichever process computed them.
 
         Shards are dealt out to processes, which look for each other's files and wait for nothing else: no collective
         operation can time out. Where no new file comes for `PATIENCE` seconds (a folder that machines don't share, a
@@ -141,7 +141,7 @@ class Cache:
             raise UserError(f"cache_dir must be a folder to write to, with room: {error}") from None
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, torch.Tensor]:
-        """The tensors of those keys that are there, whole. Only they are read, from mapped files."""
+        """The tensors of those keys that are there and whole. Only these tensors are read, from mapped files."""
         wanted: dict[str, list[bytes]] = {}
         for key in keys if self.names else ():
             wanted.setdefault(self.names[self._place(_digest(key))], []).append(key)

@@ -1,7 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What was saved, for all programs: pipelines of ours and networks of transformers, loaded whole, checked and on their
+"""Loads what was saved, for all programs: pipelines of ours and networks of transformers, whole, checked and on their
 device, or refused in one line. Whatever a folder or a repository says of itself, none of its code runs, nothing in it
-is unpickled, and no weight is made up that it lacks."""
+is unpickled, and no missing weight is made up."""
 
 from pathlib import Path
 from typing import Any

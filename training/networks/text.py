@@ -77,7 +77,7 @@ def load_text_encoder(source: str):
 
 
 def _check_tokens(text_encoder: Any, tokenizer: Any) -> None:
-    """See that the two belong together.
+    """Check that the tokenizer and the encoder belong together.
 
     Raises:
         ValueError: for a tokenizer that has no padding, or tokens that the encoder does not know.
@@ -120,7 +120,7 @@ class TextEncoding:
     def __init__(self, text_encoder, tokenizer, accelerator: Accelerator, trained: bool):
         self.text_encoder, self.tokenizer, self.trained = text_encoder, tokenizer, trained
         self.accelerator, self.device = accelerator, accelerator.device
-        self.alone = self.device.type == "cpu"  # see `_frozen_states`
+        self.one_caption_at_a_time = self.device.type == "cpu"  # see `_frozen_states`
         self.recent = Recent(RECENT_BYTES)
         self.cache: Cache | None = None
 
@@ -229,7 +229,7 @@ class TextEncoding:
         """
         self.text_encoder.to(self.device)
         tokens = [self.tokenizer(caption, truncation=True, max_length=self.limit).input_ids for caption in captions]
-        if self.alone:
+        if self.one_caption_at_a_time:
             return [self._encode([ids])[0][0] for ids in tokens]
         lengths: dict[int, list[int]] = {}
         for i, ids in enumerate(tokens):

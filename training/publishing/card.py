@@ -42,13 +42,13 @@ def without_paths(plain: Any) -> Any:
 
 
 def of_a_run(folder: Path) -> bool:
-    """Whether all is there that a card is made of."""
+    """Whether `folder` holds all that a card is made of."""
     return all((folder / name).is_file() for name in ("recipe.yaml", "metrics.json"))
 
 
 def check_trained_on(folder: Path, pictures: int) -> None:
-    """Of a set that is named by its place, the number of its training pictures tells whether it is the run's; that of a
-    streamed set is not known.
+    """Check that a local set is still the run's: its number of training pictures must be the same. That of a streamed
+    set is not known.
 
     Raises:
         UserError: for another number than the run's.
@@ -59,7 +59,7 @@ def check_trained_on(folder: Path, pictures: int) -> None:
 
 
 def check(folder: Path) -> None:
-    """See that a card can be made of what is in the folder of a finished run.
+    """Check that a card can be made from what is in the folder of a finished run.
 
     Raises:
         UserError: for settings, figures or an evaluation there that are not what was written.
@@ -97,7 +97,7 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
 
 
 def _run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Its settings and figures."""
+    """The settings and the figures of the finished run in `folder`."""
     with loading(f"metrics.json of {folder}"):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if not isinstance(metrics.get("pictures"), int):

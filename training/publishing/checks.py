@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What would prevent a publication, said before there is one."""
+"""Finds what would prevent a publication, before there is one."""
 
 import difflib
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ LICENSES = {
 
 
 class Problem(NamedTuple):
-    """Something about a publication to come, in one line; `fatal` where the upload would fail."""
+    """A problem of a publication to come, as one line; `fatal` if the upload would fail."""
 
     text: str
     fatal: bool

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a run shows of its network: drawings while it goes, and in the end the pipeline with its card, samples and
-figures, as they are published."""
+"""Shows what a run has learned: drawings while it goes, and in the end the pipeline with its card, samples and figures,
+as they are published."""
 
 import json
 import re

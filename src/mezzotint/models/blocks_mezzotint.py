@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What the networks are made of: attention, the residual block, the unit of the U, the encoder, and weights that are
-written and read strictly.
+"""The parts that the networks are made of: attention, the residual block, the unit of the U, the encoder, and weights
+that are written and read strictly.
 
 A shared file: where a network is saved, its file carries the text of this one in place of the import. It imports torch
 and diffusers only, and nothing of ours.
@@ -122,7 +122,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         self.set_processor(MezzotintAttnProcessor())
 
     def keys_values(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `context`, (B, L, D), offers to queries: keys and values, (B, L, h, d) each."""
+        """The keys and values of `context` (B, L, D), each (B, L, h, d)."""
         if self.fused_projections:
             key, value = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)
         else:
@@ -287,8 +287,8 @@ class MezzotintBlock(nn.Module):
 
 
 class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
-    """What the U-Net and the classifier share: the layers down to the middle of the U, made from the config, and
-    weights that are written and read strictly."""
+    """The part that the U-Net and the classifier share: the layers down to the middle of the U, made from the config,
+    and weights that are written and read strictly."""
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MezzotintBlock"]

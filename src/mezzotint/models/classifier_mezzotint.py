@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The classifier: what a noisy sample shows, and the gradient by which it steers a diffusion model.
+"""A classifier of noisy samples, whose gradient steers a diffusion model.
 
 Shapes: B batch, C channels, *S the spatial axes, E time-embedding channels.
 """
@@ -35,7 +35,7 @@ class MezzotintClassifierOutput(BaseOutput):
 
 class MezzotintClassifier(MezzotintEncoderMixin, ModelMixin, ConfigMixin):
     """
-    What a noisy sample shows, at any noise level: the U-Net's encoder, the mean over positions and a linear layer
+    A classifier of samples at any noise level: the U-Net's encoder, the mean over positions and a linear layer
     (<https://huggingface.co/papers/2105.05233>, section 4). Its gradient steers a diffusion model.
 
     Args:

@@ -42,8 +42,8 @@ class MezzotintUNetOutput(BaseOutput):
 
 
 class MezzotintText(NamedTuple):
-    """A text as the network reads it, of `MezzotintUNetModel.project_text`: all that depends on neither the sample nor
-    the timestep, and need not be worked out again at every step of a call.
+    """A text as the network reads it, made by `MezzotintUNetModel.project_text`: all that depends on neither the sample
+    nor the timestep, and need not be computed again at every step of a call.
 
     Args:
         embedding (`torch.Tensor` of shape `(batch_size, time_embed_dim)`): of its mean, for the residual blocks.
@@ -128,8 +128,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         encoder_attention_mask: torch.Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> MezzotintText | None:
-        """What `forward` takes in place of the text, bit for bit the same, when the text stays and the sample changes:
-        its embedding and the keys and values of every cross-attention, as the weights and adapters are now.
+        """Project a text once for many calls of `forward`, which takes the result in place of the text and gives the
+        same bits: the text's embedding, and the keys and values of every cross-attention as the weights and adapters
+        are now.
 
         Args:
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text.
@@ -205,7 +206,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             raise ValueError(f"cross_attention_kwargs may hold 'scale' alone: got {sorted(cross_attention_kwargs)}")
 
     def _hooks(self) -> int:
-        """How many hooks of diffusers (offloading, casting, caches) there are on the layers."""
+        """The number of hooks of diffusers (offloading, casting, caches) on the layers."""
         return sum(len(x._diffusers_hook.hooks) for x in self.modules() if hasattr(x, "_diffusers_hook"))
 
     def enable_cache(self, config: PyramidAttentionBroadcastConfig | TaylorSeerCacheConfig) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""How a pipeline and its adapters are read and written.
+"""Reads and writes a pipeline and its adapters.
 
 Shared by all pipelines: in a saved one this text stands in place of the line that imports it (`_joined`), so that a
 checkpoint holds one file of code for each class, which stands alone.
@@ -475,7 +475,7 @@ def _load(cls: Any, folder: str | PathLike, **kwargs: Any) -> Any:
 
 
 def _read_json(path: str | PathLike) -> dict[str, Any]:
-    """The JSON object in a file; what else may stand there diffusers would take for the name of a repository.
+    """The JSON object in a file. Anything else that may stand there, diffusers would take for the name of a repository.
 
     Raises:
         ValueError: for what is no object.

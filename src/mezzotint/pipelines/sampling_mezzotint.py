@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What lies between a call's inputs and its result, whatever the task: inputs are checked, a text is encoded, timesteps
-are chosen, a sample is denoised step by step under guidance, and its normalisation is undone.
+"""All that lies between a call's inputs and its result, whatever the task: inputs are checked, a text is encoded,
+timesteps are chosen, a sample is denoised step by step under guidance, and its normalisation is undone.
 
 Shared by all pipelines: in a saved one this text stands in place of the line that imports it. `spatial` is a sample's
 size without batch and channels: (height, width) of pictures.
@@ -52,7 +52,7 @@ def _seen_without_defaults(init: Callable) -> Callable:
 
 
 class MezzotintGuidance(NamedTuple):
-    """How a call is guided; the arguments of those names say more.
+    """The guidance of a call; the arguments of the same names are described at `__call__`.
 
     Args:
         scale (`float`): weight of classifier-free guidance.
@@ -229,8 +229,8 @@ class MezzotintSamplingMixin:
         negative_prompt_attention_mask,
         prompts: int = 1,
     ):
-        """What steers each picture of a call: its text, that to steer away from where there is guidance by one, and its
-        label. `prompts` is the number of prompts where neither texts nor labels give it.
+        """The conditions that steer each picture of a call: its text, the text to steer away from if there is such
+        guidance, and its label. `prompts` is the number of prompts where neither texts nor labels give it.
 
         Returns:
             `((prompt_embeds, prompt_attention_mask), guidance, batch_size)`: the first two hold negative and positive
@@ -285,8 +285,8 @@ class MezzotintSamplingMixin:
         callback_on_step_end_tensor_inputs,
         **counts,
     ) -> None:
-        """Raises `ValueError` in one line for an argument that cannot be, such as one of `counts`, whole numbers by
-        name; what guides and the text have checks of their own."""
+        """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
+        them. Guidance and text have checks of their own."""
         _check_unet(self.unet)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
@@ -313,7 +313,7 @@ class MezzotintSamplingMixin:
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
 
     def check_guidance(self, guidance: MezzotintGuidance) -> None:
-        """Raises `ValueError` in one line for guidance that cannot be, or that the components cannot give."""
+        """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""
         for name, value, least, most in (
             ("guidance_scale", guidance.scale, -math.inf, math.inf),
             ("guidance_rescale", guidance.rescale, 0, 1),
@@ -546,8 +546,8 @@ class MezzotintSamplingMixin:
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> torch.Tensor:
-        """From noisy `latents` down the `schedule` to clean data: the network and the scheduler take turns. Called of a
-        copy that `for_one_call` made and `choose_timesteps` set.
+        """Denoise `latents` along the `schedule` until clean data is left: the network and the scheduler take turns.
+        Called on a copy that `for_one_call` made and `choose_timesteps` set.
 
         Args:
             latents (`torch.Tensor` of shape `(pictures, channels, *spatial)`): float32, at the first timestep's level.
@@ -681,7 +681,8 @@ def _check_unet(unet: torch.nn.Module | None) -> None:
 
 
 def _tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
-    """What a callback is handed: one of diffusers' own (`diffusers.callbacks`) says so itself."""
+    """The names of the tensors that a callback is handed; one of diffusers' own (`diffusers.callbacks`) names them
+    itself."""
     return getattr(callback, "tensor_inputs", names) or []
 
 

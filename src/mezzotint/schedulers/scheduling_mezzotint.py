@@ -309,7 +309,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
     def get_target(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the network should say at `add_noise(original_samples, noise, timesteps)`, by `prediction_type`."""
+        """The target: what the network should predict at `add_noise(original_samples, noise, timesteps)`, by
+        `prediction_type`."""
         if self.config.prediction_type == "epsilon":
             return noise
         if self.config.prediction_type == "sample":
@@ -457,8 +458,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         return self._step_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Say at which of the timesteps the first step will be taken, for a run that starts from a picture; without it
-        the first step looks its timestep up. Call it after `set_timesteps`."""
+        """Set the index of the timestep at which the first step is taken, for a run that starts from a picture; without
+        it the first step looks its timestep up. Call it after `set_timesteps`."""
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
@@ -678,7 +679,7 @@ def _stock_defaults(class_name: Any, cls: type) -> dict[str, Any]:
 
 
 def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
-    """Raises `ValueError` in one line for what is no table of `fitted_schedules`."""
+    """Raises `ValueError` in one line for a value that is not a table of `fitted_schedules`."""
     needed = ("num_inference_steps", "guidance_scale", "taus", "sigmas", "coefficients")
     if not isinstance(table, dict) or (missing := [name for name in needed if name not in table]):
         got = f"none of {', '.join(missing)}" if isinstance(table, dict) else reprlib.repr(table)
