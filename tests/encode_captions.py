@@ -1,7 +1,6 @@
-"""A frozen encoder's captions put on disk, here or by `python encode_captions.py folder pause`."""
+"""A frozen encoder's captions put on disk, in this process or another."""
 
 import random
-import sys
 import time
 
 import torch
@@ -24,6 +23,7 @@ def build(folder, pause: float = 0.0) -> int:
     """Encode 240 captions and the empty one into files of about 8, with a pause of so many seconds before each.
     Returns how many the encoder was given."""
     cache.SHARD = 8
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     text_encoder, tokenizer = new_text_encoder(TrainConfig(dataset_name="digits", text_encoder=TEXT_ENCODER))
     text_encoder.eval()
@@ -31,8 +31,3 @@ def build(folder, pause: float = 0.0) -> int:
     text_encoder.register_forward_pre_hook(lambda module, args: time.sleep(pause) or sizes.append(len(args[0])))
     TextEncoding(text_encoder, tokenizer, Accelerator(cpu=True), trained=False).prepare(sentences(240), folder)
     return sum(sizes)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    build(sys.argv[1], float(sys.argv[2]))

@@ -8,20 +8,18 @@ checkpoints (one after each update), the second epoch, the finished pipeline.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from forked import forked, kill, start
 from test_train import assert_same_end
-from tiny_run import flags
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from mezzotint_training.config.errors import UserError
@@ -45,39 +43,6 @@ KINDS = {
     "two processes": (2, {"train_batch_size": 4}),
     "a stream": (1, {"streaming": True, "shuffle_buffer_size": 12}),
 }
-# Children of a process that has everything imported: a run costs a second, not ten
-forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["mezzotint_training.train"])
-
-
-def child(argv: list[str], environment: dict[str, str], output: str) -> None:
-    os.environ.update(environment)
-    with open(output, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        torch.set_num_threads(1)
-        from mezzotint_training import train
-
-        code = train.main(argv)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def start(folder: Path, world: int, settings: dict) -> list:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        environment = {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(folder.parent / "datasets")}
-        if world > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            environment |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        output = str(folder.parent / f"output-{rank}.txt")
-        process = forked.Process(target=child, args=(flags(output_dir=folder, **settings), environment, output))
-        process.start()
-        processes.append(process)
-    return processes
 
 
 def ended(processes: list, timeout: float, folder: Path | None = None, step: int = 0) -> bool:
@@ -90,13 +55,6 @@ def ended(processes: list, timeout: float, folder: Path | None = None, step: int
         if any(process.exitcode for process in processes):  # a launcher ends the others
             kill(processes)
     return not any(process.is_alive() for process in processes)
-
-
-def kill(processes: list) -> None:
-    for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
 
 
 def whole(folder: Path) -> int:

@@ -1,13 +1,10 @@
-"""Two processes on a CPU, through the command line: a run that they share ends as one that a single process does, but
-for the order of sums, whether each holds a copy of the model (DDP) or a shard of it (FSDP2), and any goes on from the
+"""Two processes on a CPU: a run that they share ends as one that a single process does, but for the order of sums,
+whether each holds a copy of the model (DDP) or a shard of it (FSDP2), and any goes on from the
 checkpoints of any other."""
 
 import json
 import os
-import shlex
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +14,9 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from forked import launch, start
 from safetensors.torch import load_file
-from tiny_run import UNET, distance, flags, logged, run, saved, trained
+from tiny_run import UNET, distance, logged, run, saved, trained
 
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError
@@ -43,17 +41,8 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as the launcher 
 STATES = ("weights", "optimizer", "ema", "averages")
 
 
-def launch(output_dir: Path, environment: dict[str, str], **settings) -> subprocess.Popen:
-    """What `accelerate launch` does for two GPUs; for two processes on a CPU it wants MPI."""
-    command = [sys.executable, *shlex.split("-m torch.distributed.run --standalone --nproc_per_node 2")]
-    command += ["-m", "mezzotint_training.train", *flags(output_dir=output_dir, **SETTINGS | settings)]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-    log = (output_dir.parent / f"{output_dir.name}.txt").open("w")
-    return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-
-
 def said(folder: Path) -> str:
-    return (folder.parent / f"{folder.name}.txt").read_text()
+    return "".join(path.read_text() for path in folder.parent.glob("output-*.txt"))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +54,11 @@ def single(tmp_path_factory) -> Path:
 def copies(tmp_path_factory) -> Path:
     """A run of two processes with a copy each, ended by a signal to their launcher some time after its fourth step."""
     folder = tmp_path_factory.mktemp("copies") / "run"
-    process = launch(folder, {}, train_batch_size=4, max_train_steps=100_000)
-    while process.poll() is None and not (folder / "checkpoint-5").exists():
+    process = launch(folder, 2, SETTINGS | {"train_batch_size": 4, "max_train_steps": 100_000})
+    while process.is_alive() and not (folder / "checkpoint-5").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.wait(120)
+    process.terminate()
+    process.join(120)
     return folder
 
 
@@ -77,8 +66,11 @@ def copies(tmp_path_factory) -> Path:
 def shards(single, tmp_path_factory) -> Path:
     """A run of two processes with a shard each, that goes on from the single one's first step."""
     folder = tmp_path_factory.mktemp("shards") / "run"
-    process = launch(folder, FSDP2, train_batch_size=4, resume_from_checkpoint=single / "checkpoint-1")
-    assert process.wait(120) == 0, said(folder)
+    settings = SETTINGS | {"train_batch_size": 4, "resume_from_checkpoint": single / "checkpoint-1"}
+    processes = start(folder, 2, settings, **FSDP2)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0], said(folder)
     return folder
 
 

@@ -5,14 +5,13 @@ import hashlib
 import math
 import os
 import resource
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import forked
 from safetensors.torch import load_file, save_file
 
 from mezzotint_training.config.errors import UserError
@@ -209,13 +208,14 @@ def test_processes_share_the_work_and_all_have_the_whole(tmp_path, monkeypatch):
 
 
 def test_two_runs_that_make_the_same_files_at_once_do_not_disturb_each_other(tmp_path):
-    command = f"import test_cache; test_cache.build_slowly({str(tmp_path / 'two')!r})"
-    process = subprocess.Popen([sys.executable, "-c", command], cwd=Path(__file__).parent)
+    process = forked.Process(target=build_slowly, args=(str(tmp_path / "two"),))
+    process.start()
     while not files(tmp_path / "two"):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.001)
     build_slowly(str(tmp_path / "two"))
-    assert process.wait() == 0
+    process.join()
+    assert process.exitcode == 0
     built(tmp_path / "one", keys(500))
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
 

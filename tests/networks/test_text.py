@@ -6,18 +6,16 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import encode_captions
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from encode_captions import build, sentences
+from forked import forked
 from safetensors.torch import load_file, save_file
 from tiny_run import TEXT_ENCODER, tree
 
@@ -297,13 +295,14 @@ def test_another_folder_for_whatever_the_states_depend_on(tmp_path, accelerator,
 
 def test_a_build_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(cache, "SHARD", 8)
-    command = [sys.executable, encode_captions.__file__, tmp_path / "killed", "0.003"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = forked.Process(target=build, args=(tmp_path / "killed", 0.003))
+    process.start()
     while len(list(tmp_path.glob("killed/*/*.safetensors"))) < 5:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.001)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     files = list(tmp_path.glob("killed/*/*.safetensors"))
     there = sum(len(load_file(file)["keys"]) for file in files)  # all of them whole
     assert 5 <= len(files) < 32 and 5 <= there < 241
