@@ -48,6 +48,7 @@ VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
 LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
+OF_THE_WEIGHTS = ("LICENSE", "recipe.yaml")  # the others are of the task: a card's example, measurements, drawings
 
 
 class MezzotintLoraLoaderMixin(LoraBaseMixin):
@@ -199,12 +200,17 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
 class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
     """Loads and saves a pipeline together with its code. Comes before `DiffusionPipeline` among a task's bases."""
 
+    pipeline_tag = "text-to-image"  # the task, as the Hub names it
+
     @classmethod
     def _dict_from_json_file(cls, json_file):
         index = _read_json(json_file)
         name = index.get("_class_name")
         name = name[-1] if isinstance(name, list) and name else name
-        if name not in [base.__name__ for base in cls.__mro__ if issubclass(base, MezzotintCheckpointMixin)]:
+        # Installed: a pipeline of another task, whose components are of the same kinds
+        others = vars(sys.modules["mezzotint"]).values() if __name__.startswith("mezzotint.") else ()
+        known = [x for x in (*cls.__mro__, *others) if isinstance(x, type) and issubclass(x, MezzotintCheckpointMixin)]
+        if name not in [x.__name__ for x in known]:
             raise ValueError(f"{json_file} must be the index of a {cls.__name__}: got _class_name {reprlib.repr(name)}")
         # Installed: the class to load is this one, not the checkpoint's file
         if __name__.startswith("mezzotint."):
@@ -295,9 +301,10 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write `model_index.json` and, beside it and in each component's folder, the source file of every class that
         is neither diffusers' nor transformers', so that the folder loads anywhere. Called by `save_pretrained`."""
-        super().save_config(save_directory)
         folder = Path(save_directory)
         path = folder / self.config_name
+        before = _read_json(path) if path.is_file() else {}
+        super().save_config(save_directory)
         index = json.loads(path.read_text(encoding="utf-8"))
         index["_class_name"] = [_ship_source(type(self), folder), type(self).__name__]
         index.pop("_name_or_path", None)  # where it was loaded from is nobody else's business
@@ -314,10 +321,16 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
                 config.pop("_name_or_path", None)
                 config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for name, entry in before.items():  # code of other classes that were saved here
+            stem = entry[0] if isinstance(entry, list) and entry and entry != index.get(name) else None
+            if VERSIONED.fullmatch(str(stem)):
+                (folder / ("" if name == "_class_name" else name) / f"{stem}.py").unlink(missing_ok=True)
 
         source = Path(getattr(self.config, "_name_or_path", None) or "")
         if source.is_absolute() and (source / self.config_name).is_file() and source.resolve() != folder.resolve():
-            _copy_companions(source, folder)
+            task = _read_json(source / self.config_name).get("_class_name")
+            same = (task[-1] if isinstance(task, list) and task else task) == type(self).__name__
+            _copy_companions(source, folder, COMPANIONS if same else OF_THE_WEIGHTS)
         if push_to_hub:
             repo_id, token = kwargs.get("repo_id", folder.name), kwargs.get("token")
             repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
@@ -382,7 +395,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             elif file_exists(repo_id, card.name, token=token):
                 text = ModelCard.load(repo_id, token=token).content
             else:
-                text = _MINIMAL_CARD
+                text = _MINIMAL_CARD.format(task=self.pipeline_tag)
             text = LOADING.sub(f'from_pretrained("{repo_id}"', text)
             card.write_text(text, encoding="utf-8")
             return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
@@ -391,12 +404,12 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
 _MINIMAL_CARD = """\
 ---
 library_name: diffusers
-pipeline_tag: text-to-image
+pipeline_tag: {task}
 tags:
 - mezzotint
 ---
 
-A text-to-image diffusion pipeline. It carries its own code:
+A diffusion pipeline ({task}). It carries its own code:
 
 ```python
 from diffusers import DiffusionPipeline
@@ -491,9 +504,9 @@ def _read_json(path: str | PathLike) -> dict[str, Any]:
     return found
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def _copy_companions(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:
     """Copy what goes along with a pipeline: files alone, none of them reached by a link, which may lead anywhere."""
-    for pattern in COMPANIONS:
+    for pattern in patterns:
         for path in sorted(source.glob(pattern)):
             target = folder / path.relative_to(source)
             if path.is_symlink() or (path.parent != source and path.parent.is_symlink()):

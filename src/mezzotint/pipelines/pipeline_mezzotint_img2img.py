@@ -1,0 +1,152 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Image to image: a picture is noised part of the way, and from there denoised as a prompt asks (SDEdit,
+<https://huggingface.co/papers/2108.01073>).
+
+Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
+imports; components arrive as arguments.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.guiders import BaseGuidance
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.sampling_mezzotint import MezzotintGuidance, MezzotintSamplingMixin, _is_number, _shown
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+
+class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
+    """Image-to-image generation: text to image that starts from pictures. Its components are described at
+    `MezzotintSamplingMixin`; `MezzotintImg2ImgPipeline.from_pipe(pipe)` takes those of a text-to-image pipeline."""
+
+    pipeline_tag = "image-to-image"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
+        strength: float = 0.8,
+        num_inference_steps: int = 20,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 2.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider: BaseGuidance | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        classifier_scale: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+    ) -> ImagePipelineOutput | tuple:
+        """Draw pictures like `image`. Arguments that are not listed here are those of `MezzotintPipeline`.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what to draw.
+            image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
+                `(pictures, channels, height, width)`, both in [0, 1], or a list): what to start from: one, or one for
+                each prompt, all of one size, which is that of the result.
+            strength (`float`): above 0 and up to 1, the part of the steps that is taken: the last `int(steps *
+                strength)`, from the noise level where they begin. 1 keeps next to nothing of the picture. A fitted
+                schedule gives its timesteps only, unless it is begun at its start.
+            num_inference_steps (`int`): denoising steps at strength 1.
+            latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that the
+                pictures are mixed with.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take, and where the result
+                is not finite.
+        """
+        # 1. Check the inputs
+        guider = self.guider if guider is None else guider
+        guidance = MezzotintGuidance(
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
+        )
+        text = (
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = (num_inference_steps, timesteps, sigmas)
+        if not _is_number(strength) or not 0 < strength <= 1:
+            raise ValueError(f"strength must be a number above 0 and up to 1: got {_shown(strength)}")
+        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback)
+        self.check_guidance(guidance)
+        self.check_text(*text)
+        image = self.read_image(image)
+        spatial = image.shape[2:]
+
+        # 2. What changes in a call is a copy's
+        run = self.for_one_call(guidance)
+
+        # 3. Encode the text, and that to steer away from where there is guidance by one
+        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
+        prompts = batch_size // num_images_per_prompt
+        if len(image) not in (1, prompts):
+            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
+
+        # 4. Choose the timesteps; the pictures are noised to the level of the first one
+        schedule = run.choose_timesteps(guidance, *steps, strength)
+        noise = run.draw_noise(batch_size, spatial, generator, latents)
+        latents = run.encode(image.to(noise), noise.shape[2:])
+        latents = latents.expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+        latents = run.scheduler.add_noise(latents, noise, schedule[:1].expand(batch_size))
+
+        # 5. Denoise
+        latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
+
+        # 6. Back to pixels
+        images = latents
+        if output_type != "latent":
+            images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def read_image(self, image) -> torch.Tensor:
+        """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1]. Raises `ValueError` in
+        one line for what is no such thing."""
+        images = image if isinstance(image, list) else [image]
+        kinds = {type(x) if not isinstance(x, Image.Image) else Image.Image for x in images}
+        if len(kinds) != 1 or not kinds <= {Image.Image, np.ndarray, torch.Tensor}:
+            raise ValueError(f"image must be a picture, an array or a tensor, or a list of them: got {_shown(image)}")
+        if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
+            raise ValueError(f"all pictures of image must have one size: got {sorted(sizes)}")
+        channels = self.unet.config.in_channels
+        if kinds == {Image.Image}:
+            images = [x.convert({1: "L", 4: "RGBA"}.get(channels, "RGB")) for x in images]
+        elif images[0].ndim not in (3, 4):
+            raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
+        found = self.image_processor.preprocess(images)  # (B, C, H, W)
+        if found.shape[1] != channels or not found.isfinite().all():
+            raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")
+        return found
+
+    def encode(self, image: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
+        """The inverse of `decode`: `image` with the network's normalisation, and its edges drawn out to `spatial`."""
+        config = self.unet.config
+        mean, std = (torch.tensor(x).to(image).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std))
+        height, width = (whole - size for whole, size in zip(spatial, image.shape[2:], strict=True))
+        return F.pad((image - mean) / std, (0, width, 0, height), mode="replicate")
