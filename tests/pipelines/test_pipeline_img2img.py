@@ -1,6 +1,7 @@
 """Image to image against text to image of the noised picture, the loop written by hand, stock Stable Diffusion's choice
 of timesteps and a network whose predictions are known in closed form."""
 
+import inspect
 from types import SimpleNamespace
 
 import diffusers
@@ -118,6 +119,14 @@ def test_a_gaussian_stays_what_it_is(make_unet, strength):
     expected = alpha * (Gaussian.variance / (alpha**2 * Gaussian.variance + sigma**2)) ** 0.5
     found = torch.corrcoef(torch.stack([data.flatten(), drawn.flatten()]))[0, 1].item()
     assert abs(found - expected) < 0.01
+
+
+def test_all_else_is_as_text_to_image():
+    ours, theirs = (
+        dict(inspect.signature(x.__call__).parameters) for x in (MezzotintImg2ImgPipeline, MezzotintPipeline)
+    )
+    del ours["image"], ours["strength"], theirs["height"], theirs["width"]
+    assert ours == theirs and list(ours) == list(theirs)
 
 
 def test_pictures_of_every_kind_start_alike(make_img2img):

@@ -58,6 +58,7 @@ class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin,
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures like `image`. Arguments that are not listed here are those of `MezzotintPipeline`.
 
@@ -101,7 +102,7 @@ class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin,
         spatial = image.shape[2:]
 
         # 2. What changes in a call is a copy's
-        run = self.for_one_call(guidance)
+        run = self.for_one_call(guidance, cross_attention_kwargs)
 
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
