@@ -200,6 +200,32 @@ def test_networks_that_keep_features_are_shared_by_threads(make_pipe):
     assert all(torch.equal(x, expected[i % 4]) for i, x in enumerate(found))
 
 
+def test_taylorseer_keeps_features_of_each_branch(make_pipe):
+    pipe = make_pipe()
+    plain = draw(pipe, guidance_scale=3.0)
+    seer = {"disable_cache_before_step": 2, "taylor_factors_dtype": torch.float32}
+    pipe.unet.enable_cache(diffusers.TaylorSeerCacheConfig(cache_interval=1, **seer))
+    assert torch.equal(draw(pipe, guidance_scale=3.0), plain)  # every step is looked at
+    pipe.unet.disable_cache()
+    pipe.unet.enable_cache(diffusers.TaylorSeerCacheConfig(cache_interval=3, **seer))
+    expected = draw(pipe, guidance_scale=3.0)
+    assert (expected - plain).abs().max() > 1e-3
+    assert torch.equal(draw(pipe, guidance_scale=3.0), expected)  # nothing is left of the call before
+    close(draw(pipe, guider=ClassifierFreeGuidance(guidance_scale=3.0)), expected)  # branch by branch, not in one batch
+
+
+def test_pyramid_attention_broadcast_is_refused_where_batches_differ(make_pipe):
+    pipe = make_pipe()
+    skips = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: 500}
+    names = ("mid_block", "up_blocks")
+    pipe.unet.enable_cache(
+        diffusers.PyramidAttentionBroadcastConfig(spatial_attention_block_identifiers=names, **skips)
+    )
+    for wrong in ({"guider": ClassifierFreeGuidance()}, {"guidance_scale": 3.0, "guidance_interval": (0.5, 5.0)}):
+        with pytest.raises(ValueError, match="^pyramid attention broadcast keeps the attention of one batch for all"):
+            draw(pipe, **wrong)
+
+
 def test_guider_comes_back_as_it_was():
     guider = ClassifierFreeGuidance(guidance_scale=3.0)
     pipe, call = affine(guider=guider)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
+from diffusers.hooks import PyramidAttentionBroadcastConfig
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -573,6 +574,12 @@ class MezzotintSamplingMixin:
         rows, negative_rows = slice(-len(latents), None), slice(len(latents))
         unet, guidance_unet = self.unet, self.guidance_unet
         caches = any(getattr(network, "is_cache_enabled", False) for network in (unet, guidance_unet))
+        one_state = isinstance(getattr(unet, "_cache_config", None), PyramidAttentionBroadcastConfig)
+        if one_state and (guider is not None or self.do_classifier_free_guidance and not all(within)):
+            raise ValueError(
+                "pyramid attention broadcast keeps the attention of one batch for all steps: got a guider or a "
+                "guidance_interval, under which batches differ; TaylorSeerCacheConfig goes with both"
+            )
         if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
             unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
         branches = {"both": (unet, slice(None)), "cond": (unet, rows), "uncond": (unet, negative_rows)}
@@ -585,7 +592,8 @@ class MezzotintSamplingMixin:
             if branch not in texts:
                 text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
                 texts[branch] = self._read_text(network, *text)
-            output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
+            with network.cache_context(branch) if caches else nullcontext():  # what it keeps is the branch's own
+                output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
             return output.float()  # the steps are taken in float32 whatever the network's precision
 
         # 3. Step by step
