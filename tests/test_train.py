@@ -22,11 +22,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mezzotint import MezzotintPipeline
 from mezzotint.models.blocks_mezzotint import MezzotintBlock
-from mezzotint_training import train
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
-from mezzotint_training.engine import checkpoint
+from mezzotint_training.engine import checkpoint, plan
+from mezzotint_training.learning import objective
 from mezzotint_training.networks.text import TextEncoding
 
 STATES = ("weights", "optimizer", "ema")
@@ -80,7 +80,7 @@ class Stop(BaseException):
 def stop_at(monkeypatch, place, name: str, call: int, before: bool = True) -> None:
     """Make a function raise at its n-th call, before or after its work."""
     original, calls = getattr(place, name), []
-    monkeypatch.setattr(train, "foresee", lambda *args: {})  # which looks at a few batches beforehand
+    monkeypatch.setattr(plan, "make_plan", lambda *args: {})  # which looks at a few batches beforehand
 
     def function(*args, **kwargs):
         calls.append(None)
@@ -96,7 +96,7 @@ def stop_at(monkeypatch, place, name: str, call: int, before: bool = True) -> No
 @pytest.mark.parametrize(
     "place, name, call, before, left",
     [
-        (train, "denoising_loss", 10, True, 4),  # in the middle of the fifth update
+        (objective, "denoising_loss", 10, True, 4),  # in the middle of the fifth update
         (checkpoint, "digest", 5, True, 2),  # while the second checkpoint is written
         (checkpoint, "save", 3, False, 6),  # after the last update, before there is a pipeline
     ],
@@ -339,7 +339,7 @@ def test_half_precision_keeps_full_weights(tmp_path):
 def test_recomputed_activations_give_the_same_run(tmp_path, monkeypatch):
     blocks, forward = [], MezzotintBlock.forward
     monkeypatch.setattr(MezzotintBlock, "forward", lambda self, *args: (blocks.append(0), forward(self, *args))[1])
-    monkeypatch.setattr(train, "foresee", lambda *args: {})
+    monkeypatch.setattr(plan, "make_plan", lambda *args: {})
     expected = trained(tmp_path / "kept", num_validation_samples=0)
     once = len(blocks)
     folder = trained(tmp_path / "recomputed", gradient_checkpointing=True, num_validation_samples=0)
@@ -352,7 +352,7 @@ def test_captions_are_dropped(tmp_path, monkeypatch, share, captions):
     seen = []
     call = TextEncoding.__call__
     monkeypatch.setattr(TextEncoding, "__call__", lambda self, texts: (seen.extend(texts), call(self, texts))[1])
-    monkeypatch.setattr(train, "foresee", lambda *args: {})  # which looks at a few batches beforehand
+    monkeypatch.setattr(plan, "make_plan", lambda *args: {})  # which looks at a few batches beforehand
     trained(tmp_path / "run", proportion_empty_prompts=share, num_validation_samples=0)
     assert len(seen) == 24 and (set(seen) == captions if captions else "" not in seen)
 

@@ -52,7 +52,7 @@ from mezzotint_training.config.settings import HELP, TrainConfig, checked
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
-from mezzotint_training.learning.held_out import LEVELS, HeldOut
+from mezzotint_training.learning.held_out import LEVELS, HeldOutLoss
 from mezzotint_training.metrics.accuracy import accuracy, distances, figure
 from mezzotint_training.metrics.copies import copies
 from mezzotint_training.metrics.features import (
@@ -244,7 +244,7 @@ def held_out_loss(
         embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
         return embeds, mask
 
-    items = HeldOut(fixed_items(images, args.count), args.batch_size, process)
+    items = HeldOutLoss(fixed_items(images, args.count), args.batch_size, process)
     losses = torch.from_numpy(items.losses(unet, MezzotintScheduler.from_config(pipe.scheduler.config), encode))
     return [{"level": level} | figure(average(column)) for level, column in zip(LEVELS, losses.T, strict=True)]
 

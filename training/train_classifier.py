@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line
@@ -34,13 +32,13 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
-from mezzotint_training.data.source import Source, first_picture, fixed_items, level_factor, picture_size
+from mezzotint_training.data.source import Rows, Source, fixed_items, look_at
 from mezzotint_training.engine import sharding
-from mezzotint_training.engine.process import leave, make_accelerator
+from mezzotint_training.engine.process import end_together, make_accelerator
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.engine.report import Losses
 from mezzotint_training.learning.held_out import LEVELS
-from mezzotint_training.learning.optimizers import make_optimizer
+from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.intervals import share
 from mezzotint_training.networks.saved import load_pipeline
 
@@ -113,20 +111,21 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
 
     # 1. The data, with labels where captions are
     splits, classes = labelled(load_splits(config), config.caption_column)
-    parts = [rows for rows in held_out(config, splits) if rows is not None]
-    size = picture_size(config, pipe.components, first_picture(parts[0], config))
-    level_factor(config, pipe.components, size)
-    images = [CaptionedImages(rows, config, shape.in_channels, size) for rows in parts]
-    source = Source(config, [], images[0], images[0], images[1] if len(images) > 1 else None)
-    source.read(progress=accelerator.is_local_main_process)
-    source.normalise(shape.sample_mean, shape.sample_std)
+    rows = Rows(*held_out(config, splits))
+    facts = look_at(rows, config, pipe.components)
+    source = Source(rows, config, facts, accelerator)
+    source.normalise(shape)
     numbers = {name: number for number, name in enumerate(classes)}
 
     # 2. The classifier, made like the U-Net's encoder
     torch.manual_seed(config.seed)
     parameters = inspect.signature(MezzotintClassifier).parameters
     try:
-        fixed = {"num_classes": len(classes), "id2label": dict(enumerate(classes)), "sample_size": list(size)}
+        fixed = {
+            "num_classes": len(classes),
+            "id2label": dict(enumerate(classes)),
+            "sample_size": [facts.height, facts.width],
+        }
         like = {name: shape[name] for name in parameters if name in shape}
         classifier: Any = MezzotintClassifier(**like | given | fixed).to(device).train()
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
@@ -135,73 +134,66 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     own = classifier.state_dict()
     learned = {k: v for k, v in pipe.unet.state_dict().items() if k in own and v.shape == own[k].shape}
     classifier.load_state_dict(learned, strict=False)
-    model = accelerator.prepare_model(classifier)
-    weights = list(classifier.parameters())
-    optimizer = make_optimizer(config, dict(classifier.named_parameters()), device)
-    lr_scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=min(config.lr_warmup_steps, config.max_train_steps),
-        num_training_steps=config.max_train_steps,
-    )
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    ema = EMAModel(weights, decay=config.ema_decay, foreach=True) if config.use_ema else None
-    say(f"{len(source.known)} pictures of {len(classes)} classes, {sum(w.numel() for w in weights):,} parameters")
+    learner = Learner(config, {"classifier": classifier}, accelerator)
+    parameters = sum(p.numel() for p in learner.parameters.values())
+    say(f"{len(source.known)} pictures of {len(classes)} classes, {parameters:,} parameters")
+    for line in sorted(source.bad):
+        say(f"skipped: {line}")
 
     # 3. The loop
     torch.manual_seed((config.seed * accelerator.num_processes + accelerator.process_index) % 2**64)  # of dropout
-    batches, losses, loss, told = source.batches(accelerator, 0), Losses(accelerator), None, set()
+    batches, losses, mean = source.batches(0), Losses(accelerator), None
     for step in progress_bar(
         range(1, config.max_train_steps + 1), "training", config.max_train_steps, accelerator.is_local_main_process
     ):
+        # ------------------------------------------------------------------------------------------------ one update
         batch = next(batches)
-        for message in {*batch["bad"], *source.known.bad} - told:
-            say(f"skipped: {message}")
-            told.add(message)
+        for line in source.new_bad_rows(batch):
+            say(f"skipped: {line}")
         labels = torch.tensor([numbers[name] for name in batch["captions"]], device=device)  # (B,)
         sample, noise, uniform = (batch[name].to(device) for name in ("sample", "noise", "uniform"))
         timesteps = uniform * (len(scheduler) - 1)
         with accelerator.autocast():
-            logits = model(scheduler.add_noise(sample, noise, timesteps), timesteps, return_dict=False)[0]
-        each = F.cross_entropy(logits.float(), labels, reduction="none")  # (B,)
-        accelerator.backward(each.mean())
-        accelerator.clip_grad_norm_(weights, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        lr_scheduler.step()
-        if ema is not None:
-            ema.step(weights)
-        losses.add(each, uniform)
+            noisy = scheduler.add_noise(sample, noise, timesteps)
+            logits = learner.models["classifier"](noisy, timesteps, return_dict=False)[0]
+        loss = F.cross_entropy(logits.float(), labels, reduction="none")  # (B,)
+        accelerator.backward(loss.mean())
+        learner.step(step)
+        losses.add(loss, uniform)
+        # ------------------------------------------------------------------------------------------------------------
         if step % config.logging_steps == 0 or step == config.max_train_steps:
-            loss, by_noise_level = losses.means()
-            if loss is None or not math.isfinite(loss):
-                leave(accelerator)
-                raise CannotGoOn(f"the loss is {loss} at step {step}: a lower learning_rate may help")
+            mean, by_noise_level = losses.means()
+            if mean is None or not math.isfinite(mean):
+                end_together(accelerator)
+                raise CannotGoOn(f"the loss is {mean} at step {step}: a lower learning_rate may help")
             quarters = " ".join("-" if x is None else f"{x:.3f}" for x in by_noise_level)
-            say(f"step {step:,} of {config.max_train_steps:,}: loss {loss:.4f}, from little noise to much {quarters}")
-    if ema is not None:
-        ema.copy_to(weights)
+            say(f"step {step:,} of {config.max_train_steps:,}: loss {mean:.4f}, from little noise to much {quarters}")
 
     # 4. How good it is, and where it is kept
     if accelerator.is_main_process:
-        classifier.eval()
-        figures = accuracies(classifier, scheduler, source.held_out, numbers, config.train_batch_size)
-        for row in figures:
-            low, high = row["interval"]
-            say(
-                f"held-out accuracy at timestep {row['timestep']:g}{'' if row['noise'] else ', without noise'}: "
-                f"{row['accuracy']:.1%} of {row['pictures']} (95 % interval {low:.1%} to {high:.1%})"
-            )
-        if only_classifier:
-            classifier.save_pretrained(output_dir)
-        else:
-            pipe.register_modules(classifier=classifier)
-            pipe.save_pretrained(output_dir)
-        metrics = {"steps": config.max_train_steps, "loss": loss, "seconds": time.time() - started, "held_out": figures}
-        folder = output_dir if only_classifier else output_dir / "classifier"
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-        say(f"finished: {output_dir} ({config.max_train_steps} steps, {metrics['seconds']:.0f} s, loss {loss:.4f})")
-    leave(accelerator)
+        with learner.averaged():
+            figures = accuracies(classifier, scheduler, source.held_out, numbers, config.train_batch_size)
+            for row in figures:
+                low, high = row["interval"]
+                say(
+                    f"held-out accuracy at timestep {row['timestep']:g}{'' if row['noise'] else ', without noise'}: "
+                    f"{row['accuracy']:.1%} of {row['pictures']} (95 % interval {low:.1%} to {high:.1%})"
+                )
+            if only_classifier:
+                classifier.save_pretrained(output_dir)
+            else:
+                pipe.register_modules(classifier=classifier)
+                pipe.save_pretrained(output_dir)
+            metrics = {
+                "steps": config.max_train_steps,
+                "loss": mean,
+                "seconds": time.time() - started,
+                "held_out": figures,
+            }
+            folder = output_dir if only_classifier else output_dir / "classifier"
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+            say(f"finished: {output_dir} ({config.max_train_steps} steps, {metrics['seconds']:.0f} s, loss {mean:.4f})")
+    end_together(accelerator)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.recipe import RECIPES, recipes
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.source import level_factor, picture_size
 from mezzotint_training.networks.text import new_text_encoder
 
@@ -30,7 +31,7 @@ def test_its_networks_fit_together(recipe):
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments)
         height, width = picture_size(settings, None, Image.new("RGB", (8, 8)))
-        level_factor(settings, None, (height, width))
+        level_factor(settings, Facts(None, height, width, 3))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
         assert unet(torch.zeros(2, 3, height, width), torch.zeros(2), text).sample.shape == (2, 3, height, width)
     MezzotintScheduler(**known_arguments(settings.scheduler, MezzotintScheduler))

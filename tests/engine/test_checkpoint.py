@@ -12,14 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 
 from mezzotint_training.config.errors import UserError
-from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import checkpoint
-from mezzotint_training.learning.averages import PowerFunctionAverages, save_snapshot
-from mezzotint_training.learning.optimizers import make_optimizer, optimizer_state
+from mezzotint_training.learning.averages import save_snapshot
 
 STATE = {"seconds": 1.5, "config": {"seed": 3, "learning_rate": 1e-05}, "loss": float("nan"), "words": "ü"}
 
@@ -448,71 +444,6 @@ def test_a_kept_one_is_read_once(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, step, tensors(step), STATE)
         checkpoint.prune(tmp_path, 3, step)
     assert read == [f"checkpoint-{step}" for step in range(1, 5)]
-
-
-# ------------------------------------------------------------------------------------------------------------- a run's
-
-
-def a_run(decay: float = 0.5):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-    named = dict(model.named_parameters())
-    config = TrainConfig(dataset_name="digits", learning_rate=0.1)
-    optimizer = make_optimizer(config, named, torch.device("cpu"))
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=20)
-    return model, (
-        named,
-        optimizer,
-        schedule,
-        EMAModel(named.values(), decay=decay, foreach=True),
-        None,
-        PowerFunctionAverages(named),
-    )
-
-
-def update(model, parts, i: int) -> None:
-    named, optimizer, schedule, ema, _, averages = parts
-    model(torch.full((2, 3), 0.1 * i)).square().sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    schedule.step()
-    ema.step(named.values())
-    averages.update(named, i + 1)
-
-
-def test_a_run_goes_on_where_it_was(tmp_path):
-    model, parts = a_run()
-    for i in range(3):
-        update(model, parts, i)
-    tensors, state = checkpoint.capture(*parts)
-    folder = checkpoint.save(tmp_path, 3, tensors, state | {"loss": 0.25})
-    assert {path.stem for path in folder.glob("*.safetensors")} == {"weights", "optimizer", "ema", "averages"}
-    for i in range(3, 6):
-        update(model, parts, i)
-
-    other, resumed = a_run()
-    loaded, state = checkpoint.latest(tmp_path)
-    assert state["loss"] == 0.25
-    checkpoint.restore(loaded, state, *resumed)
-    assert resumed[1].param_groups[0]["lr"] == resumed[2].get_last_lr()[0] < 0.1
-    for i in range(3, 6):
-        update(other, resumed, i)
-    assert_bits_equal(*({"": dict(x.named_parameters())} for x in (model, other)))
-    assert_bits_equal(*({"": optimizer_state(x[1])[0]} for x in (parts, resumed)))
-    assert all(torch.equal(a, b) for a, b in zip(parts[3].shadow_params, resumed[3].shadow_params, strict=True))
-    assert_bits_equal(*({"": x[5].tensors()} for x in (parts, resumed)))
-    assert parts[3].optimization_step == resumed[3].optimization_step == 6
-    assert parts[2].get_last_lr() == resumed[2].get_last_lr()
-
-
-def test_another_model_is_refused(tmp_path):
-    _, parts = a_run()
-    checkpoint.save(tmp_path, 1, *checkpoint.capture(*parts))
-    loaded, state = checkpoint.latest(tmp_path)
-    _, other = a_run()
-    other[0]["0.weight"] = torch.nn.Parameter(torch.zeros(4, 5))
-    with pytest.raises(UserError, match="^the checkpoint to resume from holds other weights than this run trains$"):
-        checkpoint.restore(loaded, state, *other)
 
 
 def test_tensors_are_read_when_they_are_asked_for(tmp_path):

@@ -206,7 +206,7 @@ def test_drawings_and_held_out_losses_cost_their_forward_passes():
         max_train_steps=1000, train_batch_size=10, validation_steps=300, validation_prompts=["a", "b"],
         num_validation_images=5, num_inference_steps=20, guidance_scale=2.0,
     )  # fmt: skip
-    found = plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20, looks=100)
+    found = plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20, passes=100)
     forward = 3.0 / 3 / 10  # of one picture
     assert found["parts"]["drawings"] == pytest.approx(4 * (2 * 5 * 20 * 2) * forward)  # at 300, 600, 900 and the end
     assert found["parts"]["held-out losses"] == pytest.approx(4 * 100 * forward)

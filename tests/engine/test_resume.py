@@ -13,9 +13,7 @@ from tiny_run import LONG, TINY, pictures, run, trained, tree
 
 from mezzotint_training import train
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data import rows
-from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.source import Source
+from mezzotint_training.data import rows, source
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.engine.resume import STATE, check_state
 
@@ -125,11 +123,8 @@ def test_a_checkpoint_of_before_goes_on_where_its_data_were(whole, tmp_path):
 def fingerprint(columns: dict, held: dict | None = None) -> dict:
     config = TrainConfig(dataset_name="digits")
     features = datasets.Features({"image": datasets.Image(decode=False), "text": columns.pop("feature")})
-    sets = [
-        None if x is None else CaptionedImages(datasets.Dataset.from_dict(x, features=features), config, 3, (8, 8))
-        for x in (columns, held)
-    ]
-    return Source(config, [], sets[0], *sets).fingerprint()
+    sets = [None if x is None else datasets.Dataset.from_dict(x, features=features) for x in (columns, held)]
+    return source.fingerprint(source.Rows(*sets), config)
 
 
 def test_a_fingerprint_is_of_what_is_in_the_data_and_not_of_how_they_are_kept(tmp_path):

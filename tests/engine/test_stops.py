@@ -12,7 +12,9 @@ from tiny_run import LONG, distance, logged, run, saved, trained
 
 from mezzotint_training import train
 from mezzotint_training.config.errors import CANNOT_GO_ON, INTERRUPTED
-from mezzotint_training.engine import checkpoint
+from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.engine import checkpoint, plan
+from mezzotint_training.learning import objective
 
 STATES = ("weights", "optimizer", "ema")
 
@@ -24,15 +26,15 @@ def whole(tmp_path_factory):
 
 def at_call(monkeypatch, calls, action) -> None:
     """Put `action(loss)` in place of what `denoising_loss` returns at these calls, counted from 1."""
-    original, count = train.denoising_loss, [0]
-    monkeypatch.setattr(train, "foresee", lambda *args: {})  # which looks at a few batches beforehand
+    original, count = objective.denoising_loss, [0]
+    monkeypatch.setattr(plan, "make_plan", lambda *args: {})  # which looks at a few batches beforehand
 
     def loss(*args, **kwargs):
         count[0] += 1
         value = original(*args, **kwargs)
         return action(value) if count[0] in calls else value
 
-    monkeypatch.setattr(train, "denoising_loss", loss)
+    monkeypatch.setattr(objective, "denoising_loss", loss)
 
 
 def assert_same(a, b, step) -> None:
@@ -100,7 +102,7 @@ def test_a_signal_before_or_after_the_steps_ends_the_run_at_once(whole, tmp_path
         if place == "finish":
             patch.setattr(train, "finish", lambda *args: signal.raise_signal(signal.SIGTERM))
         else:
-            patch.setattr(train.Source, "read", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(CaptionedImages, "read_all", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
         result = run(output_dir=tmp_path / "run", **LONG)
     assert result.code == INTERRUPTED
     assert result.err.splitlines()[-1] == (

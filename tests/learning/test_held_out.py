@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.learning.held_out import LEVELS, Course, HeldOut, _difference
+from mezzotint_training.learning.held_out import LEVELS, HeldOutLoss, LossHistory, _difference
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def encode(captions):
 
 def test_it_is_the_loss_at_fixed_levels_and_noise(accelerator):
     scheduler, pictures = MezzotintScheduler(), items(5)
-    losses = HeldOut(pictures, 3, accelerator).losses(Echo(), scheduler, encode)
+    losses = HeldOutLoss(pictures, 3, accelerator).losses(Echo(), scheduler, encode)
     assert losses.shape == (5, 4)
     a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     for number, item in enumerate(pictures):
@@ -55,9 +55,9 @@ def test_it_is_the_loss_at_fixed_levels_and_noise(accelerator):
 
 def test_how_it_is_batched_does_not_matter(accelerator):
     pictures = items(7, sizes=((8, 8), (8, 16), (4, 4)))
-    expected = HeldOut(pictures, 1, accelerator).losses(Echo(), MezzotintScheduler(), encode)
+    expected = HeldOutLoss(pictures, 1, accelerator).losses(Echo(), MezzotintScheduler(), encode)
     unet = Echo()
-    losses = HeldOut(pictures, 5, accelerator).losses(unet, MezzotintScheduler(), encode)
+    losses = HeldOutLoss(pictures, 5, accelerator).losses(unet, MezzotintScheduler(), encode)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     assert max(len(sample) for sample, _ in unet.calls) == 5
     assert sum(len(sample) for sample, _ in unet.calls) == 28
@@ -67,7 +67,7 @@ def test_how_it_is_batched_does_not_matter(accelerator):
 def test_processes_share_it_out(accelerator, count, world):
     """Each process's losses, laid one after the other as `gather` does, are put back in order."""
     pictures = items(count, sizes=((8, 8), (4, 4)))
-    expected = HeldOut(pictures, 2, accelerator).losses(Echo(), MezzotintScheduler(), encode)
+    expected = HeldOutLoss(pictures, 2, accelerator).losses(Echo(), MezzotintScheduler(), encode)
 
     class Process:
         device, num_processes, autocast = torch.device("cpu"), world, accelerator.autocast
@@ -77,20 +77,20 @@ def test_processes_share_it_out(accelerator, count, world):
 
     parts, calls = [], []
     for rank in range(world):
-        probe = HeldOut(pictures, 2, Process(rank, lambda x: (parts.append(x), x.repeat(world))[1]))
+        probe = HeldOutLoss(pictures, 2, Process(rank, lambda x: (parts.append(x), x.repeat(world))[1]))
         probe.losses(Echo(), MezzotintScheduler(), encode)
         calls.append(len(probe.batches))
     assert len({len(part) for part in parts}) == 1 and len(set(calls)) == 1
-    whole = HeldOut(pictures, 2, Process(0, lambda x: torch.cat(parts)))
+    whole = HeldOutLoss(pictures, 2, Process(0, lambda x: torch.cat(parts)))
     np.testing.assert_allclose(whole.losses(Echo(), MezzotintScheduler(), encode), expected, rtol=1e-6)
 
 
 def course(*figures: tuple[float, float], noise: float = 0.0) -> list[str | None]:
     """The verdicts on (held-out, seen) losses of 64 pictures that differ among themselves far more."""
     rng = np.random.default_rng(0)
-    level, judge = rng.uniform(0.2, 2, (64, 4)), Course()
+    level, history = rng.uniform(0.2, 2, (64, 4)), LossHistory()
     pairs = [[level * x + noise * rng.standard_normal((64, 4)) for x in figure] for figure in figures]
-    return [judge.judge(step, *pair)["verdict"] for step, pair in enumerate(pairs)]
+    return [history.verdict(step, *pair)["verdict"] for step, pair in enumerate(pairs)]
 
 
 def test_verdicts():
@@ -105,15 +105,15 @@ def test_verdicts():
 
 def test_a_course_goes_on_from_its_state():
     rng = np.random.default_rng(0)
-    first, second = Course(), Course()
+    first, second = LossHistory(), LossHistory()
     losses = [rng.uniform(0.5, 1, (16, 4)) for _ in range(6)]
     for step in range(3):
-        first.judge(step, losses[step], losses[-1 - step])
-    second = Course(first.state)
+        first.verdict(step, losses[step], losses[-1 - step])
+    second = LossHistory(first.state)
     for step in range(3, 6):
         pair = losses[step], losses[-1 - step]
-        assert first.judge(step, *pair) == second.judge(step, *pair)
-    assert Course(Course().state).judge(0, losses[0], losses[1])["verdict"] is None
+        assert first.verdict(step, *pair) == second.verdict(step, *pair)
+    assert LossHistory(LossHistory().state).verdict(0, losses[0], losses[1])["verdict"] is None
 
 
 def test_a_difference_is_one_beyond_two_standard_errors():

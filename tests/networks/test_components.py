@@ -11,6 +11,7 @@ from tiny_run import TEXT_ENCODER, UNET
 from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.source import first_picture, level_factor, picture_size
 from mezzotint_training.networks import saved
@@ -104,7 +105,7 @@ def test_arguments_that_do_not_fit_are_refused(settings, message):
 def test_the_size_is_the_one_asked_for_or_the_models_or_the_first_pictures(make_unet, resolution, saved, expected):
     known = {"unet": make_unet(sample_size=saved)} if saved else None
     assert picture_size(config(resolution=resolution), known, Image.new("RGB", (6, 8))) == expected
-    assert level_factor(config(unet={"block_out_channels": [8, 8]}), known, expected) == 2
+    assert level_factor(config(unet={"block_out_channels": [8, 8]}), Facts(None, *expected, 3)) == 2
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,8 @@ def test_a_size_that_the_model_cannot_halve_is_refused_with_one_that_it_can(make
     for known in (None, {"unet": unet}):
         settings = config(resolution=resolution, unet={"block_out_channels": channels})
         with pytest.raises(UserError) as error:
-            level_factor(settings, known, picture_size(settings, known, Image.new("RGB", (6, 8))))
+            size = picture_size(settings, known, Image.new("RGB", (6, 8)))
+            level_factor(settings, Facts(None, *size, 3, tuple(channels) if known else None))
         assert str(error.value).startswith(
             f"resolution must be a multiple of {2 ** (levels - 1)} for a model of {levels}"
         )
@@ -127,7 +129,7 @@ def test_a_size_that_the_model_cannot_halve_is_refused_with_one_that_it_can(make
 @pytest.mark.parametrize("levels", [16, "16", []])
 def test_levels_must_be_a_list(levels):
     with pytest.raises(UserError, match="block_out_channels must be a list of numbers, one a level: got"):
-        level_factor(config(unet={"block_out_channels": levels}), None, (8, 8))
+        level_factor(config(unet={"block_out_channels": levels}), Facts(None, 8, 8, 3))
 
 
 def test_the_first_picture_that_can_be_read_counts():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from mezzotint_training import train as program
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.learning import learner, objective
 from mezzotint_training.learning.objective import denoising_loss
 
 # By name: the settings that differ, and whether a step may cost more or less for it
@@ -59,7 +60,7 @@ def learned_uncertainty() -> Iterator[None]:
                 average[i].lerp_(torch.tensor(x), 0.02)
         return each / average[bins].clamp(min=1e-4) * average.mean()
 
-    with mock.patch.object(program, "denoising_loss", loss):
+    with mock.patch.object(objective, "denoising_loss", loss):
         yield
 
 
@@ -72,7 +73,7 @@ def min_snr() -> Iterator[None]:
         weights = snr.clamp(max=5) / (snr + 1)
         return weights * denoising_loss(unet, scheduler, samples, noise, timesteps, *rest, **options)
 
-    with mock.patch.object(program, "denoising_loss", loss):
+    with mock.patch.object(objective, "denoising_loss", loss):
         yield
 
 
@@ -121,11 +122,11 @@ def magnitude_preserving() -> Iterator[None]:
         optimizer.register_step_post_hook(forced)
         return optimizer
 
-    made, finish, make = program.new_components, program.finish, program.make_optimizer
+    made, finish, make = program.new_components, program.finish, learner.make_optimizer
     with (
         mock.patch.object(program, "new_components", new_components),
         mock.patch.object(program, "finish", finished),
-        mock.patch.object(program, "make_optimizer", make_optimizer),
+        mock.patch.object(learner, "make_optimizer", make_optimizer),
     ):
         yield
 

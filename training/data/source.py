@@ -1,22 +1,24 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The data of a run as the loop takes it, whether it is at hand or streamed: its size and kind, what is held out, and
-batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `dataset.py` and
+batches from any step on. Where rows come from is said in `rows.py`, what is made of them in `data.py` and
 `streaming.py`."""
 
 import contextlib
 import hashlib
 import inspect
+import itertools
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 
 from mezzotint import MezzotintUNetModel
@@ -25,73 +27,195 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.dataset import CaptionedImages, collate
-from mezzotint_training.data.rows import cells, held_out, load_splits
-from mezzotint_training.data.streaming import CaptionedStream, load_stream
+from mezzotint_training.data.lint import lint
+from mezzotint_training.data.rows import cells, column, held_out, load_splits
+from mezzotint_training.data.streaming import CaptionedStream, Stream, load_stream
 
 # Pictures that a fingerprint is made of, at the most, and bytes of them
 FINGERPRINTED, FINGERPRINTED_BYTES = 100_000, 2**30
 
 
-@dataclass
-class Source:
+class Rows(NamedTuple):
+    """A set as it is on disk, nothing of it decoded: rows to train on, of a stream its first ones; rows of the held-out
+    loss, if there are any; and the stream."""
+
+    known: datasets.Dataset
+    held_out: datasets.Dataset | None
+    stream: Stream | None = None
+
+
+def open_rows(config: TrainConfig) -> Rows:
+    """The set that `config` names.
+
+    Raises:
+        UserError: as `rows.load_splits`, `rows.held_out` and `streaming.load_stream` do.
     """
+    if config.streaming:
+        stream = load_stream(config)
+        return Rows(stream.head, stream.held_out, stream)
+    return Rows(*held_out(config, load_splits(config)))
+
+
+def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) -> Facts:
+    """What is to be known of a set before anything is made for it: the size that it is trained at and its channels, by
+    its first readable picture.
+
+    Args:
+        components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
+
+    Raises:
+        UserError: where no picture can be read.
+    """
+    first = first_picture(rows.known, config)
+    saved = components["unet"].config if components else None
+    channels = (saved.in_channels if saved else config.unet.get("in_channels")) or (
+        1 if first.mode in ("1", "L", "I", "I;16") else 3
+    )
+    height, width = picture_size(config, components, first)
+    levels = tuple(saved.block_out_channels) if saved else None
+    return Facts(None if rows.stream is not None else len(rows.known), height, width, channels, levels)
+
+
+def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]]:
+    """The settings with those that `size` derives from the data, and a list of these.
+
+    Raises:
+        UserError: where they do not go together with what was asked for, or with the size of the pictures.
+    """
+    derived = derive(config, facts)
+    config = applied(config, derived)
+    level_factor(config, facts)
+    return config, derived
+
+
+def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+    """What a run must find again to go on, wherever it is: how many `rows` there are (of a stream: `parts`, its files
+    or their row groups), and digests of the `captions` and of the `pictures`, as they are on disk.
+
+    All captions count, and of the pictures as many as `FINGERPRINTED` allows, spread over the set: all of a small one.
+    Of a stream, its head counts.
+    """
+    captions, pictures, left = hashlib.sha256(), hashlib.sha256(), FINGERPRINTED_BYTES
+    for part in (rows.known, rows.held_out):
+        if part is None:
+            continue
+        _add_texts(captions, column(part, config.caption_column))
+        spread = np.linspace(0, len(part) - 1, min(len(part), FINGERPRINTED)).astype(int)
+        spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
+        for cell in cells(part.select(spread), config.image_column):
+            content, path = cell["bytes"] or b"", Path(cell["path"] or "")
+            with contextlib.suppress(OSError, ValueError):  # of a bad row
+                content = content or (path.read_bytes() if path.is_file() else b"")
+            pictures.update(hashlib.sha256(content).digest())
+            left -= len(content)
+            if left <= 0:
+                break
+    size = {"rows": len(rows.known)} if rows.stream is None else {"parts": rows.stream.rows.num_shards}
+    return size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
+
+
+class Source:
+    """The data of a run: what is at hand is read when this is made, with a bar on a terminal.
+
     Attributes:
-        config: the run's settings, those that `size` derives among them.
-        derived: these.
         data: what is trained on.
         known: rows of it that are at hand: all, or the first of a stream.
         held_out: rows that are not trained on, if there are any.
+        bad: a line for each bad row that this process has met so far.
+
+    Args:
+        rows: what `open_rows` returned.
+        config: the run's settings, those that `size` derives among them.
+        facts: what `look_at` returned.
+        accelerator: of the run.
+
+    Raises:
+        UserError: for bad rows under `on_bad_row=stop`.
     """
 
-    config: TrainConfig
-    derived: list[Derived]
-    data: CaptionedImages | CaptionedStream
-    known: CaptionedImages
-    held_out: CaptionedImages | None
-
-    def read(self, progress: bool) -> None:
-        """Read the rows that are at hand."""
+    def __init__(self, rows: Rows, config: TrainConfig, facts: Facts, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        size = facts.height, facts.width
+        like = (config, facts.channels, size, size_buckets(config, size, level_factor(config, facts)))
+        self.known = self.data = CaptionedImages(rows.known, *like)
+        if rows.stream is not None:
+            place = accelerator.process_index, accelerator.num_processes
+            self.data = CaptionedStream(rows.stream, config, facts.channels, size, *place)
+        self.held_out = CaptionedImages(rows.held_out, *like) if rows.held_out is not None else None
         for images in (self.known, self.held_out):
             if images is not None:
-                images.read_all(progress)
+                images.read_all(progress=accelerator.is_local_main_process)
         self.data.size = self.known.size
+        self.bad = set(self.known.bad)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What a run must find again to go on, wherever it is: how many `rows` there are (of a stream: `parts`, its
-        files or their row groups), and digests of the `captions` and of the `pictures`, as they are on disk.
+    def facts(self, tokenizer: Any) -> dict[str, Any]:
+        """What `lint` finds in the rows at hand, as plain data.
 
-        All captions count, and of the pictures as many as `FINGERPRINTED` allows, spread over the set: all of a small
-        one. Of a stream, its head counts.
+        Args:
+            tokenizer (*optional*): by whose tokens captions are measured; else by their bytes.
         """
-        captions, pictures, left = hashlib.sha256(), hashlib.sha256(), FINGERPRINTED_BYTES
-        for images in (self.known, self.held_out):
-            if images is None:
-                continue
-            _add_texts(captions, images.captions)
-            count = len(images.rows)
-            spread = np.linspace(0, count - 1, min(count, FINGERPRINTED)).astype(int)
-            spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
-            for cell in cells(images.rows.select(spread), images.config.image_column):
-                content, path = cell["bytes"] or b"", Path(cell["path"] or "")
-                with contextlib.suppress(OSError, ValueError):  # of a bad row
-                    content = content or (path.read_bytes() if path.is_file() else b"")
-                pictures.update(hashlib.sha256(content).digest())
-                left -= len(content)
-                if left <= 0:
-                    break
-        stream = isinstance(self.data, CaptionedStream)
-        size = {"parts": self.data.parts} if stream else {"rows": len(self.known.rows)}
-        return size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
+        limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
+        longest = min(getattr(tokenizer, "model_max_length", self.config.max_text_length), 2**31)
+        return lint(self.known, longest, **limits).facts(len(self.known), self.known.size)
 
-    def normalise(self, mean: list[float], std: list[float]) -> None:
-        """Set the data's scale: mean and standard deviation of each channel, in [-1, 1] units."""
+    def texts(self) -> Iterator[str]:
+        """All captions of the rows at hand."""
+        return itertools.chain.from_iterable(x.texts() for x in (self.known, self.held_out) if x is not None)
+
+    def normalise(self, network: Any) -> None:
+        """Bring samples to the scale of a network, which a new one has from `data.statistics`.
+
+        Args:
+            network: its config: `sample_mean` and `sample_std` of each channel, in [-1, 1] units.
+        """
         for data in (self.data, self.known, self.held_out):
             if data is not None:
-                data.mean, data.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
+                data.mean, data.std = (
+                    torch.tensor(values).reshape(-1, 1, 1) for values in (network.sample_mean, network.sample_std)
+                )
 
-    def batches(self, accelerator: Accelerator, step: int) -> Iterator[dict[str, Any]]:
+    def validation_samples(self) -> tuple[list, list] | None:
+        """Held-out pictures and as many that are trained on, up to `num_validation_samples`, always the same, as
+        `fixed_items` has them; `None` where none are held out."""
+        if self.held_out is None:
+            return None
+        count = min(self.config.num_validation_samples, len(self.held_out))
+        return fixed_items(self.held_out, count), fixed_items(self.known, count)
+
+    def usual_batch(self, size: int) -> dict[str, Any]:
+        """A batch of so many pictures of the size that most have, some of them several times if there are too few."""
+        buckets = self.known.bucket[self.known.good]
+        positions = np.flatnonzero(buckets == np.bincount(buckets).argmax())
+        return collate([self.known[0, int(positions[i % len(positions)])] for i in range(size)])
+
+    def new_bad_rows(self, batch: dict[str, Any]) -> set[str]:
+        """A line for each bad row that was met in making a batch and is not in `bad` yet; now it is."""
+        new = set(batch["bad"]) - self.bad
+        self.bad |= new
+        return new
+
+    def bad_rows(self) -> list[str]:
+        """A line for each bad row that any process has met. All processes call this."""
+        return sorted(set(gather_object(list(self.bad))))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: where each process stands in a stream, and the bad rows. All processes call
+        this."""
+        stream = gather_object([self.data.state_dict()]) if isinstance(self.data, CaptionedStream) else []
+        return {"stream": stream, "bad": self.bad_rows()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`, to be called before `batches`."""
+        self.bad |= set(state["bad"])
+        if isinstance(self.data, CaptionedStream):
+            places = state["stream"]
+            if message := self.data.load_state_dict(places[min(self.accelerator.process_index, len(places) - 1)]):
+                self.accelerator.print(message)
+
+    def batches(self, step: int) -> Iterator[dict[str, Any]]:
         """Micro-batches without end: of a set at hand from update `step` on, of a stream from its state on."""
-        config, on_gpu = self.config, accelerator.device.type == "cuda"
+        config, accelerator = self.config, self.accelerator
+        on_gpu = accelerator.device.type == "cuda"
         if isinstance(self.data, CaptionedStream):
             return self.data.batches(config.train_batch_size, pin_memory=on_gpu)
         keys = KeyedBatches(
@@ -114,37 +238,6 @@ class Source:
             worker_init_fn=_leave_signals_to_the_run,
         )
         return iter(loader)
-
-
-def open_source(config: TrainConfig, components: dict | None, accelerator: Accelerator) -> Source:
-    """The data that `config` names; nothing of it is read yet.
-
-    Args:
-        components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
-
-    Raises:
-        UserError: as `rows.load_splits`, `rows.held_out`, `streaming.load_stream` and `level_factor` do.
-    """
-    stream = load_stream(config) if config.streaming else None
-    rows, held = held_out(config, load_splits(config)) if stream is None else (stream.head, stream.held_out)
-    first = first_picture(rows, config)
-    saved = components["unet"].config if components else None
-    channels = (saved.in_channels if saved else config.unet.get("in_channels")) or (
-        1 if first.mode in ("1", "L", "I", "I;16") else 3
-    )
-    height, width = picture_size(config, components, first)
-    levels = tuple(saved.block_out_channels) if saved else None
-    derived = derive(config, Facts(None if config.streaming else len(rows), height, width, channels, levels))
-    config = applied(config, derived)
-    factor = level_factor(config, components, (height, width))
-    buckets = size_buckets(config, (height, width), factor)
-    known = CaptionedImages(rows, config, channels, (height, width), buckets)
-    data = known
-    if stream is not None:
-        rank, world = accelerator.process_index, accelerator.num_processes
-        data = CaptionedStream(stream, config, channels, (height, width), rank, world)
-    unseen = CaptionedImages(held, config, channels, (height, width), buckets) if held is not None else None
-    return Source(config, derived, data, known, unseen)
 
 
 def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
@@ -201,20 +294,18 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
-def level_factor(config: TrainConfig, components: dict | None, size: tuple[int, int]) -> int:
+def level_factor(config: TrainConfig, facts: Facts) -> int:
     """The number of which height and width must be multiples, since the U-Net halves them from level to level.
 
     Raises:
-        UserError: where `size` is none, with the nearest that is.
+        UserError: where they are not, with the nearest that are.
     """
     default = inspect.signature(MezzotintUNetModel).parameters["block_out_channels"].default
-    levels = (
-        components["unet"].config.block_out_channels if components else config.unet.get("block_out_channels", default)
-    )
+    levels = facts.block_out_channels or config.unet.get("block_out_channels", default)
     if not isinstance(levels, (list, tuple)) or not levels:
         raise UserError(f"the unet's block_out_channels must be a list of numbers, one a level: got {levels!r}")
     factor = 2 ** (len(levels) - 1)
-    height, width = size
+    height, width = facts.height, facts.width
     if height % factor or width % factor:
         nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
         raise UserError(

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The state of an unfinished run on disk: safetensors for tensors, JSON for the rest, nothing pickled. What is in it is
-the loop's business; how tensors lie on several processes is `sharding.py`'s.
+the business of the learner and the loop; how tensors lie on several processes is `sharding.py`'s.
 
 A checkpoint is one format whatever the sharding: whole tensors, gathered one by one, so that a run goes on with another
 number of processes. It is written aside, synced and renamed, so that a folder named `checkpoint-N` is whole; each
@@ -23,10 +23,9 @@ import torch.distributed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mezzotint_training.config.errors import CannotGoOn, UserError
+from mezzotint_training.config.errors import CannotGoOn, UserError, loading
 from mezzotint_training.engine import sharding
 from mezzotint_training.engine.files import PRIVATE, aside, clear, digest, make_readable, sync
-from mezzotint_training.learning.optimizers import load_optimizer_state, optimizer_state
 
 STATE = "state.json"
 OWN_DIGEST = "sha256 of the rest"
@@ -225,6 +224,12 @@ def load(
         raise UserError(f"checkpoint {folder} is damaged: {name} is not what was written") from None
 
 
+def restoring(state: dict[str, Any]) -> contextlib.AbstractContextManager:
+    """Within it a run takes over what `load` read. Of a state without a digest of its own, which an earlier version
+    wrote, anything may be wrong: what is raised is then the checkpoint's fault, and a `UserError`."""
+    return contextlib.nullcontext() if OWN_DIGEST in state else loading("the checkpoint to resume from")
+
+
 def found(output_dir: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
     folders = [path for path in output_dir.glob("checkpoint-*") if NAME.fullmatch(path.name)]
@@ -259,69 +264,6 @@ def _still_whole(folder: Path, written: int) -> bool:
         return True
     except UserError:
         return False
-
-
-# ------------------------------------------------------------------------------------------------------- what is in it
-
-
-def capture(
-    named, optimizer, lr_scheduler, ema, scaler, averages=None
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """What a run has learned, for `save`.
-
-    Args:
-        named: the trained parameters by name, sharded or not.
-        optimizer, lr_scheduler: as torch's; the optimizer one of `optimizers.py`.
-        ema (`diffusers.training_utils.EMAModel`, or `None`): of `sharding.local(named.values())`.
-        scaler (`torch.amp.GradScaler`, or `None`): of float16 training.
-        averages (`averages.PowerFunctionAverages`, or `None`): of the same by name.
-    """
-    moments, numbers = optimizer_state(optimizer)
-    tensors = {"weights": named, "optimizer": moments}
-    state = {
-        "optimizer": numbers,
-        "lr_scheduler": lr_scheduler.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-    }
-    if ema is not None:
-        shadows = zip(ema.shadow_params, named.values(), strict=True)
-        tensors["ema"] = dict(zip(named, (sharding.like(shadow, p) for shadow, p in shadows), strict=True))
-        state["ema"] = {k: v for k, v in ema.state_dict().items() if k != "shadow_params"}
-    if averages is not None:
-        kept = averages.tensors()
-        tensors["averages"] = {key: sharding.like(x, named[key.partition("/")[2]]) for key, x in kept.items()}
-    return tensors, state
-
-
-def restore(tensors, state, named, optimizer, lr_scheduler, ema, scaler, averages=None) -> None:
-    """The inverse of `capture`, into objects made alike, however many processes share them now and then.
-
-    Raises:
-        UserError: for the weights of another model.
-    """
-    if tensors["weights"].shapes() != {name: list(p.shape) for name, p in named.items()}:
-        raise UserError("the checkpoint to resume from holds other weights than this run trains")
-    with torch.no_grad():
-        for name, p in named.items():
-            p.copy_(sharding.scatter(tensors["weights"][name], p))
-    moments = {
-        key: sharding.scatter(moment, named[owner]) if (owner := key.rpartition(".")[0]) in named else moment
-        for key, moment in tensors["optimizer"].items()
-    }
-    load_optimizer_state(optimizer, moments, state["optimizer"])
-    lr_scheduler.load_state_dict(state["lr_scheduler"])
-    for group, rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
-        group["lr"] = rate  # torch sets it in the next step of the schedule only
-    if ema is not None:
-        shadows = sharding.local(sharding.scatter(tensors["ema"][name], p) for name, p in named.items())
-        ema.load_state_dict({**state["ema"], "shadow_params": shadows})
-        ema.to(next(iter(named.values())).device)
-    if averages is not None:
-        kept = tensors["averages"]
-        cut = (sharding.scatter(x, named[key.partition("/")[2]]) for key, x in kept.items())
-        averages.load(dict(zip(kept, sharding.local(cut), strict=True)))
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest

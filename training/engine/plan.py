@@ -1,9 +1,9 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The plan: what a run will do and cost, before step 1. `--plan` prints it and stops; every run begins with it.
 
-Facts are gathered as plain data, which `metrics.json` keeps beside what the run then measured; `lines` and `time_lines`
-put them into words. Nothing here writes to the disk, and nothing is looked up in a table of machines: memory and
-seconds are measured on batches of the run.
+`make_plan` gathers facts as plain data, which `metrics.json` keeps beside what the run then measured; `lines` and
+`time_lines` put them into words. Nothing here writes to the disk, and nothing is looked up in a table of machines:
+memory and seconds are measured on batches of the run.
 """
 
 import math
@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine import sharding
+from mezzotint_training.engine.process import agreed
+from mezzotint_training.engine.progress import peak_memory
 
 STEPS = 20  # that `--plan` takes, and after which a run says how long it will take
 WARM_UP = 3  # of them, not counted: allocations, compilation, caches
@@ -28,6 +32,52 @@ PATIENCE = 10.0  # seconds after which `memory` tries no batch beyond the run's 
 
 
 # ---------------------------------------------------------------------------------------------------------- the facts
+
+
+def make_plan(
+    config: TrainConfig,
+    data: dict[str, Any],
+    derived: Sequence[str],
+    components: Mapping[str, Any],
+    parameters: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    try_batch: Callable[[int], Any],
+    problems: Sequence[str],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """The plan, but for its seconds: what the run will do, and the memory that it will take, measured on its data. All
+    processes call this.
+
+    Args:
+        config: the run's settings.
+        data: what `Lint.facts` returned.
+        derived: a line for each setting that was derived from the data.
+        components: of the pipeline.
+        parameters, optimizer: what is trained, by name, and by what.
+        try_batch: forward and backward pass on so many pictures, the gradients then thrown away.
+        problems: what would prevent a publication.
+        accelerator: of the run.
+    """
+    device, world = accelerator.device, accelerator.num_processes
+    shards = world if sharding.sharded(accelerator) else 1
+    still_to_come = 0 if optimizer.state else state_bytes(config, optimizer) // shards
+    return {
+        "data": data,
+        "networks": networks(components),
+        "batches": batches(config, None if config.streaming else data["pictures"], world),
+        "derived": list(derived),
+        "memory": memory(
+            try_batch,
+            lambda: peak_memory(device),
+            config.train_batch_size,
+            still_to_come,
+            available_memory(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+            beyond=config.plan,
+            agreed=lambda vote: agreed(accelerator, vote)[0],
+        ),
+        "disk": disk(config, parameters, components, optimizer),
+        "problems": list(problems),
+    }
 
 
 def networks(components: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -180,7 +230,7 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
 
 
 def seconds(
-    config: TrainConfig, steps: Sequence[float], waits: Sequence[float], step: int, processes: int = 1, looks: int = 0
+    config: TrainConfig, steps: Sequence[float], waits: Sequence[float], step: int, processes: int = 1, passes: int = 0
 ) -> dict[str, Any]:
     """Seconds of a step and to the run's end, from some of its steps.
 
@@ -192,7 +242,7 @@ def seconds(
             are left out where there are more.
         step: updates done.
         processes: of the run.
-        looks: pictures that a process passes through the network, forward only, for the held-out losses of one time.
+        passes: pictures that a process passes through the network, forward only, for the held-out losses of one time.
     """
     counted = slice(WARM_UP if len(steps) > WARM_UP else 0, None)
     each = statistics.median(steps[counted])
@@ -202,7 +252,7 @@ def seconds(
     times = math.ceil(config.max_train_steps / config.validation_steps) - step // config.validation_steps
     drawn = len(config.validation_prompts) * config.num_validation_images
     drawn *= config.num_inference_steps * (2 if config.guidance_scale != 1 else 1)
-    parts = {"training": left * each, "drawings": times * drawn * forward, "held-out losses": times * looks * forward}
+    parts = {"training": left * each, "drawings": times * drawn * forward, "held-out losses": times * passes * forward}
     total = sum(parts.values())
     if config.max_train_minutes is not None:
         total = min(total, 60 * config.max_train_minutes)
@@ -224,8 +274,7 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
     """The lines of the plan; what was not measured is left out.
 
     Args:
-        plan: what `data`, `networks`, `batches`, `memory` and `disk` returned, under these names; `derived` and
-            `problems` are lists of lines.
+        plan: what `make_plan` returned, or a part of it.
         every_row: show all rows that will be dropped, not the first `SHOWN`.
     """
     said: list[tuple[str, str]] = []

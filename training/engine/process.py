@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import diffusers
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -99,7 +100,7 @@ def ending_at_once() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def leave(accelerator: Accelerator) -> None:
+def end_together(accelerator: Accelerator) -> None:
     """End together with the other processes; no collective may follow.
 
     Works around a deadlock in gloo (seen with torch 2.13). Its worker thread frees the last tensor shortly after the
@@ -110,6 +111,19 @@ def leave(accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
         time.sleep(0.3)
     accelerator.end_training()
+
+
+def agreed(accelerator: Accelerator, *votes: bool) -> tuple[bool, ...]:
+    """For each vote, whether any process gives it: the same in all processes, which must all call this."""
+    if accelerator.num_processes == 1:
+        return votes
+    given = torch.tensor(votes, dtype=torch.float32, device=accelerator.device)
+    return tuple((accelerator.reduce(given, "sum") > 0).tolist())
+
+
+def seed_dropout(*key: int) -> None:
+    """Seed torch with a hash of `key`: of the run's seed, the update, the micro-step and the process."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a run says of itself while it goes: progress on a terminal or plain lines elsewhere, `metrics.jsonl`, trackers.
-
-What is measured is decided in the loop; here it is only shown and written down.
+"""What a run says of itself while it goes: `Meter` measures and divides, `Report` shows and writes down: progress on a
+terminal or plain lines elsewhere, `metrics.jsonl`, trackers.
 """
 
 import json
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import write_text
+from mezzotint_training.engine.progress import peak_memory
 
+T = TypeVar("T")
 SHOWN = {
     "loss": "loss {:.4f}",
     "images_per_second": "{:.0f} images/s",
@@ -63,15 +66,93 @@ class Losses:
         return loss.item(), [x / n if n else None for x, n in zip(sums.tolist(), counts.tolist(), strict=True)]
 
     def state(self) -> list:
-        """Of all processes, which must all call this; plain lists, exact."""
+        """The entries of all processes as plain lists, exact. Every process must call it."""
         if not self.entries:
             return []
         entries = torch.stack(self.entries)
         return self.accelerator.gather(entries[None]).tolist()
 
 
+class Meter:
+    """The losses and the speed of a run since the last line of its log, and its speed in all.
+
+    Args:
+        accelerator: of the run.
+        pictures: of an update.
+        timed: how many updates from the first on are kept in `timed`.
+    """
+
+    def __init__(self, accelerator: Accelerator, pictures: int, timed: int = 0):
+        self.accelerator, self.pictures = accelerator, pictures
+        self.losses = Losses(accelerator)
+        self.updates, self.busy = 0, 0.0  # in all, and their seconds
+        self.timed: list[tuple[float, float]] = []  # seconds of each of the first updates, and of them for data
+        self._most_timed = timed
+        self._recent: list[tuple[float, float]] = []  # the same of the updates since the last line of the log
+        self._began: float | None = None  # the update that is going on
+        self._waited, self._added = 0.0, 0
+
+    def waiting(self, batches: Iterator[T]) -> T:
+        """The next batch. The time that it takes is the wait for data; an update begins with its first batch."""
+        asked = time.perf_counter()
+        if self._began is None:
+            self._began = asked
+        batch = next(batches)
+        self._waited += time.perf_counter() - asked
+        return batch
+
+    def add(self, losses: torch.Tensor, uniform: torch.Tensor) -> None:
+        """Take in a micro-step; see `Losses.add`."""
+        self.losses.add(losses, uniform.to(losses.device))
+        self._added += 1
+
+    def advance(self, norm: float) -> None:
+        """End an update whose gradient had this norm. Where that is not finite, its losses are forgotten."""
+        now = time.perf_counter()
+        if not math.isfinite(norm):
+            self.losses.take_back(self._added)
+        spent = now - (now if self._began is None else self._began)
+        self._recent.append((spent, self._waited))
+        if self.updates < self._most_timed:
+            self.timed.append(self._recent[-1])
+        self.updates, self.busy = self.updates + 1, self.busy + spent
+        self._began, self._waited, self._added = None, 0.0, 0
+
+    def figures(self, norm: float, learning_rate: float, skipped_steps: int) -> dict[str, Any]:
+        """What the log says of the updates since it was last called, of the last one among them its `norm` (where it is
+        finite) and `learning_rate`, of the run `skipped_steps`. Every process must call it."""
+        loss, by_noise_level = self.losses.means()
+        busy, waited = map(sum, zip(*self._recent, strict=True))
+        rate = len(self._recent) * self.pictures / busy
+        self._recent.clear()
+        return {
+            "loss": loss,
+            "loss_by_noise_level": by_noise_level,
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            "learning_rate": learning_rate,
+            "images_per_second": rate,
+            "data_wait": waited / busy,
+            "peak_memory": peak_memory(self.accelerator.device),
+            "skipped_steps": skipped_steps,
+        }
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all updates so far."""
+        return self.updates * self.pictures / max(self.busy, 1e-9)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it. Every process must call it."""
+        return {"losses": self.losses.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.losses = Losses(self.accelerator, state["losses"])
+
+
 class Report:
-    """Of one run, from update `step` to `total`. Only the main process shows and writes anything.
+    """Shows and records the progress of one run: on the terminal, in metrics.jsonl, in trackers. Only the main process
+    shows and writes anything.
 
     Args:
         output_dir: where `metrics.jsonl` is; what an interrupted run wrote there after update `step` is taken out,

@@ -96,7 +96,7 @@ def check_state(state: dict[str, Any]) -> None:
 
 
 def same_data(state: dict[str, Any], now: dict[str, Any], place: Path | str, say: Callable[[str], object]) -> None:
-    """Compare the data of a checkpoint's run with those of now, by `Source.fingerprint`.
+    """Compare the data of a checkpoint's run with those of now, by `source.fingerprint`.
 
     Raises:
         UserError: for other data.

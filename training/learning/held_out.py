@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import denoising_loss
 
 # Where in the schedule, as a share of its timesteps: the middles of four quarters, in the order of the noise
@@ -21,7 +22,7 @@ Z = 2.0
 Verdict = Literal["improving", "flat", "overfitting", "worse"]
 
 
-class HeldOut:
+class HeldOutLoss:
     """Pictures with fixed noise at each of `LEVELS`, shared out to the processes.
 
     Args:
@@ -84,7 +85,7 @@ class HeldOut:
         return losses
 
 
-class Course:
+class LossHistory:
     """The held-out losses of a run so far, boiled down to what the next verdict needs.
 
     `last` are the figures of the last verdict; `state` is what a checkpoint keeps of it all, plain lists and numbers.
@@ -98,20 +99,20 @@ class Course:
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "last": self.last}
 
-    def judge(self, step: int, held_out: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+    def verdict(self, step: int, held_out: np.ndarray, trained_on: np.ndarray) -> dict[str, Any]:
         """What these losses say against the best before, by paired differences over pictures.
 
         Args:
             step: the update they were taken at.
             held_out (`np.ndarray` of shape `(pictures, levels)`): of pictures that are not trained on.
-            seen (`np.ndarray` of shape `(pictures, levels)`): of pictures that are.
+            trained_on (`np.ndarray` of shape `(pictures, levels)`): of pictures that are.
 
         Returns:
             figures for the log, and a `verdict`: `improving` (the held-out loss is lower), `flat` (no different),
-            `overfitting` (higher, while that of the seen pictures is lower) or `worse` (higher, and that of the seen is
-            not lower); the first time `None`.
+            `overfitting` (higher, while that of pictures that are trained on is lower) or `worse` (higher, while that
+            is not lower); the first time `None`.
         """
-        now = {"step": step, "held_out": held_out.mean(1).tolist(), "seen": seen.mean(1).tolist()}
+        now = {"step": step, "held_out": held_out.mean(1).tolist(), "seen": trained_on.mean(1).tolist()}
         verdict: Verdict | None = None
         if self.best is not None:
             change = _difference(now["held_out"], self.best["held_out"])
@@ -123,10 +124,56 @@ class Course:
         self.last = {
             "held_out_loss": float(held_out.mean()),
             "held_out_loss_by_noise_level": held_out.mean(0).tolist(),
-            "seen_loss": float(seen.mean()),
+            "seen_loss": float(trained_on.mean()),
             "verdict": verdict,
         }
         return self.last
+
+
+class Validation:
+    """A run's looks at how well it does on held-out pictures, and beside them on as many that it trains on.
+
+    Args:
+        samples: what `HeldOutLoss` takes: the held-out pictures, and those that are trained on. `None` where no
+            pictures are held out: `look` then finds nothing.
+        batch_size, accelerator: as of `HeldOutLoss`.
+    """
+
+    def __init__(self, samples: tuple[list, list] | None, batch_size: int, accelerator: Accelerator):
+        self.losses = [HeldOutLoss(items, batch_size, accelerator) for items in samples or ()]
+        self.history = LossHistory()
+
+    @property
+    def passes(self) -> int:
+        """Pictures that this process passes through the network, forward only, for one look at the most."""
+        return 3 * self.losses[0].passes if self.losses else 0
+
+    def look(self, step: int, unet: torch.nn.Module, scheduler, encode: Callable, learner: Learner) -> dict[str, Any]:
+        """What the log says of the network after update `step`: the losses of the weights that are published, with a
+        verdict, and where these are an average also the loss of the last ones. All processes call this.
+
+        Args:
+            unet, scheduler, encode: as of `HeldOutLoss.losses`.
+            learner: that holds these weights.
+        """
+        if not self.losses:
+            return {}
+        held_out, trained_on = self.losses
+        raw = {}
+        if learner.ema is not None:
+            with learner.evaluated():
+                raw["held_out_loss_raw"] = float(held_out.losses(unet, scheduler, encode).mean())
+        with learner.averaged():
+            both = [part.losses(unet, scheduler, encode) for part in (held_out, trained_on)]
+        return raw | self.history.verdict(step, *both)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"course": self.history.state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.history = LossHistory(state["course"])
 
 
 def _difference(after: list[float], before: list[float]) -> int:

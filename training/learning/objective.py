@@ -1,8 +1,12 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The training objective: which noise level, which target, which weight. The loss and nothing else."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from mezzotint_training.config.settings import TrainConfig
 
@@ -74,3 +78,40 @@ def denoising_loss(
         return_dict=False,
     )[0]
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+
+
+def training_loss(
+    config: TrainConfig,
+    unet: torch.nn.Module,
+    scheduler,
+    batch: dict[str, Any],
+    encode: Callable[[list[str]], tuple[torch.Tensor | None, torch.Tensor | None]],
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """The loss of each sample of a batch, in the precision that the run computes in.
+
+    Args:
+        config: the run's settings, which say how noise levels are drawn.
+        unet, scheduler: as of `denoising_loss`.
+        batch: `sample` and `noise` of shape `(batch_size, channels, *spatial)`, `uniform` in [0, 1) of shape
+            `(batch_size,)`, `captions`, and `augment_labels` where samples are augmented.
+        encode: captions to `(encoder_hidden_states, encoder_attention_mask)`.
+        accelerator: of the run.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`, in float32.
+    """
+    device = accelerator.device
+    tensors = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    with accelerator.autocast():
+        text, mask = encode(batch["captions"])
+        return denoising_loss(
+            unet,
+            scheduler,
+            tensors["sample"],
+            tensors["noise"],
+            draw_timesteps(config, scheduler, batch["uniform"]).to(device, torch.float32),
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            augment_labels=tensors.get("augment_labels"),
+        )

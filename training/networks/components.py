@@ -1,5 +1,11 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""New components for a run, made from its settings and the data. Those of a saved pipeline are in `saved.py`."""
+"""The components that a run trains: new ones, made from its settings and the data, or those of a saved pipeline
+(`saved.py`) made ready."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
 
 from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config.errors import UserError
@@ -7,7 +13,9 @@ from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
+from mezzotint_training.networks.adapters import add_adapters
+from mezzotint_training.networks.saved import check_finite
+from mezzotint_training.networks.text import load_text_encoder, new_text_encoder, train_what_is_read
 
 
 def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
@@ -36,3 +44,42 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
     except ValueError as error:
         raise UserError(str(error)) from None
     return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+
+
+def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
+    """Bring the networks to their device and make those ready that are trained: the U-Net, and the text encoder if
+    `train_text_encoder` says so or it is new.
+
+    Args:
+        config: which also says whether they get adapters, recompute activations, lie channels-last or are compiled.
+        components: `unet` and `text_encoder`, which may be `None`, are changed in place.
+        accelerator: of the run.
+
+    Returns:
+        those that are trained, by name, in training mode; the parameters to train ask for gradients, others do not.
+
+    Raises:
+        UserError: for weights that are not finite, or adapters that do not fit the networks.
+    """
+    networks = {name: components[name] for name in ("unet", "text_encoder") if components[name] is not None}
+    train_text = config.train_text_encoder
+    if train_text is None:
+        train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
+    trained = {name: model for name, model in networks.items() if name == "unet" or train_text}
+    for name, model in networks.items():
+        check_finite(name, model)
+        model.to(accelerator.device).requires_grad_(name in trained).train(name in trained)
+    unet, text_encoder = components["unet"], trained.get("text_encoder")
+    if config.adapter is not None:
+        add_adapters(config, unet, components["text_encoder"], train_text)
+    elif text_encoder is not None:
+        train_what_is_read(text_encoder)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        if text_encoder is not None:  # by the name of transformers from 5.23 on, or the one before
+            getattr(text_encoder, "activation_checkpointing_enable", text_encoder.gradient_checkpointing_enable)()
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        unet.compile()
+    return trained

@@ -3,6 +3,7 @@
 as they are published."""
 
 import json
+import platform
 import re
 import shlex
 from dataclasses import asdict
@@ -20,7 +21,10 @@ from mezzotint import MezzotintPipeline, hub
 from mezzotint_training.config.errors import CannotGoOn, one_line
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.files import aside, replacing, sync, write_text
-from mezzotint_training.engine.report import finite
+from mezzotint_training.engine.position import Position
+from mezzotint_training.engine.progress import peak_memory
+from mezzotint_training.engine.report import Meter, finite
+from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.adapters import save_adapters
 from mezzotint_training.publishing import card
 
@@ -71,6 +75,54 @@ def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, acceler
     return name
 
 
+def figures(
+    position: Position,
+    meter: Meter,
+    learner: Learner,
+    components: dict[str, Any],
+    *,
+    pictures: int,
+    bad_rows: int,
+    held_out: dict[str, Any] | None,
+    plan: dict[str, Any],
+) -> dict[str, Any]:
+    """What a finished run measured, for `finish`.
+
+    Args:
+        position, meter, learner: of the run.
+        components: `unet` and `text_encoder`, which may be `None`. Of these the parameters are counted: of adapters
+            those that were trained.
+        pictures: that were trained on.
+        bad_rows: that were left out.
+        held_out: the figures of the last look at held-out pictures, if there were any.
+        plan: what was said before step 1.
+    """
+    accelerator, whole = learner.accelerator, position.config.adapter is None
+    return {
+        "updates": meter.updates,
+        "steps": position.step,
+        "loss": position.loss,
+        "seconds": position.seconds,
+        "images_per_second": meter.images_per_second,
+        "pictures": pictures,
+        "bad_rows": bad_rows,
+        "skipped_steps": position.skipped_steps,
+        "parameters": {
+            name: sum(p.numel() for p in components[name].parameters() if p.requires_grad or whole)
+            for name in ("unet", "text_encoder")
+            if components[name] is not None and (name in learner.trained or whole)
+        },
+        "peak_memory": peak_memory(accelerator.device),
+        "device": str(accelerator.device),
+        "processor": platform.processor() or platform.machine(),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "held_out": held_out,
+        "plan": plan,
+    }
+
+
 def finish(
     pipe: MezzotintPipeline, config: TrainConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -80,7 +132,7 @@ def finish(
 
     Args:
         pipe: with the weights to publish.
-        metrics: what the run measured; of a finished run that is run again (`updates` 0), what is there stays.
+        metrics: what `figures` returned; of a finished run that is run again (`updates` 0), what is there stays.
 
     Returns:
         the figures that are in `metrics.json`.
@@ -88,11 +140,11 @@ def finish(
     Raises:
         CannotGoOn: for an upload that failed; the finished pipeline is there.
     """
-    figures = output_dir / "metrics.json"
-    again = metrics.pop("updates") == 0 and figures.is_file()
+    path = output_dir / "metrics.json"
+    again = metrics.pop("updates") == 0 and path.is_file()
     if again:
         try:
-            before = json.loads(figures.read_text(encoding="utf-8"))
+            before = json.loads(path.read_text(encoding="utf-8"))
             again = before["steps"] == metrics["steps"]  # else they are of a shorter run that was finished before
         except (ValueError, KeyError, TypeError):
             again = False
@@ -118,7 +170,7 @@ def finish(
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
             (output_dir / card.EVALUATION).unlink(missing_ok=True)
-        write_text(figures, json.dumps(finite(metrics), indent=1) + "\n")
+        write_text(path, json.dumps(finite(metrics), indent=1) + "\n")
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
     accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")
