@@ -1,0 +1,1 @@
+"""What a run costs and what it reaches, measured beside others; nothing imports from here."""

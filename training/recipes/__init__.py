@@ -1,0 +1,1 @@
+"""Named recipes: differences from the defaults, as YAML files."""
