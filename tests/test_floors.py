@@ -124,9 +124,8 @@ def test_every_room_is_on_a_floor_and_says_in_a_line_what_it_is_for():
 def test_no_room_or_program_hides_a_library():
     """A program that runs as a script has its own folder first on the path."""
     elsewhere = [path for path in sys.path if path and ROOT not in Path(path).resolve().parents and Path(path) != ROOT]
-    names = {path.stem for path in (ROOT / "training").iterdir() if path.is_dir() or path.suffix == ".py"} - {
-        "__init__"
-    }
+    found = {path.stem for path in (ROOT / "training").iterdir() if path.is_dir() or path.suffix == ".py"}
+    names = found - {"__init__"}
     assert len(names) > 10
     found = {name: importlib.machinery.PathFinder.find_spec(name, elsewhere) for name in names - {"evaluate"}}
     assert [name for name, spec in found.items() if spec is not None and spec.origin is not None] == []
