@@ -116,6 +116,16 @@ def lose_tokenizer(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
+def lose_code(folder: Path) -> None:
+    next(folder.glob("unet/*.py")).unlink()
+
+
+def name_no_file(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"][0] = True
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 def nest_recipe(folder: Path) -> None:
     (folder / "recipe.yaml").write_text("seed: " + "[" * 5000 + "]" * 5000)
 
@@ -134,6 +144,8 @@ def empty_card(folder: Path) -> None:
         (spoil_weights, "run cannot be loaded: "),
         (pickle_weights, "run cannot be loaded: "),
         (spoil_index, "run must hold a finished pipeline: its model_index.json is not a pipeline's"),
+        (name_no_file, "run must hold a finished pipeline: its model_index.json is not a pipeline's"),
+        (lose_code, "run must hold the code that its model_index.json names: unet/unet_mezzotint_v"),
         (link_weights, "diffusion_pytorch_model.safetensors must be a plain file, and no link, to be published"),
         (spoil_numbers, "weights must be finite numbers: "),
         (lose_tokenizer, "this pipeline has no tokenizer"),

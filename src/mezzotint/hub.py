@@ -212,17 +212,27 @@ def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
+def code(index: dict[str, Any]) -> set[str]:
+    """The paths of a pipeline's code: its own class's and its components', as far as they are of a checkpoint.
+
+    Raises:
+        ValueError: for a class that is named by neither a name nor a file's stem and a name.
+    """
+    own = index.get("_class_name")
+    if isinstance(own, list) and [type(x) for x in own] != [str, str]:
+        raise ValueError(f"_class_name must be a class, or a file and a class: got {own}")
+    modules = {"": own[0] if isinstance(own, list) else None}
+    modules |= {f"{name}/": library for name, (library, _) in _components(index).items()}
+    return {f"{place}{x}.py" for place, x in modules.items() if x is not None and VERSIONED.fullmatch(x)}
+
+
 def _of_pipeline(index: dict[str, Any]) -> str:
     """A pattern of the paths of a pipeline's own files: its index, and its components with their code."""
-    own = index.get("_class_name")
-    modules = {"": own[0] if isinstance(own, list) and own else None}
-    patterns = [re.escape(INDEX)]
+    patterns = [re.escape(INDEX), *map(re.escape, code(index))]
     for name, (library, kind) in _components(index).items():
-        modules[f"{name}/"] = library
         words = getattr(getattr(transformers, kind, None), "vocab_files_names", {}) if library == "transformers" else {}
         own_names = [re.escape(x) for x in words.values() if isinstance(x, str)]
         patterns.append(f"{name}/({'|'.join([COMPONENT, *own_names])})")
-    patterns += [f"{place}{x}\\.py" for place, x in modules.items() if isinstance(x, str) and VERSIONED.fullmatch(x)]
     return "|".join(patterns)
 
 

@@ -102,6 +102,19 @@ ENCODERS = {
 }
 
 
+def test_code_of_a_component_that_is_nobodys_is_refused_in_one_line(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    for component, entry, words in [
+        ("unet", [index["unet"][0], "../secret"], "model_index.json must give unet as a class of mezzotint: got '../s"),
+        ("text_encoder", ["evil", "Evil"], "The directory .*text_encoder contains custom code in evil.py .*=True"),
+    ]:
+        (folder / "text_encoder/evil.py").write_text("raise SystemExit")
+        (folder / "model_index.json").write_text(json.dumps(index | {component: entry}))
+        with pytest.raises(ValueError, match=words) as error:
+            load_installed(folder)
+        assert "\n" not in str(error.value)
+
+
 @LIVES
 @pytest.mark.parametrize("name", ENCODERS)
 def test_text_encoders_of_all_kinds_load(make_pipe, tmp_path, load, name):

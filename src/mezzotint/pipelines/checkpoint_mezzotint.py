@@ -228,9 +228,12 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
                 stems = (
                     [f"mezzotint.{package}.{match['stem']}" for package in ("models", "schedulers")] if match else []
                 )
-                found = getattr(sys.modules["mezzotint"], str(entry[1]), None) if sys.modules.keys() & stems else None
-                if isinstance(found, type):  # wherever it is defined today
-                    index[name] = [found.__module__, found.__name__]
+                if sys.modules.keys() & stems:
+                    found = getattr(sys.modules["mezzotint"], str(entry[1]), None)
+                    if not isinstance(found, type):
+                        got = reprlib.repr(entry[1])
+                        raise ValueError(f"{cls.config_name} must give {name} as a class of mezzotint: got {got}")
+                    index[name] = [found.__module__, found.__name__]  # wherever it is defined today
         return loaded
 
     @classmethod
@@ -251,7 +254,12 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             if given is not None and not isinstance(given, kinds):
                 got = " ".join(reprlib.repr(given).split())
                 raise ValueError(f"{name} must be a {kinds[0].__name__}: got {got}")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:
+            if "\n" not in str(error):
+                raise
+            raise ValueError(" ".join(str(error).split())) from error
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
