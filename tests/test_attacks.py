@@ -246,7 +246,7 @@ def judge(attack: Attack, outcome: Outcome, field: Field) -> tuple[str, str]:
     if outcome.code is None:
         places = re.findall(r'^  File "(.*)", line (\d+) in (\w+)', outcome.err, re.MULTILINE)
         return "ugly", "hangs in " + " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in places[:4])
-    lines = outcome.err.splitlines()
+    lines = [line for line in outcome.err.splitlines() if not line.endswith(" examples/s]")]  # how far `datasets` is
     if outcome.code == 0 or len(lines) != 1:  # without those that it prints undisturbed, whatever their numbers
         known = {re.sub(r"\d+", "#", line) for line in field.reference(attack.victim).err.splitlines()}
         lines = [line for line in lines if re.sub(r"\d+", "#", line) not in known]
