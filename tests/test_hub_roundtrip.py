@@ -5,6 +5,7 @@ mezzotint is installed, and a stranger's, where it cannot be imported. Both know
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -93,17 +94,14 @@ def hub():
 
 @pytest.fixture(scope="module")
 def processes(hub, tmp_path_factory):
-    """The owner's and the stranger's interpreter and a training run, started side by side."""
+    """The owner's and the stranger's interpreter, started side by side."""
     root = tmp_path_factory.mktemp("processes")
     environment = {life: hub.environment(root / life) | {"OMP_NUM_THREADS": "1"} for life in ("owner", "stranger")}
     found = {life: Interpreter(life, environment[life], root) for life in environment}
-    command = [sys.executable, "-m", "mezzotint_training.train", *shlex.split(TRAINING)]
-    with (root / "training.log").open("w") as log:
-        training = subprocess.Popen(command, env=environment["owner"], cwd=root, stdout=log, stderr=subprocess.STDOUT)
-    yield found | {"training": training, "root": root}
-    for process in (found["owner"].process, found["stranger"].process, training):
-        process.kill()
-        process.communicate()
+    yield found | {"root": root}
+    for life in environment:
+        found[life].process.kill()
+        found[life].process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -379,10 +377,9 @@ def test_a_failed_publication_changes_nothing(hub, owner, saved, tmp_path, folde
 
 
 @pytest.fixture(scope="module")
-def run(processes):
+def run(processes, owner):
     """The folder of a finished training run that was published as user/tiny."""
-    code = processes["training"].wait(timeout=300)
-    assert code == 0, (processes["root"] / "training.log").read_text()
+    assert owner(train, *shlex.split(TRAINING)) == 0
     return processes["root"] / "runs/tiny"
 
 
@@ -654,6 +651,12 @@ def publish(*argv, in_place_of=None, environment=()):
     return code, out.getvalue(), err.getvalue()
 
 
+def train(*argv):
+    from mezzotint_training import train
+
+    return train.main(list(argv))
+
+
 def run_example(folder, script, output):
     from PIL import Image
 
@@ -688,6 +691,7 @@ def serve(life: str) -> None:
         for name in names:
             getattr(library, name)  # both import a module when it is asked for
 
+    gc.freeze()  # what all forks share is not looked through, and so not copied, in each
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed goes where errors go
     for line in sys.stdin:
