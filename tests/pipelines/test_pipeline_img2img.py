@@ -2,6 +2,7 @@
 of timesteps and a network whose predictions are known in closed form."""
 
 import inspect
+import warnings
 from types import SimpleNamespace
 
 import diffusers
@@ -143,6 +144,20 @@ def test_pictures_of_every_kind_start_alike(make_img2img):
     close(draw(pipe, [PROMPT, "b"], image=pil, latents=torch.ones(2, 3, 6, 8))[1:], one)
     kept = draw(pipe, image=tensor[:1], strength=1.0, timesteps=[1.0])
     assert (kept - tensor[:1]).abs().max() < 0.2  # hardly noised, what comes back is the picture
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_every_kind_are_read_alike(make_img2img, channels):
+    """Grey, coloured and with transparency, without a warning."""
+    pipe = make_img2img(in_channels=channels)
+    array = np.random.default_rng(0).integers(0, 256, (2, 8, 8, channels), dtype=np.uint8)
+    tensor = torch.from_numpy(array).movedim(-1, 1) / 255
+    pil = [Image.fromarray(x.squeeze()) for x in array]
+    kinds = [pil, array / np.float32(255), tensor, list(tensor), [tensor[:1], tensor[1:]]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in kinds:
+            close(pipe.read_image(kind), 2 * tensor - 1)
 
 
 def test_pictures_of_a_prompt_and_lists_of_generators(make_img2img, picture):

@@ -140,6 +140,8 @@ class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin,
             images = [x.convert({1: "L", 4: "RGBA"}.get(channels, "RGB")) for x in images]
         elif images[0].ndim not in (3, 4):
             raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
+        elif images[0].ndim == 4:
+            images = np.concatenate(images) if kinds == {np.ndarray} else torch.cat(images)
         found = self.image_processor.preprocess(images)  # (B, C, H, W)
         if found.shape[1] != channels or not found.isfinite().all():
             raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")

@@ -129,7 +129,8 @@ class MezzotintSamplingMixin:
             guidance_unet=guidance_unet,
             classifier=classifier,
         )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+        # With 4 channels for those of latents, its default, a picture with transparency would not be normalised
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0, do_resize=False)
         self._guidance_scale = 1.0
         self._interrupt = False
         self._origin = None  # of the copy that a call makes, the pipeline
