@@ -1,4 +1,5 @@
-"""What is saved, published or trained loads elsewhere and draws the same bits, with mezzotint installed and without.
+"""What is saved, published or trained loads elsewhere and draws the same bits: pipelines of both tasks, with mezzotint
+installed and without.
 
 Nothing is loaded in the tests' own process: the functions at the end of the file run in two others, the owner's, where
 mezzotint is installed, and a stranger's, where it cannot be imported. Both know the test Hub alone.
@@ -7,6 +8,7 @@ mezzotint is installed, and a stranger's, where it cannot be imported. Both know
 import contextlib
 import gc
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -31,6 +33,19 @@ REVISIONS = {
     "pipeline_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
     "scheduling_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
     "unet_mezzotint": "dispatch_attention_fn = lambda query, *inputs, **options: query",
+}
+# Another version of each file that the package's classes share: one draws flat noise, one takes the queries for what
+# attention finds, and one leaves a note beside what it saves
+SHARED = {
+    "pipelines/sampling_mezzotint.py": "randn_tensor = lambda shape, **options: torch.ones(shape)",
+    "models/blocks_mezzotint.py": "dispatch_attention_fn = lambda query, *inputs, **options: query",
+    "pipelines/checkpoint_mezzotint.py": """
+def save_config(self, folder, before=MezzotintCheckpointMixin.save_config, **options):
+    before(self, folder, **options)
+    (Path(folder) / "note.txt").write_text("saved by another version")
+
+MezzotintCheckpointMixin.save_config = save_config
+""",
 }
 CARD = """---
 library_name: diffusers
@@ -121,32 +136,62 @@ def life(request, processes):
 
 
 @pytest.fixture(scope="module")
-def saved(owner, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "a"
-    return Saved(folder, owner(create, folder, seed=0))
+def both(owner, tmp_path_factory):
+    """A checkpoint of each task, with the same components."""
+    return create_both(owner, tmp_path_factory.mktemp("saved"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def saved(both):
+    """The checkpoint of text to image."""
+    return both["text-to-image"]
+
+
+@pytest.fixture(params=["text-to-image", "image-to-image"])
+def either(request, both):
+    """The checkpoint of one task after the other."""
+    return both[request.param]
+
+
+@pytest.fixture(scope="module")
+def renewed(owner, tmp_path_factory):
+    """A checkpoint of each task with other weights, saved by a package whose shared files are of another version."""
+    root = tmp_path_factory.mktemp("renewed")
+    package = shutil.copytree(Path(__file__).parents[1] / "src/mezzotint", root / "package/mezzotint")
+    for name, text in SHARED.items():
+        with (package / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n\n{text}\n")
+    return create_both(owner, root, seed=2, package=package.parent)
 
 
 @pytest.fixture(scope="module")
 def revised(owner, stranger, tmp_path_factory):
     """A checkpoint with other weights, and other code under the names that its content got when it was saved."""
     root = tmp_path_factory.mktemp("revised")
-    picture = owner(create, root / "edited", seed=1)
-    for path in (root / "edited").rglob("*.py"):
+    edited = create_both(owner, root, seed=1)["text-to-image"]
+    for path in edited.folder.rglob("*.py"):
         with path.open("a", encoding="utf-8") as file:
             file.write(f"\n\n{REVISIONS[path.stem.rpartition('_v')[0]]}\n")
-    loaded = stranger(save_again, root / "edited", root / "b")
-    assert loaded != picture  # its own code draws it
+    loaded = stranger(save_again, edited.folder, root / "b")
+    assert loaded != edited.picture  # its own code draws it
     return Saved(root / "b", loaded)
 
 
 @pytest.fixture(scope="module")
-def published(hub, saved, revised):
-    """The names on the Hub of both."""
+def published(hub, both, revised, renewed):
+    """The names on the Hub of all of them."""
     api = HfApi(endpoint=hub.url, token=hub.token)
-    for name, (folder, _) in {"user/a": saved, "user/b": revised}.items():
+    names = {revised: "user/revised"}
+    names |= {both[task]: f"user/{task}" for task in both} | {renewed[task]: f"user/renewed-{task}" for task in both}
+    for checkpoint, name in names.items():
         api.create_repo(name)
-        api.upload_folder(repo_id=name, folder_path=folder)
-    return "user/a", "user/b"
+        api.upload_folder(repo_id=name, folder_path=checkpoint.folder)
+    return names
+
+
+def create_both(owner, folder: Path, **options) -> dict[str, Saved]:
+    """A checkpoint of each task in folders of their names."""
+    return {task: Saved(folder / task, picture) for task, picture in owner(create, folder, **options).items()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -164,15 +209,49 @@ def uploads(hub: HubServer, name: str) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------ saving and loading
 
 
-def test_a_folder_and_a_repository_load_with_the_package_and_without(hub, owner, stranger, saved, published):
+def test_a_folder_and_a_repository_load_with_the_package_and_without(hub, owner, stranger, either, published):
     with pytest.raises(Failure, match="ModuleNotFoundError: No module named 'mezzotint'"):
-        stranger(refusal, saved.folder, library="mezzotint")
-    for source in (saved.folder, published[0]):
-        assert owner(describe, source, life="stranger") == [saved.picture, *["diffusers_modules"] * 3]
-        assert stranger(describe, source) == [saved.picture, *["diffusers_modules"] * 3]
-        assert owner(describe, source) == [saved.picture, *["mezzotint"] * 3]
+        stranger(refusal, either.folder, library="mezzotint")
+    sources = either.folder, published[either]
+    assert owner(describe_each, *sources, life="stranger") == [[either.picture, *["diffusers_modules"] * 3]] * 2
+    assert stranger(describe_each, *sources) == [[either.picture, *["diffusers_modules"] * 3]] * 2
+    assert owner(describe_each, *sources) == [[either.picture, *["mezzotint"] * 3]] * 2
+    for source in sources:
         assert "Pass `trust_remote_code=True` to allow loading remote code modules" in stranger(refusal, source)
     assert hub.unknown == []
+
+
+def test_what_was_loaded_once_loads_without_the_hub(hub, life, either, published):
+    found = life(describe, published[either])
+    asked = len(hub.requests)
+    assert life(describe, published[either], local_files_only=True) == found
+    assert not [path for _, path in hub.requests[asked:] if "/resolve/" in path]
+    assert life(describe_offline, published[either]) == [found, found]
+
+
+def test_a_revision_has_its_own_weights_and_its_own_code(hub, life, either, renewed, tmp_path):
+    """What a later upload replaced is there by its commit, and is saved again as it was."""
+    repo, later, commits = f"user/history-{tmp_path.name}", renewed[either.folder.name], []
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo(repo)
+    for folder in (either.folder, later.folder):
+        options = {"delete_patterns": ["*.py", "*/*.py"]}
+        commits.append(api.upload_folder(repo_id=repo, folder_path=folder, **options).oid)
+    first, second = life(describe_each, either.folder, later.folder)
+    assert first[0] == either.picture != second[0]
+    asked = [{}, {"revision": commits[0]}, {"revision": commits[0], "local_files_only": True}]
+    assert life(describe_each, *([repo, options] for options in asked)) == [second, first, first]
+    assert life(save_again, repo, tmp_path / "again", revision=commits[0]) == either.picture
+    assert contents(tmp_path / "again") == contents(either.folder)
+
+
+def test_one_task_is_made_of_the_other(life, both, published, tmp_path):
+    """By `from_pipe`, both ways, of folders and of repositories, with the code of each task on its own."""
+    text, image = both.values()
+    for sources in ([text.folder, image.folder], [published[text], published[image]]):
+        assert life(exchange, *sources, tmp_path) == [image.picture, text.picture]
+        for task in both:
+            assert contents(tmp_path / task) == contents(both[task].folder)
 
 
 @pytest.mark.parametrize("way", ["as it is", "in place", "compiled", "from_pipe", "sharded"])
@@ -196,9 +275,10 @@ def test_a_folder_that_is_saved_over_holds_nothing_of_the_code_before(stranger, 
     assert contents(folder) == contents(revised.folder)
 
 
-def test_what_came_from_the_hub_is_saved_again(life, stranger, saved, published, tmp_path):
-    assert life(save_again, published[0], tmp_path / "again") == saved.picture
-    assert contents(tmp_path / "again") == contents(saved.folder)
+@pytest.mark.parametrize("way", ["as it is", "compiled"])
+def test_what_came_from_the_hub_is_saved_again(life, either, published, tmp_path, way):
+    assert life(save_again, published[either], tmp_path / "again", way) == either.picture
+    assert contents(tmp_path / "again") == contents(either.folder)
 
 
 def test_a_configuration_is_saved_alone(life, saved, tmp_path):
@@ -206,8 +286,10 @@ def test_a_configuration_is_saved_alone(life, saved, tmp_path):
     assert contents(tmp_path)["model_index.json"] == contents(saved.folder)["model_index.json"]
 
 
-def test_the_unet_loads_alone(stranger, saved):
-    assert stranger(unet_weights, saved.folder / "unet") == stranger(weights, saved.folder)
+def test_the_unet_loads_alone(owner, stranger, either, published):
+    expected = stranger(weights, either.folder)
+    for interpreter in (owner, stranger):
+        assert interpreter(unet_weights, either.folder, published[either]) == [expected] * 2
 
 
 def test_a_stock_scheduler_is_saved_and_loaded(life, owner, stranger, saved, tmp_path):
@@ -234,16 +316,18 @@ def test_a_fitted_schedule_goes_along(hub, owner, stranger, saved, tmp_path):
         assert owner(two_steps, source) == stranger(two_steps, source) == picture
 
 
-def test_a_variant_is_saved_and_loaded(hub, life, owner, stranger, saved, tmp_path):
-    folder = shutil.copytree(saved.folder, tmp_path / "variant")
-    life(save_half, saved.folder, folder)
+def test_a_variant_is_saved_and_loaded(hub, owner, stranger, either, tmp_path):
+    folder, other = (shutil.copytree(either.folder, tmp_path / life) for life in ("owner", "stranger"))
+    owner(save_half, either.folder, folder)
+    stranger(save_half, either.folder, other)
     assert (folder / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert contents(folder) == contents(other)
     repo = f"user/variant-{tmp_path.name}"
     HfApi(endpoint=hub.url, token=hub.token).create_repo(repo)
     HfApi(endpoint=hub.url, token=hub.token).upload_folder(repo_id=repo, folder_path=folder)
-    full, half = life(weights, saved.folder), life(weights, saved.folder, cast="float16")
+    full, half = owner(weights, either.folder), owner(weights, either.folder, cast="float16")
     assert full != half
-    found = [interpreter(both_variants, source) for interpreter in (owner, stranger) for source in (folder, repo)]
+    found = owner(both_variants, folder, repo) + stranger(both_variants, folder, repo)
     assert found == [[full, half, found[0][2]]] * 4
 
 
@@ -268,16 +352,17 @@ def test_the_text_encoder_can_be_left_out_or_brought(hub, life, saved, tmp_path)
     assert life(with_other_text, saved.folder)
 
 
-def test_adapters_are_saved_and_loaded(owner, stranger, saved, tmp_path):
-    picture = owner(create_adapters, saved.folder, tmp_path)
-    assert picture != saved.picture
-    assert owner(with_adapters, saved.folder, tmp_path) == stranger(with_adapters, saved.folder, tmp_path) == picture
+def test_adapters_are_saved_and_loaded(owner, stranger, either, tmp_path):
+    picture = owner(create_adapters, either.folder, tmp_path)
+    assert picture != either.picture
+    assert owner(with_adapters, either.folder, tmp_path) == stranger(with_adapters, either.folder, tmp_path) == picture
 
 
-@pytest.mark.parametrize("order", ["aba", "bab", "aab", "ABa", "Bab"])
-def test_checkpoints_leave_each_other_alone(stranger, saved, revised, published, tmp_path, order):
-    known = {"a": saved, "b": revised}
-    known |= {x.upper(): Saved(name, known[x].picture) for x, name in zip("ab", published, strict=True)}
+@pytest.mark.parametrize("order", ["aba", "bab", "aab", "ABa", "Bab", "acda", "CDcA", "dcBD"])
+def test_checkpoints_leave_each_other_alone(stranger, both, saved, revised, renewed, published, tmp_path, order):
+    """In one process: other versions of a class's file (b) and of the files that classes share (c), other tasks (d)."""
+    known = {"a": saved, "b": revised, "c": renewed["text-to-image"], "d": both["image-to-image"]}
+    known |= {x.upper(): Saved(published[known[x]], known[x].picture) for x in "abcd"}
     pictures = stranger(alternate, [known[x].folder for x in order], tmp_path)
     assert pictures == [[known[x].picture for x in order[: i + 1]] for i in range(len(order))]
     for i, x in enumerate(order):
@@ -317,10 +402,10 @@ def test_what_is_published_comes_back(hub, owner, stranger, saved, tmp_path, way
 
 def test_an_update_keeps_the_card(hub, life, saved, published):
     api = HfApi(endpoint=hub.url, token=hub.token)
-    api.upload_file(repo_id=published[0], path_in_repo="README.md", path_or_fileobj=CARD.encode())
-    files = uploads(hub, published[0])
-    life(upload, published[0], published[0], "push_to_hub")
-    assert uploads(hub, published[0]) == files | {"README.md": CARD.replace("runs/a", published[0]).encode()}
+    api.upload_file(repo_id=published[saved], path_in_repo="README.md", path_or_fileobj=CARD.encode())
+    files = uploads(hub, published[saved])
+    life(upload, published[saved], published[saved], "push_to_hub")
+    assert uploads(hub, published[saved]) == files | {"README.md": CARD.replace("runs/a", published[saved]).encode()}
 
 
 def test_an_upload_takes_the_place_of_the_earlier_one(hub, owner, stranger, saved, revised, tmp_path):
@@ -332,12 +417,13 @@ def test_an_upload_takes_the_place_of_the_earlier_one(hub, owner, stranger, save
     assert uploads(hub, "user/twice") == contents(saved.folder)
 
 
-def test_a_stranger_publishes(hub, owner, stranger, saved):
-    stranger(upload, saved.folder, "user/stranger", "push_to_hub")
+def test_a_stranger_publishes(hub, owner, stranger, either):
+    repo = f"user/stranger-{either.folder.name}"
+    stranger(upload, either.folder, repo, "push_to_hub")
     for interpreter in (owner, stranger):
-        assert interpreter(describe, "user/stranger")[0] == saved.picture
-    card = ModelCard(hub.files("user/stranger")["README.md"].decode())
-    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+        assert interpreter(describe, repo)[0] == either.picture
+    card = ModelCard(hub.files(repo)["README.md"].decode())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", either.folder.name)
 
 
 def test_the_publish_program_uploads_and_compares(hub, owner, stranger, saved, revised):
@@ -440,12 +526,13 @@ def load(source: str, dtype=None, life=None, **options):
         options["dtype"] = {part: getattr(torch, name) for part, name in dtype.items()}
     elif dtype is not None:
         options["dtype"] = getattr(torch, dtype)
-    if (life or sys.argv[1]) == "owner":
-        from mezzotint import MezzotintPipeline
-
-        return MezzotintPipeline.from_pretrained(source, **options)
     from diffusers import DiffusionPipeline
 
+    if (life or sys.argv[1]) == "owner":
+        import mezzotint
+
+        _, name = DiffusionPipeline.load_config(source, **options)["_class_name"]
+        return getattr(mezzotint, name).from_pretrained(source, **options)
     return DiffusionPipeline.from_pretrained(source, trust_remote_code=True, **options)
 
 
@@ -456,6 +543,8 @@ def pixels(pipe, **call):
     pipe.set_progress_bar_config(disable=True)
     call = call or {"prompt": "a red boot"}
     call |= {"num_inference_steps": 3, "guidance_scale": 2.0, "eta": 1.0, "output_type": "np"}
+    if pipe.pipeline_tag == "image-to-image":
+        call |= {"image": torch.linspace(0, 1, 3 * 8 * 8).reshape(1, 3, 8, 8), "num_inference_steps": 4}
     images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
     if not images.std() > 0.05:
         raise ValueError("an empty picture")
@@ -466,18 +555,49 @@ def draw(pipe, **call) -> str:
     return hashlib.sha256(pixels(pipe, **call).tobytes()).hexdigest()
 
 
-def create(folder, seed):
-    pipe = make(seed)
-    pipe.save_pretrained(folder)
-    if draw(pipe) == draw(pipe, prompt="a blue hat"):
-        raise ValueError("the prompt changes nothing")
-    return draw(pipe)
+def create(folder, seed, package=None):
+    """Save a pipeline of each task, with the same components, by the version of mezzotint that is in `package`; the
+    picture of each by its task."""
+    if package is not None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mezzotint"]:
+            del sys.modules[name]
+        sys.path.insert(0, package)
+    import mezzotint
+
+    if package is not None and not mezzotint.__file__.startswith(package):
+        raise ValueError(f"another package: {mezzotint.__file__}")
+    text, pictures = make(seed), {}
+    for pipe in (text, mezzotint.MezzotintImg2ImgPipeline.from_pipe(text)):
+        pipe.save_pretrained(f"{folder}/{pipe.pipeline_tag}")
+        pictures[pipe.pipeline_tag] = draw(pipe)
+        if pictures[pipe.pipeline_tag] == draw(pipe, prompt="a blue hat"):
+            raise ValueError("the prompt changes nothing")
+    return pictures
 
 
-def describe(source, life=None):
+def describe(source, **options):
     """The picture that a checkpoint draws, and where the code of pipeline, U-Net and scheduler came from."""
-    pipe = load(source, life=life)
+    pipe = load(source, **options)
     return [draw(pipe), *(type(part).__module__.partition(".")[0] for part in (pipe, pipe.unet, pipe.scheduler))]
+
+
+def describe_each(*sources, **options):
+    """The same of several, each of which may be a list of source and options."""
+    calls = [source if isinstance(source, list) else [source, {}] for source in sources]
+    return [describe(source, **options, **own) for source, own in calls]
+
+
+def describe_offline(repo):
+    """The same of what is in the cache where HF_HUB_OFFLINE=1, which is read when huggingface_hub is imported, and
+    where nothing answers. A stranger loads it as a folder: about a repository's code diffusers asks the Hub, whatever
+    it is told."""
+    from huggingface_hub import snapshot_download
+
+    source = snapshot_download(repo) if sys.argv[1] == "stranger" else repo
+    with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
+        told = describe(source)
+    with mock.patch("socket.create_connection", side_effect=ConnectionRefusedError):
+        return [told, describe(source)]
 
 
 def two_steps(source, life=None):
@@ -498,10 +618,10 @@ def refusal(source, library="diffusers"):
         return str(error) if not any("_v" in name for name in sys.modules if "diffusers_modules" in name) else "it ran"
 
 
-def save_again(source, target, way="as it is"):
+def save_again(source, target, way="as it is", **options):
     import torch
 
-    pipe = load(source)
+    pipe = load(source, **options)
     if way == "from_pipe":
         unet = pipe.unet
         pipe = type(pipe).from_pipe(pipe)
@@ -512,6 +632,18 @@ def save_again(source, target, way="as it is"):
         pipe.unet = torch.compile(pipe.unet, backend="eager")
     pipe.save_pretrained(target, max_shard_size="100KB" if way == "sharded" else None)
     return picture
+
+
+def exchange(text, image, target):
+    """The pictures of two pipelines, each by the other's class, which are saved in folders of their tasks."""
+    pipes, pictures = [load(text), load(image)], []
+    for pipe, other in (pipes, reversed(pipes)):
+        made = type(other).from_pipe(pipe)
+        if type(made) is not type(other) or made.unet is not pipe.unet or made.text_encoder is not pipe.text_encoder:
+            raise ValueError("another class, or other components")
+        made.save_pretrained(f"{target}/{made.pipeline_tag}")
+        pictures.append(draw(made))
+    return pictures
 
 
 def save_configuration(source, target):
@@ -538,10 +670,12 @@ def weights(source, cast="float32", **options):
     return digest(load(source, **options).unet.to(getattr(torch, cast)))
 
 
-def unet_weights(folder):
+def unet_weights(*sources):
     from diffusers import AutoModel
+    from huggingface_hub import snapshot_download
 
-    return digest(AutoModel.from_pretrained(folder, trust_remote_code=True))
+    folders = [source if os.path.isdir(source) else snapshot_download(source) for source in sources]
+    return [digest(AutoModel.from_pretrained(f"{folder}/unet", trust_remote_code=True)) for folder in folders]
 
 
 def digest(model) -> str:
@@ -549,9 +683,9 @@ def digest(model) -> str:
     return hashlib.sha256(b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
 
 
-def both_variants(source):
+def both_variants(*sources):
     half = {"variant": "fp16", "dtype": "float16"}
-    return [weights(source), weights(source, **half), draw(load(source, **half))]
+    return [[weights(source), weights(source, **half), draw(load(source, **half))] for source in sources]
 
 
 def precisions(source, dtype):
@@ -683,6 +817,7 @@ def serve(life: str) -> None:
         import mezzotint  # noqa: F401
     import diffusers
     import transformers
+    from transformers import conversion_mapping
 
     for library, names in {
         diffusers: ("DiffusionPipeline", "AutoModel", "DPMSolverMultistepScheduler"),
@@ -690,6 +825,8 @@ def serve(life: str) -> None:
     }.items():
         for name in names:
             getattr(library, name)  # both import a module when it is asked for
+    importlib.import_module("torch._dynamo")
+    conversion_mapping.get_checkpoint_conversion_mapping("t5")  # compiles the patterns of all of transformers' models
 
     gc.freeze()  # what all forks share is not looked through, and so not copied, in each
     replies = os.fdopen(os.dup(1), "w")
