@@ -262,7 +262,8 @@ def change_yaml(rng: random.Random, ground: Ground) -> Attack:
         text, alone = path.read_text(), rng.random() < 0.5
         path.write_text(YAML[name] if alone else text + YAML[name])
         what, legal = f"{name}{' alone' if alone else ' at its end'}", "setting" if name in YAML_LEGAL else ""
-    return Attack(victim, f"{ground.name(path)} {what}", legal=legal)
+    # another name of a set may be one on the Hub
+    return Attack(victim, f"{ground.name(path)} {what}", legal=legal, local="dataset_name" not in what)
 
 
 @kind("weights")

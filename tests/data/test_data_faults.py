@@ -225,6 +225,18 @@ def test_captions(kind, tmp_path):
     assert [images[0, position]["caption"] for position in range(2)] == ["good", "good"]
 
 
+def test_a_path_that_is_not_text_is_a_bad_row(tmp_path):
+    folder = parquet(tmp_path / "set", ["a", "b", "c"])
+    table, path = pq.read_table(folder / "train.parquet"), pa.array([b"a.png", b"\xb6.png", b"c.png"])
+    path = pa.Array.from_buffers(pa.string(), 3, path.buffers())
+    image = pa.StructArray.from_arrays([table["image"].combine_chunks().field("bytes"), path], ["bytes", "path"])
+    pq.write_table(table.set_column(0, "image", image), folder / "train.parquet")
+    with pytest.raises(UserError, match="^picture in row 1 cannot be read: 'utf-8' codec can't decode byte 0xb6"):
+        images_of(folder)
+    images = images_of(folder, on_bad_row="skip")
+    assert len(images) == 2 and [images[0, position]["caption"] for position in range(2)] == ["a", "c"]
+
+
 def test_a_bad_caption_is_said_with_its_picture(tmp_path):
     folder = pictures(tmp_path / "set", count=3, captions=["a", None, "c"])
     with pytest.raises(

@@ -76,7 +76,10 @@ class CaptionedImages(torch.utils.data.Dataset):
         return list(self.faults.values())
 
     def _bad(self, index: int, fault: str, of_picture: bool = True) -> None:
-        path = (self.cells[index][self.config.image_column] or {}).get("path")
+        try:
+            path = (self.cells[index][self.config.image_column] or {}).get("path")
+        except UnicodeDecodeError:  # the path itself is damaged
+            path = None
         if of_picture:
             line = f"picture in row {self.numbers[index]}{f' ({path})' if path else ''} cannot be read: {fault}"
         else:

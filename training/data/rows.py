@@ -142,7 +142,11 @@ def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
     for table in rows.select_columns(column).with_format("arrow").iter(batch_size=100):
         for cell in table.column(column):
             content = cell["bytes"].as_buffer() if cell.is_valid else None
-            yield {"bytes": content, "path": cell["path"].as_py() if cell.is_valid else None}
+            try:
+                path = cell["path"].as_py() if cell.is_valid else None
+            except UnicodeDecodeError:  # decoding finds it, and says in which row
+                path = None
+            yield {"bytes": content, "path": path}
 
 
 def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:
