@@ -732,7 +732,7 @@ def test_a_config_file_that_is_no_object_is_refused_and_nothing_is_fetched(tmp_p
     assert_one_line(error)
 
 
-@pytest.mark.parametrize("name", ["MezzotintUNetModel", ["x", "MezzotintPipeline"], 3])
+@pytest.mark.parametrize("name", ["MezzotintUNetModel", ["x", "MezzotintPipeline"], 3, None])
 def test_a_config_file_of_another_kind_is_refused(tmp_path, name):
     MezzotintScheduler().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "scheduler_config.json").read_text())

@@ -229,7 +229,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"{json_file} must hold a JSON object: got one that is nested too deeply") from None
         if not isinstance(config, dict):  # diffusers would fetch the repository of which a text is the name
             raise ValueError(f"{json_file} must hold a JSON object: got {reprlib.repr(config)}")
-        name = config.get("_class_name", cls.__name__)
+        name = config.get("_class_name")
         if not isinstance(name, str) or not name.endswith("Scheduler"):
             raise ValueError(f"{json_file} must be the configuration of a scheduler: got _class_name {name!r}")
         return config
