@@ -28,7 +28,7 @@ TINY = {
 
 @pytest.fixture
 def log(caplog, monkeypatch):
-    """What diffusers warns of, and our files by its logger."""
+    """The records that diffusers' logger gets, from diffusers and from our own files."""
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     caplog.set_level(logging.WARNING)
     return caplog

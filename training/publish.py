@@ -8,7 +8,6 @@ files that go up. The folder is only read.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -48,11 +47,9 @@ def publish(args: argparse.Namespace) -> None:
     """
     folder = Path(args.folder)
     try:
-        kind, files, _ = hub.content(folder)
-        if kind == hub.INDEX:
-            index = json.loads(files[hub.INDEX].read_text(encoding="utf-8"))
-            if missing := sorted(hub.code(index) - files.keys()):
-                raise ValueError(f"{folder} must hold the code that its {hub.INDEX} names: {missing[0]} is missing")
+        kind, files, _, missing = hub.content(folder)
+        if missing:
+            raise ValueError(f"{folder} must hold the code that its {hub.INDEX} names: {missing[0]} is missing")
         card = files[hub.CARD].read_text(encoding="utf-8") if hub.CARD in files else None
     except ValueError as error:
         raise UserError(one_line(error)) from None

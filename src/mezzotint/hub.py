@@ -154,11 +154,13 @@ class Content(NamedTuple):
         kind: `INDEX` for a pipeline, `ADAPTERS` for low-rank adapters.
         files: by their paths in the repository.
         left_out: names of the folder that are on no list, less what a run keeps there for itself.
+        missing: paths of code that the index names and the folder lacks; a run's own has all of it.
     """
 
     kind: str
     files: dict[str, Path]
     left_out: list[str]
+    missing: list[str]
 
 
 def content(folder: str | Path) -> Content:
@@ -170,11 +172,12 @@ def content(folder: str | Path) -> Content:
             plain file or folder where there must be one.
     """
     folder = Path(folder)
-    listed, kind, names = BESIDE, ADAPTERS, {"samples"}
+    listed, kind, names, code = BESIDE, ADAPTERS, {"samples"}, set()
     if (folder / INDEX).is_file():
         kind = INDEX
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            code = _code(index)
             listed, names = f"{BESIDE}|{_of_pipeline(index)}", {"samples", *_components(index)}
         except (ValueError, AttributeError, RecursionError):
             raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is not a pipeline's") from None
@@ -199,7 +202,7 @@ def content(folder: str | Path) -> Content:
             waiting += sorted(path.iterdir(), reverse=True)
         elif not any(fnmatchcase(name, pattern) for pattern in OF_THE_RUN):
             left_out.append(name + "/" * plain_folder)
-    return Content(kind, files, left_out)
+    return Content(kind, files, left_out, sorted(code - files.keys()))
 
 
 def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -212,7 +215,7 @@ def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def code(index: dict[str, Any]) -> set[str]:
+def _code(index: dict[str, Any]) -> set[str]:
     """The paths of a pipeline's code: its own class's and its components', as far as they are of a checkpoint.
 
     Raises:
@@ -228,7 +231,7 @@ def code(index: dict[str, Any]) -> set[str]:
 
 def _of_pipeline(index: dict[str, Any]) -> str:
     """A pattern of the paths of a pipeline's own files: its index, and its components with their code."""
-    patterns = [re.escape(INDEX), *map(re.escape, code(index))]
+    patterns = [re.escape(INDEX), *map(re.escape, _code(index))]
     for name, (library, kind) in _components(index).items():
         words = getattr(getattr(transformers, kind, None), "vocab_files_names", {}) if library == "transformers" else {}
         own_names = [re.escape(x) for x in words.values() if isinstance(x, str)]
@@ -268,7 +271,7 @@ def push(
         ConnectionError: for an upload that was cut off; the repository is as it was, or holds all of it.
         huggingface_hub.errors.HfHubHTTPError: for what the Hub refuses.
     """
-    kind, files, left_out = content(folder)
+    kind, files, left_out, _ = content(folder)
     if left_out:
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         say(f"left out of the upload, as no part of what is published: {', '.join(left_out[:10])}{more}")

@@ -338,7 +338,8 @@ def test_defaults_are_not_shared_between_runs():
 
 
 def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
-    """What is learned stays as it was; a setting that is added is among these unless its line says otherwise."""
+    """Settings of what is learned stay the same when a run goes on; a new setting is among them unless its line says
+    otherwise."""
     on_resume = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(TrainConfig)}
     assert {name for name, how in on_resume.items() if how == "same"} == {
         "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",

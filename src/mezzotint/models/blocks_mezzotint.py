@@ -395,7 +395,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         *args,
         **kwargs,
     ) -> None:
-        """As diffusers', and the weights that are too delicate for `storage_dtype` are kept in `compute_dtype`, by
+        """Cast as diffusers does, and keep the weights that are too delicate for `storage_dtype` in `compute_dtype`, by
         default the model's own."""
         compute_dtype = compute_dtype or self.dtype
         super().enable_layerwise_casting(storage_dtype, compute_dtype, *args, **kwargs)
@@ -410,7 +410,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As diffusers', but from safetensors only, and every weight must be there and have its place.
+        """Load as diffusers does, but from safetensors only, and every weight must be there and have its place.
 
         Raises:
             ValueError: in one line, for a checkpoint that is damaged, or has missing or surplus weights.
@@ -450,7 +450,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         use_flashpack: bool = False,
         **kwargs,
     ) -> None:
-        """As diffusers', but as safetensors whatever `safe_serialization` says: nothing is pickled.
+        """Save as diffusers does, but as safetensors whatever `safe_serialization` says: nothing is pickled.
 
         Raises:
             ValueError: with fused projections, which would be other weights than those of the config.

@@ -225,10 +225,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         if __name__.startswith("mezzotint."):
             for name, entry in index.items():
                 match = VERSIONED.fullmatch(str(entry[0])) if isinstance(entry, list) and len(entry) == 2 else None
-                stems = (
-                    [f"mezzotint.{package}.{match['stem']}" for package in ("models", "schedulers")] if match else []
-                )
-                if sys.modules.keys() & stems:
+                if match and sys.modules.keys() & {f"mezzotint.{x}.{match['stem']}" for x in ("models", "schedulers")}:
                     found = getattr(sys.modules["mezzotint"], str(entry[1]), None)
                     if not isinstance(found, type):
                         got = reprlib.repr(entry[1])
@@ -356,7 +353,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         use_flashpack: bool = False,
         **kwargs,
     ) -> None:
-        """As diffusers', with the code that the pipeline needs, and as safetensors whatever `safe_serialization` says:
+        """Save as diffusers does, with the code that the pipeline needs, but always as safetensors:
         nothing is pickled. Of the folder that it was loaded from the card, the licence, the recipe, the figures and the
         sample pictures go along, unless they are links. With `push_to_hub` it is uploaded too, as the method of that
         name does; `repo_id` (by default the folder's name) and the other arguments in `kwargs` are for that.

@@ -532,7 +532,8 @@ class MezzotintSamplingMixin:
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
-        """As diffusers': a layer is on the accelerator for as long as it works. Raises `ValueError` for a CPU."""
+        """Keep a layer on the accelerator only for as long as it works, as diffusers' method of that name. Raises
+        `ValueError` for a CPU."""
         if device is not None and torch.device(device).type == "cpu":
             raise ValueError(f"device must be an accelerator, to which layers come from the CPU: got {str(device)!r}")
         super().enable_sequential_cpu_offload(gpu_id, device)  # pyright: ignore[reportAttributeAccessIssue]
