@@ -216,8 +216,6 @@ HOSTILE = {
     "braces": ("{" * 5000, "lists in lists must be at most 32"),
     "dashes": ("- " * 5000, "lists in lists must be at most 32"),
     "digits": ("seed: " + "9" * 5000, "numbers must have at most 1,000 digits"),
-    "hexadecimal digits": ("seed: 0x" + "f" * 5000, "numbers must have at most 1,000 digits"),
-    "sixties": ("max_train_minutes: " + ":".join(["59"] * 300) + ".5", "int too large"),
     "a key twice": ("seed: 1\nseed: 2", "the key 'seed' comes twice"),
     "a key twice within": ("unet: {dropout: 0.1, dropout: 0.2}", "the key 'dropout' comes twice"),
     "a key that is a list": ("? [1]\n: 2", "keys must be names"),

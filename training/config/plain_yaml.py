@@ -1,8 +1,9 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Reads YAML as settings are written in it: numbers, texts, truth values, lists and mappings, and nothing by which a
 small file could become large or slow. Whoever wrote the file, reading it takes little time and memory and runs
-nothing."""
+nothing. Numbers are decimal: 010, 0x10 and 1:30, which are 8, 16 and 90 in YAML 1.1, are texts."""
 
+import re
 from typing import Any
 
 import yaml
@@ -29,7 +30,7 @@ def load(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     # A date is a text here
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge", ":value"))]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":bool"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors = {
@@ -67,3 +68,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+][0-9]+)?\Z|[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z"),
+    list("-+.0123456789"),
+)
