@@ -53,6 +53,7 @@ from mezzotint_training.learning.averages import drop_snapshots_after
 from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
+from mezzotint_training.metrics.onset import CopyWatch
 from mezzotint_training.networks.components import make_trainable, new_components
 from mezzotint_training.networks.saved import pretrained_components
 from mezzotint_training.networks.text import TextEncoding
@@ -115,11 +116,18 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     unet, text_encoder = (learner.models.get(name, components[name]) for name in ("unet", "text_encoder"))
     encode = TextEncoding(text_encoder, components["tokenizer"], accelerator, trained="text_encoder" in learner.models)
     validation = Validation(source.validation_samples(), config.train_batch_size, accelerator)
+    copying = CopyWatch(source.known, source.held_out, config.num_copy_samples)
 
     # 3. Go on where an earlier session of the run stopped
     position = Position(config, began)
     meter = Meter(accelerator, update_size(config, world), timed=plan.STEPS)
-    parts = (position, meter, validation, source)  # each has its part of a checkpoint's state, beside the learner's
+    parts = (
+        position,
+        meter,
+        validation,
+        copying,
+        source,
+    )  # each has its part of a checkpoint's state, beside the learner's
     if previous is not None:
         tensors, state = previous
         with checkpoint.restoring(state):
@@ -157,7 +165,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
 
     def tell_time(step: int) -> None:
         timed = zip(*meter.timed, strict=True)
-        planned["time"] = plan.seconds(config, *timed, step, world, validation.passes)
+        planned["time"] = plan.seconds(config, *timed, step, world, validation.passes + copying.passes)
         for line in plan.time_lines(planned["time"]):
             tell(line)
 
@@ -222,10 +230,12 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             # Once in a while: the loss on samples that are not trained on, and drawings
             if position.due(config.validation_steps):
                 line |= validation.look(position.step, unet, scheduler, encode, learner)
-                if config.validation_prompts and not position.finished and (learner.sharded or main):
+                if learner.sharded or main:
                     with learner.averaged():
                         pipe = MezzotintPipeline(**components).to(accelerator.device)
-                        draw_samples(pipe, config, output_dir, position.step, accelerator)
+                        if config.validation_prompts and not position.finished:
+                            draw_samples(pipe, config, output_dir, position.step, accelerator)
+                        line |= copying.look(position.step, pipe, tell)
                         encode.release()
             if line:
                 report.write(position.step, **line)

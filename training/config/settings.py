@@ -241,11 +241,18 @@ class TrainConfig:
         *COUNT,
         on_resume="free",
     )
+    num_copy_samples: int = setting(
+        64,
+        "pictures to draw as often, to see whether the run has begun to copy its training pictures; 0 is none",
+        at_least(0),
+        at_most(10_000),
+        on_resume="free",
+    )
     num_inference_steps: int = setting(
-        20, "sampling steps of those drawings and of the card's example", *COUNT, on_resume="free"
+        20, "sampling steps of the validation prompts' drawings and of the card's example", *COUNT, on_resume="free"
     )
     guidance_scale: float = setting(
-        2.0, "guidance scale of those drawings and of the card's example", *GUIDANCE, on_resume="free"
+        2.0, "guidance scale of the validation prompts' drawings and of the card's example", *GUIDANCE, on_resume="free"
     )
     logging_steps: int = setting(25, "updates between lines of metrics.jsonl", *COUNT, on_resume="free")
     report_to: str = setting(

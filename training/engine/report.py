@@ -28,6 +28,7 @@ SHOWN = {
     "skipped_steps": "{} skipped",
     "held_out_loss": "held out {:.4f}",
     "verdict": "{}",
+    "copy_rate": "copies {:.0%}",
 }
 
 

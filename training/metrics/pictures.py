@@ -86,6 +86,7 @@ def draw(
     guidance_scale: float,
     batch_size: int,
     seed: int,
+    progress: bool = True,
 ) -> torch.Tensor:
     """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
     its own, whatever the batch.
@@ -95,7 +96,7 @@ def draw(
     """
     pipe.set_progress_bar_config(disable=True)
     starts, parts = range(0, len(captions), batch_size), []
-    for start in progress_bar(starts, "drawing", len(starts)):
+    for start in progress_bar(starts, "drawing", len(starts), progress):
         some = [texts[0] for texts in captions[start : start + batch_size]]
         prompts = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
         try:
