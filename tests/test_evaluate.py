@@ -178,7 +178,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     for number, index in enumerate([0, 49, 99]):
         picture = (test.pixels(index).float() / 127.5 - 1 + 0.4) / 0.75
         noise = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(4 * number + 2))
-        text, _, mask, _ = pipe.encode_prompt([test.captions[index].as_py()[0]], torch.device("cpu"), 1, False)
+        text, _, mask, _ = pipe.encode_prompt([test.captions[index][0]], torch.device("cpu"), 1, False)
         timestep = torch.tensor([LEVELS[2] * 999])
         with torch.no_grad():
             losses.append(
@@ -272,11 +272,11 @@ def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tm
     (folder / "recipe.yaml").write_text(recipe)
     same = config(train_data_dir=str(tmp_path / "sprites"))
     assert (same.train_data_dir, same.caption_column, same.max_train_samples) == (
-        str(tmp_path / "sprites"), "title", 50
+        str(tmp_path / "sprites"), ["title"], 50
     )  # fmt: skip
-    assert config(train_data_dir="sprites", caption_column="name").caption_column == "name"
+    assert config(train_data_dir="sprites", caption_column="name").caption_column == ["name"]
     other = config(train_data_dir="others")
-    assert (other.caption_column, other.max_train_samples) == ("text", None)
+    assert (other.caption_column, other.max_train_samples) == (["text"], None)
     assert config(dataset_name="digits").train_data_dir is None
     (folder / "recipe.yaml").write_text("dataset_name: digits\nnum_validation_samples: 7\n")
     assert (config().dataset_name, config().num_validation_samples) == ("digits", 7)

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in DATA:
         only = ", if that names digits; any other set must be named here" if name in PLACES else ""
         help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
-        parser.add_argument(f"--{name}", type=text, help=help)
+        parser.add_argument(f"--{name}", type=text, help=help, nargs="+" if name == "caption_column" else None)
     parser.add_argument("--split", type=text,
                         help="split of the held-out pictures; by default test, else what the run held out")  # fmt: skip
     parser.add_argument("--label_column", type=text, help="column of the classes; by default label, if there is one")

@@ -110,7 +110,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
 
     # 1. The data, with labels where captions are
-    splits, classes = labelled(load_splits(config), config.caption_column)
+    splits, classes = labelled(load_splits(config), config.caption_column[0])
     rows = Rows(*held_out(config, splits))
     facts = look_at(rows, config, pipe.components)
     source = Source(rows, config, facts, accelerator)

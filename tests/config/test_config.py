@@ -286,6 +286,7 @@ def changed(f: dataclasses.Field):
         "validation_prompts": ["yes", "ein rotes Schloß, 赤い城", "a: [b", ""],
         "license": "off",
         "resolution": [24, 32],
+        "caption_weights": [2.0, 1.0],
         "unet": {"block_out_channels": [1, 2], "dropout": 0.1},
         "scheduler": {"prediction_type": "epsilon"},
         "text_encoder": DEFAULT.text_encoder | {"d_model": 3},
@@ -350,6 +351,6 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     assert {name for name, how in on_resume.items() if how == "branch"} == {
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
         "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts", "on_bad_row",
-        "weighting_scheme", "logit_mean", "logit_std",
+        "weighting_scheme", "logit_mean", "logit_std", "caption_weights",
     }  # fmt: skip
     assert set(on_resume.values()) == {"same", "branch", "free"}

@@ -260,7 +260,7 @@ def test_what_happens_to_a_row_is_keyed_by_its_number_in_the_epoch(tmp_path, mon
     pixels, zero, one = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     for world in (1, 2):
         for epoch in range(2):
-            keyed = [make_item(config, epoch, i, pixels, "", zero, one)["noise"] for i in range(COUNT)]
+            keyed = [make_item(config, epoch, i, pixels, [(1.0, [""])], zero, one)["noise"] for i in range(COUNT)]
             found = []
             for rank in range(world):
                 share = first(stream(config, rank, world), 2 * COUNT // world)

@@ -35,6 +35,8 @@ from tqdm.auto import tqdm
 from mezzotint import MezzotintUNetModel
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.captions import Choices, choices, drawn
+from mezzotint_training.data.rows import composed
 from mezzotint_training.engine.progress import peak_memory
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
@@ -102,7 +104,7 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
     )
 
     # 3. The data
-    rows = datasets.load_dataset(config.train_data_dir)[config.dataset_split]
+    rows = composed(datasets.load_dataset(config.train_data_dir)[config.dataset_split], config.caption_column)
     resolution = (config.resolution or [rows[0][config.image_column].height])[0]
     mode = "L" if config.unet.get("in_channels") == 1 else "RGB"
 
@@ -112,15 +114,19 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
             captions, max_length=length, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
 
+    def texts(examples) -> list[Choices]:
+        columns = (examples[name] for name in config.caption_column)
+        return [choices(cells, config) for cells in zip(*columns, strict=True)]
+
     hidden: dict[str, torch.Tensor] = {}
     if cached_text:
-        captions = {c for cell in rows[config.caption_column] for c in (cell if isinstance(cell, list) else [cell])}
+        captions = {text for row in texts(rows) for _, some in row for text in some}
         captions |= {""} if stock_unet else set()
         with torch.no_grad():
             hidden = {caption: text_encoder(tokenize([caption]))[0][0] for caption in captions}  # (L, D)
 
     def preprocess(examples: dict) -> dict:
-        captions = [random.choice(c) if isinstance(c, list) else c for c in examples[config.caption_column]]
+        captions = [drawn(row, random.random()) for row in texts(examples)]
         if stock_unet:
             captions = ["" if random.random() < config.proportion_empty_prompts else c for c in captions]
         pictures = examples[config.image_column]

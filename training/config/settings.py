@@ -99,7 +99,16 @@ class TrainConfig:
     )
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
-    caption_column: str = setting("text", "the column of captions; where a picture has several, one is drawn each time")
+    caption_column: list[str] = setting(
+        ["text"],
+        "columns of captions, or templates such as '{text}, {keywords}'; of all that a picture has, one is drawn each time",
+    )
+    caption_weights: list[float] | None = setting(
+        None,
+        "how often each entry of caption_column is drawn from, relative to the others; by default all alike",
+        ABOVE_0,
+        on_resume="branch",
+    )
     resolution: list[int] | None = setting(
         None, "height and width to train at, or one number for both; by default the first picture's size", *SIDE
     )
@@ -280,14 +289,20 @@ class TrainConfig:
             raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
         if self.resolution is not None and len(self.resolution) not in (1, 2):
             raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
+        if not self.caption_column:
+            raise UserError("caption_column must name one column or more: got none")
+        if self.caption_weights is not None and len(self.caption_weights) != len(self.caption_column):
+            raise UserError(
+                f"caption_weights must be one for each of the {len(self.caption_column)} entries of caption_column: "
+                f"got {len(self.caption_weights)}"
+            )
 
         if self.adapter is not None and self.pretrained_model_name_or_path is None:
             raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
         if self.streaming and self.aspect_ratio_buckets:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
-        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
-        self.given = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        self.given = {name: value for name, value in asdict(self).items() if value != default(name)}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -296,6 +311,12 @@ class TrainConfig:
 HINTS = get_type_hints(TrainConfig)
 HELP = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
 RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
+
+
+def default(name: str) -> Any:
+    """The default of a setting."""
+    field = TrainConfig.__dataclass_fields__[name]
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def checked(name: str, value: Any) -> Any:
@@ -327,6 +348,6 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         return number(name, hint, value, *RULES[name])
     if not isinstance(value, hint):
         raise UserError(f"{name} must be {'text' if hint is str else 'of type bool'}: got {shown(value)}")
-    if value == "" and HINTS[name] != list[str]:
+    if value == "" and name != "validation_prompts":
         raise UserError(f"{name} must not be empty: got ''")
     return value

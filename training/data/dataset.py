@@ -18,7 +18,8 @@ from PIL import Image
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment
-from mezzotint_training.data.rows import NUMBER, bad_captions, cells, column
+from mezzotint_training.data.captions import Captions, Choices, drawn
+from mezzotint_training.data.rows import NUMBER, cells, column
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.modalities.images import open_picture, read_header, read_picture
 
@@ -59,14 +60,14 @@ class CaptionedImages(torch.utils.data.Dataset):
             raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
         self.rows, self.config, self.channels, self.size = rows, config, channels, size
         self.cells = rows.select_columns(config.image_column)
-        self.captions = column(rows, config.caption_column)
+        self.captions = Captions(rows, config)
         self.numbers = column(rows, NUMBER).to_numpy() if NUMBER in rows.column_names else np.arange(len(rows))
         self.buckets = buckets or [size]
         self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
         self.faults: dict[int, str] = {}
         self.cache: list[torch.Tensor | None] | None = None
-        for index, fault in bad_captions(self.captions):
+        for index, fault in self.captions.bad():
             self._bad(index, fault, of_picture=False)
         self._leave_out()
 
@@ -137,10 +138,8 @@ class CaptionedImages(torch.utils.data.Dataset):
             self._bad(index, str(error))
 
     def texts(self) -> Iterator[str]:
-        """All captions, of good rows and bad, none of which is missing."""
-        for caption in self.captions:
-            caption = caption.as_py()
-            yield from (text for text in (caption if isinstance(caption, list) else [caption]) if text is not None)
+        """All captions, those of bad rows too."""
+        return (text for index in range(len(self.captions)) for text in self.captions[index])
 
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
@@ -172,8 +171,8 @@ class CaptionedImages(torch.utils.data.Dataset):
                     break
             else:
                 raise UserError(f"no picture could be read; the first: {bad[0]}")
-        caption = self.captions[index].as_py()
-        return make_item(self.config, epoch, number, pixels, caption, self.mean, self.std, copy) | {"bad": bad}
+        captions = self.captions.choices(index)
+        return make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy) | {"bad": bad}
 
 
 def make_item(
@@ -181,7 +180,7 @@ def make_item(
     epoch: int,
     index: int,
     pixels: torch.Tensor,
-    captions: str | list[str],
+    captions: Choices,
     mean: torch.Tensor,
     std: torch.Tensor,
     copy: int = 0,
@@ -193,7 +192,7 @@ def make_item(
         config: the run's settings.
         epoch, index: of the row.
         pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
-        captions: one, or several of which one is drawn.
+        captions: what `captions.choices` returns, of which one is drawn.
         mean, std (`torch.Tensor` of shape `(channels, 1, 1)`): of the data, in [-1, 1] units.
         copy: which it is of the row's appearances in this epoch, the first being 0.
 
@@ -203,11 +202,11 @@ def make_item(
     """
     generator = np.random.default_rng([config.seed, epoch, index, copy])  # which for copy 0 is that of the other three
     caption, dropped, flip, uniform, seed = generator.random(5).tolist()
-    text = captions[int(caption * len(captions))] if isinstance(captions, list) else captions
     if config.random_flip and flip < 0.5:
         pixels = pixels.flip(-1)
     sample = pixels.float().div_(127.5).sub_(1).sub_(mean).div_(std)
-    item = {"caption": "" if dropped < config.proportion_empty_prompts else text, "uniform": uniform}
+    text = "" if dropped < config.proportion_empty_prompts else drawn(captions, caption)
+    item = {"caption": text, "uniform": uniform}
     if config.augment_probability > 0:
         sample, item["augment_labels"] = augment(sample, generator, config.augment_probability)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))

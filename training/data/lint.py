@@ -30,7 +30,7 @@ class Lint:
     """What a set holds.
 
     Attributes:
-        columns: of pictures and of captions.
+        columns: of pictures, and what captions are made from.
         rows: how many there are.
         dropped: a line for each row that is left out, with the reason.
         looked_at: how many pictures the rest was found from.
@@ -40,7 +40,7 @@ class Lint:
         findings: `(what, how many rows, up to five of their numbers)` of each kind that there is.
     """
 
-    columns: tuple[str, str]
+    columns: tuple[str, ...]
     rows: int
     dropped: list[str]
     looked_at: int = 0
@@ -61,7 +61,7 @@ class Lint:
         """
         ranges = {name: getattr(self, name) for name in ("heights", "widths", "captions_each", "caption_lengths")}
         return {
-            "columns": {"image": self.columns[0], "caption": self.columns[1]},
+            "columns": {"image": [self.columns[0]], "caption": list(self.columns[1:])},
             "rows": self.rows,
             "pictures": pictures,
             "looked_at": self.looked_at,
@@ -94,7 +94,7 @@ def lint(
         limit: rows to look at.
     """
     config = data.config
-    found = Lint((config.image_column, config.caption_column), len(data.rows), data.bad)
+    found = Lint((config.image_column, *config.caption_column), len(data.rows), data.bad)
     chosen = data.good[np.linspace(0, len(data.good) - 1, min(limit, len(data.good))).astype(int)]
     rows, numbers = data.rows.select(chosen), data.numbers[chosen]
     kinds: dict[str, list[int]] = defaultdict(list)
@@ -102,8 +102,7 @@ def lint(
     # 1. Captions
     lengths, each, different = [], [], set()
     for number, index in zip(numbers.tolist(), chosen.tolist(), strict=True):
-        caption = data.captions[index].as_py()
-        texts = caption if isinstance(caption, list) else [caption]
+        texts = data.captions[index]
         tokens = [count_tokens(text) for text in texts]
         each.append(len(texts))
         lengths += tokens

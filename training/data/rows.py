@@ -6,7 +6,7 @@ is decoded here: what becomes of a row is decided in `dataset.py`.
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mezzotint_training.config.errors import UserError, one_line, silenced
+from mezzotint_training.config.rules import nearest
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.digits import digits
+from mezzotint_training.data.templates import check_fields, columns_of, is_template, reader
 from mezzotint_training.modalities.images import EXTENSIONS
 
 # Endings of files that hold rows, or what is said of pictures
@@ -101,30 +103,67 @@ def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[dataset
 
 
 def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, split: str) -> Rows:
-    """The split called `split`, with pictures left undecoded.
+    """The split called `split`, with pictures left undecoded; one at hand has a column for each template of
+    `caption_column`, by its name.
 
     Raises:
-        UserError: for a split (which `flag` names) or column that isn't there or of another type.
+        UserError: for a split (which `flag` names) or column that isn't there or of another type, or a template that
+            cannot be read.
     """
     if split not in splits:
         raise UserError(f"{flag} {split!r} is not there: got {', '.join(map(repr, splits))}")
-    rows, image, caption = splits[split], config.image_column, config.caption_column
+    rows, image, captions = splits[split], config.image_column, config.caption_column
     if rows.features is None:  # of a stream
         raise UserError(f"image_column {image!r} must hold pictures: got columns of unknown types")
-    for name, flag in ((image, "image_column"), (caption, "caption_column")):
-        if name not in rows.features:
-            hint = ""
-            if flag == "caption_column" and rows.builder_name == "imagefolder":
-                hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
-            raise UserError(f"{flag} {name!r} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
+    for flag, entry in (("image_column", image), *(("caption_column", entry) for entry in captions)):
+        for name in columns_of(entry) if flag == "caption_column" else [entry]:
+            if name not in rows.features:
+                what, hint = f"{flag} {entry!r}", ""
+                if name != entry:
+                    what, hint = f"{what}: column {name!r}", nearest(name, list(rows.features))
+                elif flag == "caption_column" and rows.builder_name == "imagefolder":
+                    hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
+                raise UserError(f"{what} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
     feature = rows.features[image]
     if not isinstance(feature, datasets.Image):
         raise UserError(f"image_column {image!r} must hold pictures: got {feature}")
-    feature = rows.features[caption]
-    inner = getattr(feature, "feature", feature)
-    if getattr(inner, "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"caption_column {caption!r} must hold text or lists of text: got {feature}")
+    for entry in captions:
+        if is_template(entry):
+            check_fields(entry, rows.features)
+            continue
+        feature = rows.features[entry]
+        inner = getattr(feature, "feature", feature)
+        if getattr(inner, "dtype", None) not in ("string", "large_string"):
+            raise UserError(f"caption_column {entry!r} must hold text or lists of text: got {feature}")
+    if isinstance(rows, datasets.Dataset):
+        rows = composed(rows, captions)
     return rows.cast_column(image, datasets.Image(decode=False))
+
+
+def composed(rows: datasets.Dataset, entries: list[str]) -> datasets.Dataset:
+    """The rows with a column for each template among the entries of `caption_column`, called by its text: captions, or
+    nothing where one of its fields is empty."""
+    for entry in entries:
+        if is_template(entry) and entry not in rows.features:
+            caption, names = reader(entry, rows.features), columns_of(entry)
+            cells = zip(*(_values(column(rows, name)) for name in names), strict=True)
+            texts = pa.array((caption(dict(zip(names, row, strict=True))) for row in cells), pa.large_string())
+            rows = rows.add_column(entry, texts, feature=datasets.Value("large_string"))
+    return rows
+
+
+def _values(cells: pa.Array) -> Iterator[Any]:
+    """The cells of a column in Python's types; bytes that are no text are `None`."""
+    for start in range(0, len(cells), 2**16):
+        part = cells.slice(start, 2**16)
+        try:
+            yield from part.to_pylist()
+        except UnicodeDecodeError:
+            for cell in part:
+                try:
+                    yield cell.as_py()
+                except UnicodeDecodeError:
+                    yield None
 
 
 def _numbered(rows: datasets.Dataset, chosen: np.ndarray) -> datasets.Dataset:

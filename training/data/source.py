@@ -99,7 +99,8 @@ def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     for part in (rows.known, rows.held_out):
         if part is None:
             continue
-        _add_texts(captions, column(part, config.caption_column))
+        for name in config.caption_column:
+            _add_texts(captions, column(part, name))
         spread = np.linspace(0, len(part) - 1, min(len(part), FINGERPRINTED)).astype(int)
         spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
         for cell in cells(part.select(spread), config.image_column):
@@ -244,10 +245,10 @@ def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
     """`count` pictures, evenly spread over the good ones, each with its first caption: always the same."""
     items = []
     for index in images.good[np.linspace(0, len(images.good) - 1, min(count, len(images.good))).astype(int)].tolist():
-        pixels, caption = images.pixels(index), images.captions[index].as_py()
+        pixels = images.pixels(index)
         if pixels is not None:
             sample = (pixels.float() / 127.5 - 1 - images.mean) / images.std
-            items.append({"sample": sample, "caption": caption[0] if isinstance(caption, list) else caption})
+            items.append({"sample": sample, "caption": images.captions[index][0]})
     return items
 
 

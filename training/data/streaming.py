@@ -20,8 +20,10 @@ from datasets.distributed import split_dataset_by_node
 
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.captions import choices, none_of
 from mezzotint_training.data.dataset import CaptionedImages, collate, make_item
 from mezzotint_training.data.rows import checked_split, held_out, load_splits
+from mezzotint_training.data.templates import columns_of, reader
 from mezzotint_training.modalities.images import read_picture
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
@@ -55,7 +57,8 @@ def load_stream(config: TrainConfig) -> Stream:
     for name, flag in asked.items():
         # a set on the Hub may come with threads that decode, which only `decode` takes off
         rows = checked_split(config, splits, flag, name).decode(False)
-        kept = (config.image_column, config.caption_column, "__url__")  # the last is the tar's name
+        used = (config.image_column, *(name for entry in config.caption_column for name in columns_of(entry)))
+        kept = dict.fromkeys((*used, "__url__"))  # the last is the tar's name
         rows = rows.select_columns([column for column in kept if column in rows.features])
         if flag == "dataset_split" and config.max_train_samples is not None:
             rows = rows.take(config.max_train_samples)
@@ -110,6 +113,7 @@ class CaptionedStream:
         self.config, self.channels, self.size, self.rank, self.world = config, channels, size, rank, world
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
         self.head = stream.head
+        self.readers = [reader(entry, stream.head.features) for entry in config.caption_column]
         held = stream.held_out.select_columns(config.image_column) if stream.held_out is not None else []
         self.held_out = {x for row in held for x in (row[config.image_column] or {}).values() if x}
         self.parts = stream.rows.num_shards
@@ -228,16 +232,16 @@ class CaptionedStream:
     def _item(self, drawn: tuple[int, int, dict]) -> dict | str:
         """A row as `make_item` makes it, or what is wrong with it under `on_bad_row=skip`."""
         epoch, index, row = drawn
-        cell, caption = row[self.config.image_column], row[self.config.caption_column]
+        cell, texts = row[self.config.image_column], [read(row) for read in self.readers]
+        captions, got = choices(texts, self.config), texts if len(texts) > 1 else texts[0]
         where = ": ".join(x for x in (row.get("__url__"), (cell or {}).get("path")) if x)
-        where = f"row {index} of epoch {epoch} ({where or f'captioned {str(caption)[:60]!r}'})"
-        texts = caption if isinstance(caption, list) else [caption]
-        if not texts or None in texts:
-            message = f"caption in {where} must be text: got {caption!r}"
+        where = f"row {index} of epoch {epoch} ({where or f'captioned {str(got)[:60]!r}'})"
+        if not captions:
+            message = f"caption in {where} {none_of(self.config, f'must be text: got {got!r}')}"
         else:
             try:
                 pixels = read_picture(_fetched(cell), self.channels, self.size)
-                return make_item(self.config, epoch, index, pixels, caption, self.mean, self.std)
+                return make_item(self.config, epoch, index, pixels, captions, self.mean, self.std)
             except (ValueError, FileNotFoundError) as error:
                 message = f"picture in {where} cannot be read: {one_line(error)}"
             except OSError as error:  # of the network: no fault of the row's

@@ -2,6 +2,7 @@
 """Decides before the first step whether an output_dir may be used (new, empty, or the same run of the same data) and
 from which checkpoint the run goes on; writes down the settings."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from mezzotint import hub
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.recipe import read_recipe, recipe_yaml
-from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.settings import TrainConfig, checked, default
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.engine.files import PRIVATE, write_text
 
@@ -71,8 +72,11 @@ def update_size(config: TrainConfig, processes: int) -> int:
 def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:
     now_public = hub.public(asdict(config))  # as `recipe.yaml` has it; a checkpoint has the places themselves
     for name, now in asdict(config).items():
-        if name not in free and name in before and before[name] not in (now, now_public[name]):
-            raise UserError(f"{place} holds another run ({name} was {before[name]!r}, now {now!r}): {advice}")
+        was = before.get(name, default(name))  # of a setting that came later, what it was without it
+        with contextlib.suppress(UserError):  # one that is not possible any more is another
+            was = checked(name, was)  # a text alone may be a list of one by now
+        if name not in free and was not in (now, now_public[name]):
+            raise UserError(f"{place} holds another run ({name} was {was!r}, now {now!r}): {advice}")
 
 
 def write_recipe(config: TrainConfig, output_dir: Path) -> None:

@@ -66,8 +66,7 @@ def real_pictures(
 def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
     """All good pictures of a split, with their captions and classes."""
     good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
-    captions = [images.captions[i].as_py() for i, _ in good]
-    texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
+    texts = [images.captions[i] for i, _ in good]
     number = {name: i for i, name in enumerate(classes)}
     names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)
     labels = torch.tensor([number.get(names[i], -1) for i, _ in good])

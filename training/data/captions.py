@@ -1,0 +1,79 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The captions of a row, and which of them is drawn. Each entry of `caption_column` gives a row one caption, several or
+none; `rows.py` has made a column of every template."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.rows import bad_captions, column
+from mezzotint_training.data.templates import is_template
+
+# The captions of a row: of each entry that gives it any, its weight and these
+Choices = list[tuple[float, list[str]]]
+
+
+class Captions:
+    """The captions of a set's rows, as they are on disk until they are asked for.
+
+    Args:
+        rows: what `rows.held_out` returns.
+        config: the run's settings.
+    """
+
+    def __init__(self, rows: datasets.Dataset, config: TrainConfig):
+        self.config = config
+        self.columns = [column(rows, name) for name in config.caption_column]
+
+    def __getitem__(self, index: int) -> list[str]:
+        """All captions of a row, in the order of the entries."""
+        return [text for _, texts in self.choices(index) for text in texts]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def choices(self, index: int) -> Choices:
+        """The captions of a row by entry. Bytes that are no text are no caption."""
+        cells = []
+        for cell in (texts[index] for texts in self.columns):
+            try:
+                cells.append(cell.as_py())
+            except UnicodeDecodeError:
+                cells.append(None)
+        return choices(cells, self.config)
+
+    def bad(self) -> Iterator[tuple[int, str]]:
+        """The rows without any caption, each with what is wrong with it."""
+        for index, fault in bad_captions(self.columns[0]):
+            if not self.choices(index):
+                yield index, none_of(self.config, fault)
+
+
+def choices(cells: Sequence[str | list[str] | None], config: TrainConfig) -> Choices:
+    """The captions of a row, from what each entry gives it: a missing text, an empty list or one with a hole is none."""
+    weights = config.caption_weights or [1.0] * len(cells)
+    texts = [cell if isinstance(cell, list) else [cell] for cell in cells]
+    return [(weight, some) for weight, some in zip(weights, texts, strict=True) if some and None not in some]
+
+
+def drawn(found: Choices, number: float) -> str:
+    """The caption that a number in [0, 1) draws: an entry by its weight, and one of its captions, each alike."""
+    left = number * sum(weight for weight, _ in found)
+    for weight, texts in found[:-1]:
+        if left < weight:
+            break
+        left -= weight
+    else:
+        weight, texts = found[-1]
+    return texts[min(int(left / weight * len(texts)), len(texts) - 1)]
+
+
+def none_of(config: TrainConfig, fault: str) -> str:
+    """What is said of a row without any caption: the fault of its only column, or that none of the entries gives one."""
+    entries = config.caption_column
+    if len(entries) == 1 and not is_template(entries[0]):
+        return fault
+    return f"must be text: got none from {', '.join(map(repr, entries))}"
