@@ -101,7 +101,7 @@ class TrainConfig:
     image_column: str = setting("image", "the column of pictures")
     caption_column: list[str] = setting(
         ["text"],
-        "columns of captions, or templates such as '{text}, {keywords}'; of all that a picture has, one is drawn each time",
+        "columns of captions, or templates ('{text}, {keywords}'); where a picture has several, one is drawn each time",
     )
     caption_weights: list[float] | None = setting(
         None,

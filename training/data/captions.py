@@ -3,10 +3,8 @@
 none; `rows.py` has made a column of every template."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import datasets
-import numpy as np
 
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.rows import bad_captions, column
@@ -53,26 +51,29 @@ class Captions:
 
 
 def choices(cells: Sequence[str | list[str] | None], config: TrainConfig) -> Choices:
-    """The captions of a row, from what each entry gives it: a missing text, an empty list or one with a hole is none."""
+    """A row's captions, from what each entry gives: a missing text, an empty list and one with a hole are none."""
     weights = config.caption_weights or [1.0] * len(cells)
-    texts = [cell if isinstance(cell, list) else [cell] for cell in cells]
-    return [(weight, some) for weight, some in zip(weights, texts, strict=True) if some and None not in some]
+    found: Choices = []
+    for weight, cell in zip(weights, cells, strict=True):
+        texts = cell if isinstance(cell, list) else [] if cell is None else [cell]
+        if texts and None not in texts:
+            found.append((weight, texts))
+    return found
 
 
 def drawn(found: Choices, number: float) -> str:
     """The caption that a number in [0, 1) draws: an entry by its weight, and one of its captions, each alike."""
     left = number * sum(weight for weight, _ in found)
-    for weight, texts in found[:-1]:
-        if left < weight:
-            break
-        left -= weight
-    else:
-        weight, texts = found[-1]
+    at = 0
+    while at < len(found) - 1 and left >= found[at][0]:
+        left -= found[at][0]
+        at += 1
+    weight, texts = found[at]
     return texts[min(int(left / weight * len(texts)), len(texts) - 1)]
 
 
 def none_of(config: TrainConfig, fault: str) -> str:
-    """What is said of a row without any caption: the fault of its only column, or that none of the entries gives one."""
+    """What is said of a row without any caption: the fault of its only column, or that no entry gives one."""
     entries = config.caption_column
     if len(entries) == 1 and not is_template(entries[0]):
         return fault

@@ -78,7 +78,9 @@ def written(cell: Any, feature: Any) -> str:
 
 def _parts(template: str) -> list[tuple[str, str | None]]:
     """Pairs of text and the column that follows it, if any does."""
-    rule = f"caption_column {template!r} must have columns in braces, as '{{text}}' (a brace itself is '{{{{' or '}}}}')"
+    rule = (
+        f"caption_column {template!r} must have columns in braces, as '{{text}}' (a brace itself is '{{{{' or '}}}}')"
+    )
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
