@@ -56,6 +56,15 @@ def test_score_is_the_derivative_of_the_log_probability(dims):
     torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_patches_are_read_as_the_channels_of_one_position():
+    classifier, x = make(patch_size=2), randn(2, 3, 16, 12)
+    plain = make(in_channels=12)
+    plain.load_state_dict(classifier.state_dict())
+    assert torch.equal(classifier(x, 300).logits, plain(torch.nn.functional.pixel_unshuffle(x, 2), 300).logits)
+    shuffled = torch.nn.functional.pixel_shuffle(plain.score(torch.nn.functional.pixel_unshuffle(x, 2), 300, 1), 2)
+    torch.testing.assert_close(classifier.score(x, 300, 1), shuffled)
+
+
 def test_scores_of_all_classes_cancel_under_their_probabilities():
     """sum_y p(y | x) grad log p(y | x) = grad sum_y p(y | x) = 0."""
     classifier, x = make().double(), randn(2, 3, 8, 8, dtype=torch.float64)

@@ -2,7 +2,9 @@
 one thing changed (saved, compiled, checkpointed, in another number of dimensions or another precision)."""
 
 import copy
+import functools
 import inspect
+import itertools
 import json
 import math
 
@@ -28,6 +30,8 @@ from mezzotint.models.blocks_mezzotint import (
     MezzotintBlock,
     MezzotintResidualBlock,
     MezzotintTransformerLayer,
+    depth_to_space,
+    space_to_depth,
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -282,6 +286,111 @@ def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low):
     volume = kwargs["sample"].unsqueeze(2).expand(-1, -1, 6, *[-1] * low)
     output = solid(**kwargs | {"sample": volume}).sample
     close(output, expected.unsqueeze(2).expand_as(output), rel=3e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- patches
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_patches_are_the_samples_numbers_each_at_its_place(dims, patch):
+    sample = randn(2, 3, *[patch * n for n in (2, 4, 5)[:dims]])
+    patches = space_to_depth(sample, patch)
+    assert patches.shape == (2, 3 * patch**dims, *(2, 4, 5)[:dims])
+    for channel in range(3):
+        for offset in itertools.product(range(patch), repeat=dims):
+            number = functools.reduce(lambda n, i: n * patch + i, offset, channel)  # C, then the axes in their order
+            assert torch.equal(
+                patches[:, number], sample[(slice(None), channel, *(slice(i, None, patch) for i in offset))]
+            )
+    assert torch.equal(depth_to_space(patches, patch), sample)
+    if dims == 2:
+        assert torch.equal(patches, torch.nn.functional.pixel_unshuffle(sample, patch))
+
+
+def no_patches(unet: MezzotintUNetModel) -> MezzotintUNetModel:
+    """The network that reads the patches of `unet` as channels, with the same weights."""
+    config = {name: unet.config[name] for name in inspect.signature(MezzotintUNetModel).parameters}
+    for name in ("in_channels", "out_channels"):
+        config[name] *= unet.config.patch_size**unet.config.spatial_dims
+    plain = MezzotintUNetModel(**config | {"patch_size": 1}).eval()
+    plain.load_state_dict(unet.state_dict())
+    return plain
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@torch.no_grad()
+def test_a_patched_network_is_a_plain_one_of_unshuffled_pixels(make_unet, patch, layout):
+    unet = make_unet(patch_size=patch, out_channels=2).to(memory_format=layout)
+    plain, kwargs = no_patches(unet).to(memory_format=layout), inputs() | {"sample": randn(2, 3, 8 * patch, 4 * patch)}
+    unshuffled = torch.nn.functional.pixel_unshuffle(kwargs["sample"], patch)
+    expected = torch.nn.functional.pixel_shuffle(plain(**kwargs | {"sample": unshuffled}).sample, patch)
+    output = unet(**kwargs).sample
+    assert output.shape == (2, 2, 8 * patch, 4 * patch) and unet.downsample_factor == 2 * patch
+    close(output, expected)
+    close(unet(**kwargs | {"sample": kwargs["sample"].to(memory_format=torch.channels_last)}).sample, expected)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+@torch.no_grad()
+def test_patches_along_one_and_three_axes(make_unet, dims):
+    unet = make_unet(spatial_dims=dims, patch_size=2)
+    kwargs = inputs() | {"sample": randn(2, 3, *[8] * dims)}
+    patches = space_to_depth(kwargs["sample"], 2)
+    close(unet(**kwargs).sample, depth_to_space(no_patches(unet)(**kwargs | {"sample": patches}).sample, 2))
+
+
+@torch.no_grad()
+def test_transposed_patches_and_kernels_give_the_transposed_picture(make_unet):
+    """The numbers of a transposed patch are those of the patch in another order, in which the first and the last
+    kernels' channels have to stand."""
+    unet = make_unet(patch_size=2)
+    other = copy.deepcopy(unet)
+    for module in other.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = module.weight.data.transpose(2, 3).contiguous()
+    order = torch.arange(12).reshape(3, 2, 2).mT.flatten()
+    other.conv_in.weight.data = other.conv_in.weight.data[:, order]
+    other.conv_out.weight.data, other.conv_out.bias.data = other.conv_out.weight[order], other.conv_out.bias[order]
+    kwargs = inputs() | {"sample": randn(2, 3, 8, 12)}
+    expected = unet(**kwargs).sample
+    close(other(**kwargs | {"sample": kwargs["sample"].mT.contiguous()}).sample.mT, expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch):
+    """Each of the n weights and the bias is uniform, of variance 1 / 3n, so that white noise comes out with 1/3 (1 +
+    1/n)."""
+    torch.manual_seed(0)
+    unet = MezzotintUNetModel(**TINY | {"block_out_channels": (512, 512), "patch_size": patch})
+    inner = unet.conv_in(space_to_depth(randn(4, 3, 16 * patch, 16 * patch), patch))[..., 1:-1, 1:-1]
+    assert inner.square().mean().item() == pytest.approx((1 + 1 / (27 * patch**2)) / 3, rel=0.05)
+
+
+def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
+    unet = make_unet()
+    config = {name: value for name, value in unet.config.items() if name != "patch_size"}
+    old = MezzotintUNetModel.from_config(config).eval()
+    old.load_state_dict(unet.state_dict())
+    assert old.config.patch_size == 1 and torch.equal(old(**inputs()).sample, unet(**inputs()).sample)
+    assert list(inspect.signature(MezzotintUNetModel).parameters)[-1] == "patch_size"  # what is passed in order stays
+
+
+@torch.no_grad()
+def test_patches_in_half_precision_and_with_adapters(make_unet):
+    unet = make_unet(patch_size=2)
+    plain, kwargs = no_patches(unet), inputs() | {"sample": randn(2, 3, 16, 16)}
+    patches = kwargs | {"sample": space_to_depth(kwargs["sample"], 2)}
+    for network in (unet, plain):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["to_q", "conv_in", "conv_out"], init_lora_weights=False)
+        network.add_adapter(lora)
+    close(unet(**kwargs).sample, depth_to_space(plain(**patches).sample, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet(**kwargs).sample
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, depth_to_space(plain(**patches).sample, 2))
 
 
 # ------------------------------------------------------------------------------------------------------- attention
@@ -794,6 +903,10 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"norm_eps": float("nan")}, "norm_eps must be a positive number: got nan"),
         ({"norm_eps": "1e-5"}, "norm_eps must be a positive number: got '1e-5'"),
         ({"dropout": 1.5}, r"dropout must be in \[0, 1\]: got 1.5"),
+        ({"patch_size": 0}, "patch_size must be a whole number from 1 to 64: got 0"),
+        ({"patch_size": 10**6}, "patch_size must be a whole number from 1 to 64: got 1000000"),
+        ({"patch_size": (2, 2)}, r"patch_size must be a whole number from 1 to 64: got \(2, 2\)"),
+        ({"patch_size": "4"}, "patch_size must be a whole number from 1 to 64: got '4'"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, rule):
@@ -819,6 +932,13 @@ def test_input_that_does_not_fit_is_refused(make_unet, change, rule):
     with pytest.raises(ValueError, match=rule) as error:
         make_unet()(**inputs() | change)
     assert "\n" not in str(error.value)
+
+
+def test_a_size_that_does_not_fit_the_patches_is_refused(make_unet):
+    unet = make_unet(patch_size=4)
+    for size in ((4, 8), (8, 12), (8, 9)):
+        with pytest.raises(ValueError, match=rf"^spatial sizes must be multiples of 8: got \({size[0]}, {size[1]}\)$"):
+            unet(**inputs() | {"sample": torch.zeros(2, 3, *size)})
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.source import first_picture, level_factor, picture_size
+from mezzotint_training.data.source import Rows, first_picture, level_factor, look_at, picture_size
 from mezzotint_training.networks import saved
 from mezzotint_training.networks.components import new_components
 from mezzotint_training.networks.saved import pretrained_components
@@ -124,6 +124,21 @@ def test_a_size_that_the_model_cannot_halve_is_refused_with_one_that_it_can(make
             f"resolution must be a multiple of {2 ** (levels - 1)} for a model of {levels}"
         )
         assert str(error.value).endswith(f"possible is {possible}")
+
+
+def test_a_size_that_does_not_fit_the_patches_is_refused_with_one_that_does(make_unet):
+    unet, rows = make_unet(patch_size=4, sample_size=None), Rows(images().rows, None)
+    settings = config(unet={"block_out_channels": [8, 8], "patch_size": 4})
+    message = "a multiple of 8 for a model of 2 levels and patches of 4 px: got 20x24, possible is 16x24"
+    for known in (None, {"unet": unet}):
+        settings.resolution = [20, 24]
+        with pytest.raises(UserError, match=f"^resolution must be {message}$"):
+            level_factor(settings, look_at(rows, settings, known))
+        settings.resolution = [16, 24]
+        assert level_factor(settings, look_at(rows, settings, known)) == 8
+    for wrong, words in ((0, "at least 1: got 0"), (65, "at most 64: got 65"), ("wide", "of type int: got 'wide'")):
+        with pytest.raises(UserError, match=f"^the unet's patch_size must be {words}$"):
+            level_factor(config(unet={"patch_size": wrong}), Facts(None, 8, 8, 3))
 
 
 @pytest.mark.parametrize("levels", [16, "16", []])

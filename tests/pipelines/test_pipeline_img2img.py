@@ -192,10 +192,20 @@ def test_call_that_cannot_be_carried_out_is_refused(make_img2img, picture, kwarg
     assert "\n" not in str(error.value)
 
 
-def test_tasks_share_components_and_checkpoints(make_pipe, picture, tmp_path, monkeypatch):
+def test_a_patched_network_draws_a_picture_of_any_size(make_img2img):
+    """The edges are drawn out to whole patches at the lowest level, and cut off again."""
+    pipe, picture = make_img2img(patch_size=4), torch.rand(1, 3, 9, 13, generator=seeded(7))
+    drawn = draw(pipe, image=picture)
+    assert drawn.shape == picture.shape
+    padded = torch.nn.functional.pad(picture, (0, 3, 0, 7), mode="replicate")
+    torch.testing.assert_close(drawn, draw(pipe, image=padded)[..., :9, :13])
+
+
+@pytest.mark.parametrize("unet", [{}, {"patch_size": 4}])
+def test_tasks_share_components_and_checkpoints(make_pipe, picture, tmp_path, monkeypatch, unet):
     """From one task to the other and back; each class loads the other's folder; what is saved is the task's own."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    pipe = make_pipe()
+    pipe = make_pipe(**unet)
     img2img = MezzotintImg2ImgPipeline.from_pipe(pipe)
     back = MezzotintPipeline.from_pipe(img2img)
     assert img2img.unet is back.unet is pipe.unet and back.text_encoder is pipe.text_encoder

@@ -385,6 +385,27 @@ def test_odd_size_is_the_crop_of_a_larger_picture(make_pipe, height, width):
     assert draw(pipe, height=height, width=width, output_type="pil")[0].size == (width, height)
 
 
+@pytest.mark.parametrize("height, width", [(16, 8), (9, 13)])
+def test_patches_are_the_networks_affair(make_pipe, height, width):
+    """The pipeline draws the noise of whole patches at the lowest level, and a picture of the size that was asked for,
+    which is that of the network without patches on the noise's patches."""
+    pipe = make_pipe(patch_size=4)
+    sides = tuple(-(-side // 8) * 8 for side in (height, width))
+    noise, seen = torch.randn(1, 3, *sides, generator=seeded()), []
+    plain = make_pipe(in_channels=48, out_channels=48, sample_mean=(0.0,), sample_std=(1.0,))
+    plain.unet.load_state_dict(pipe.unet.state_dict())
+    options = {"num_inference_steps": 4, "output_type": "latent"}
+    patches = torch.nn.functional.pixel_unshuffle(noise, 4)
+    expected = plain("a", latents=patches, height=sides[0] // 4, width=sides[1] // 4, **options).images
+    pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: seen.append(args[0].shape), with_kwargs=True)
+    found = pipe("a", generator=seeded(), height=height, width=width, **options).images
+    close(found, torch.nn.functional.pixel_shuffle(expected, 4), rel=1e-4)
+    assert {shape[2:] for shape in seen} == {sides}
+    drawn = draw(pipe, "a", height=height, width=width)
+    assert drawn.shape[2:] == (height, width)
+    assert torch.equal(drawn, draw(pipe, "a", height=sides[0], width=sides[1])[..., :height, :width])
+
+
 @pytest.mark.parametrize("sample_size", [(4, 12), [4, 12], 8])
 def test_default_size_is_the_networks(make_pipe, sample_size):
     pipe = make_pipe(sample_size=sample_size)

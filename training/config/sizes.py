@@ -26,6 +26,7 @@ class Facts:
         height, width: that is trained at, in pixels.
         channels: 1 for grey pictures, 3 for colour.
         block_out_channels: of the saved U-Net that is fine-tuned, `None` for one from scratch.
+        patch_size: of the saved U-Net that is fine-tuned.
     """
 
     pictures: int | None
@@ -33,6 +34,7 @@ class Facts:
     width: int
     channels: int
     block_out_channels: tuple[int, ...] | None = None
+    patch_size: int = 1
 
 
 @dataclass(frozen=True)

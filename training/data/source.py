@@ -22,7 +22,9 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from mezzotint import MezzotintUNetModel
+from mezzotint.models.blocks_mezzotint import downsample_factor
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
@@ -72,8 +74,8 @@ def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) 
         1 if first.mode in ("1", "L", "I", "I;16") else 3
     )
     height, width = picture_size(config, components, first)
-    levels = tuple(saved.block_out_channels) if saved else None
-    return Facts(None if rows.stream is not None else len(rows.known), height, width, channels, levels)
+    known = (tuple(saved.block_out_channels), saved.patch_size) if saved else ()
+    return Facts(None if rows.stream is not None else len(rows.known), height, width, channels, *known)
 
 
 def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]]:
@@ -275,8 +277,8 @@ def _add_numbers(digest, numbers: pa.Array) -> None:
 def _leave_signals_to_the_run(_) -> None:
     """Ignore signals in a data worker, which a terminal's Ctrl-C and a batch system's SIGTERM reach too: the run
     handles them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
 
 
 def first_picture(rows, config: TrainConfig) -> Image.Image:
@@ -296,7 +298,8 @@ def picture_size(config: TrainConfig, components: dict | None, first: Image.Imag
 
 
 def level_factor(config: TrainConfig, facts: Facts) -> int:
-    """The number of which height and width must be multiples, since the U-Net halves them from level to level.
+    """The number of which height and width must be multiples, since the U-Net takes them apart into patches and halves
+    them from level to level.
 
     Raises:
         UserError: where they are not, with the nearest that are.
@@ -305,12 +308,15 @@ def level_factor(config: TrainConfig, facts: Facts) -> int:
     levels = facts.block_out_channels or config.unet.get("block_out_channels", default)
     if not isinstance(levels, (list, tuple)) or not levels:
         raise UserError(f"the unet's block_out_channels must be a list of numbers, one a level: got {levels!r}")
-    factor = 2 ** (len(levels) - 1)
-    height, width = facts.height, facts.width
+    patch = facts.patch_size
+    if facts.block_out_channels is None:
+        patch = number("the unet's patch_size", int, config.unet.get("patch_size", 1), *PATCH)
+    factor, height, width = downsample_factor(levels, patch), facts.height, facts.width
     if height % factor or width % factor:
         nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
         raise UserError(
-            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels: got {height}x{width}, "
-            f"possible is {nearest[0]}x{nearest[1]}"
+            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels"
+            f"{f' and patches of {patch} px' if patch > 1 else ''}: got {height}x{width}, possible is "
+            f"{nearest[0]}x{nearest[1]}"
         )
     return factor

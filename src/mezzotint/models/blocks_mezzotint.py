@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The parts that the networks are made of: attention, the residual block, the unit of the U, the encoder, and weights
-that are written and read strictly.
+"""The parts that the networks are made of: patches, attention, the residual block, the unit of the U, the encoder, and
+weights that are written and read strictly.
 
 A shared file: where a network is saved, its file carries the text of this one in place of the import. It imports torch
 and diffusers only, and nothing of ours.
@@ -10,6 +10,7 @@ L text tokens, D text channels, E time-embedding channels, h heads, d channels o
 """
 
 import reprlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,59 @@ WHOLE_NUMBERS = {
     "norm_num_groups": ("one", 1, 2**16),
     "augment_dim": ("one or none", 1, 2**16),
     "num_classes": ("one", 2, 2**20),
+    "patch_size": ("one", 1, 2**6),
 }
+
+
+def downsample_factor(block_out_channels: Sequence[int], patch_size: int = 1) -> int:
+    """The number of which every spatial size of a sample must be a multiple: a patch becomes one position, and each
+    level after the first halves the number of positions along every axis."""
+    return patch_size * 2 ** (len(block_out_channels) - 1)
+
+
+def space_to_depth(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Make one position of every patch of `patch_size` positions along each spatial axis, with a channel for each
+    number in it: `torch.nn.functional.pixel_unshuffle` for any number of axes. The numbers stay as they are, so that
+    white noise stays white, of the same variance: a patched network keeps the schedule and the targets of an unpatched
+    one (simple diffusion, <https://huggingface.co/papers/2301.11093>, section 2.2).
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): every spatial size a multiple of
+            `patch_size`.
+        patch_size (`int`): positions of a patch along each axis.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels * patch_size**axes, *spatial / patch_size)`.
+    """
+    axes = sample.ndim - 2
+    if patch_size == 1:
+        return sample
+    for axis in reversed(range(2, 2 + axes)):
+        sample = sample.unflatten(axis, (-1, patch_size))  # (B, C, H / p, p, W / p, p)
+    positions, within = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return sample.permute(0, 1, *within, *positions).flatten(1, 1 + axes)  # (B, C p^axes, H / p, W / p)
+
+
+def depth_to_space(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The inverse of `space_to_depth`, as `torch.nn.functional.pixel_shuffle` for any number of axes.
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, channels * patch_size**axes, *spatial)`): positions that hold a
+            patch each.
+        patch_size (`int`): positions of a patch along each axis.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, *spatial * patch_size)`.
+    """
+    axes = sample.ndim - 2
+    if patch_size == 1:
+        return sample
+    sample = sample.unflatten(1, (-1, *[patch_size] * axes))  # (B, C, p, p, H / p, W / p)
+    pairs = [axis for k in range(axes) for axis in (2 + axes + k, 2 + k)]
+    sample = sample.permute(0, 1, *pairs)  # (B, C, H / p, p, W / p, p)
+    for axis in range(2, 2 + axes):
+        sample = sample.flatten(axis, axis + 1)
+    return sample  # (B, C, H, W)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -368,7 +421,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):
             for index in range(config.layers_per_block):
                 units.append((dim, layers, widths[level - 1] if level > 0 and index == 0 else None))
-        self.conv_in = conv(config.in_channels, first, 3, padding=1)
+        self.conv_in = conv(config.in_channels * config.patch_size**spatial_dims, first, 3, padding=1)
         self.down_blocks = nn.ModuleList(
             MezzotintBlock(conv, dim, dim, transformer_layers=layers, downsample_from=above, **common)
             for dim, layers, above in units
@@ -377,9 +430,13 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         return units, common
 
+    @property
+    def downsample_factor(self) -> int:
+        """The number of which every spatial size of a sample must be a multiple."""
+        return downsample_factor(self.config.block_out_channels, self.config.patch_size)
+
     def _check_sample(self, sample: torch.Tensor) -> None:
-        config = self.config
-        factor = 2 ** (len(config.block_out_channels) - 1)
+        config, factor = self.config, self.downsample_factor
         if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
             raise ValueError(
                 f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "

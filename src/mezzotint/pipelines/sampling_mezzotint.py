@@ -450,7 +450,8 @@ class MezzotintSamplingMixin:
     def draw_noise(self, batch_size: int, spatial: Sequence[int], generator, latents) -> torch.Tensor:
         """Standard normal noise (or `latents`) in float32, of shape `(batch_size, channels, *spatial)` with the sizes
         rounded up to what the U-Net can halve."""
-        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        # A U-Net of an older file has no patches and does not say it
+        factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
         shape = (batch_size, self.unet.config.in_channels, *(-(-size // factor) * factor for size in spatial))
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
