@@ -1,19 +1,21 @@
 """Tiny components for all tests: seeded, in evaluation mode, and with no parameter left at zero, where a freshly made
 network would hide whatever stands behind it."""
 
+from __future__ import annotations
+
+import gc
 import logging
+import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mezzotint_training  # noqa: F401 (before torch: threads that wait do not spin on cores that other tests need)
 
 # isort: split
 import pytest
-import torch
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
-
-torch.set_num_threads(1)  # the networks are too small to share
+if TYPE_CHECKING:  # the process that deals tests out to others reads this file too, and needs neither torch nor us
+    from mezzotint import MezzotintPipeline, MezzotintUNetModel
 
 TINY = {
     "sample_size": 8,
@@ -24,6 +26,12 @@ TINY = {
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
 }
+
+
+def pytest_collection_finish(session):
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the networks are too small to share
+    gc.freeze()  # what all tests share is looked through no more
 
 
 @pytest.fixture
@@ -37,6 +45,9 @@ def log(caplog, monkeypatch):
 @pytest.fixture
 def make_unet() -> Callable[..., MezzotintUNetModel]:
     """`make_unet(**config)`: the differences from `TINY`."""
+    import torch
+
+    from mezzotint import MezzotintUNetModel
 
     def make(**config) -> MezzotintUNetModel:
         torch.manual_seed(0)
@@ -52,6 +63,10 @@ def make_unet() -> Callable[..., MezzotintUNetModel]:
 @pytest.fixture
 def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
     """`make_pipe(**unet_config)`: with a byte-level T5, whatever else it takes by name replaces a component."""
+    import torch
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    from mezzotint import MezzotintPipeline, MezzotintScheduler
 
     def make(unet=None, scheduler=None, text_encoder=None, tokenizer=None, **config) -> MezzotintPipeline:
         unet = unet or make_unet(**config)

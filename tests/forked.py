@@ -1,17 +1,32 @@
 """Runs in processes of their own, forked by a server that has everything imported: a run costs a second, not ten."""
 
+import functools
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tiny_run import flags
 
-forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["mezzotint_training.train", "torch.distributed.launcher.api"])
+PRELOAD = ["mezzotint_training.train", "torch.distributed.launcher.api", "tiny_run", "warm"]
+
+
+@functools.cache
+def server() -> multiprocessing.context.ForkServerContext:
+    """The server, started and warm."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # Python 3.11 tells it of no other folders
+        forkserver.ensure_running()
+    ready = context.Process(target=int)
+    ready.start()
+    ready.join()
+    return context
 
 
 def start(folder: Path, world: int, settings: dict, **environment: str) -> list:
@@ -25,14 +40,14 @@ def start(folder: Path, world: int, settings: dict, **environment: str) -> list:
     processes = []
     for rank in range(world):
         own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
-        processes.append(forked.Process(target=_run, args=_task(folder, settings, own, rank)))
+        processes.append(server().Process(target=_run, args=_task(folder, settings, own, rank)))
         processes[-1].start()
     return processes
 
 
 def launch(folder: Path, world: int, settings: dict, **environment: str):
     """The process of torch's launcher of a run, which writes with all that it starts to `output-0.txt`."""
-    process = forked.Process(target=_launch, args=(world, *_task(folder, settings, environment)))
+    process = server().Process(target=_launch, args=(world, *_task(folder, settings, environment)))
     process.start()
     return process
 

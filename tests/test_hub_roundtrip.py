@@ -6,7 +6,6 @@ mezzotint is installed, and a stranger's, where it cannot be imported. Both know
 """
 
 import contextlib
-import gc
 import hashlib
 import importlib
 import io
@@ -817,7 +816,6 @@ def serve(life: str) -> None:
         import mezzotint  # noqa: F401
     import diffusers
     import transformers
-    from transformers import conversion_mapping
 
     for library, names in {
         diffusers: ("DiffusionPipeline", "AutoModel", "DPMSolverMultistepScheduler"),
@@ -826,9 +824,7 @@ def serve(life: str) -> None:
         for name in names:
             getattr(library, name)  # both import a module when it is asked for
     importlib.import_module("torch._dynamo")
-    conversion_mapping.get_checkpoint_conversion_mapping("t5")  # compiles the patterns of all of transformers' models
-
-    gc.freeze()  # what all forks share is not looked through, and so not copied, in each
+    importlib.import_module("warm")
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed goes where errors go
     for line in sys.stdin:

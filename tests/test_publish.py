@@ -5,6 +5,7 @@ and a publication that is killed leaves the repository as it was or as it should
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -275,6 +276,7 @@ def serve() -> None:
     from mezzotint_training.engine.process import torch
 
     torch.set_num_threads(1)
+    importlib.import_module("warm")
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         reader, writer = os.pipe()

@@ -87,6 +87,7 @@ def run(*argv: str, **settings) -> Run:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(mock.patch.object(datasets.config, "HF_DATASETS_CACHE", cache))
         stack.enter_context(mock.patch.object(rows, "digits", digits))
+        stack.enter_context(mock.patch.object(os, "fsync"))  # no test cuts the power
         # where runs repeat bit for bit
         stack.enter_context(mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}))
         stack.enter_context(contextlib.redirect_stdout(out))

@@ -157,6 +157,7 @@ def serve(bin_folder: str) -> None:
     os.environ["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
     for name in ("sample", "evaluate", "fit_scheduler", "ema", "publish", "train_classifier", "train"):
         import_module(f"mezzotint_training.{name}")
+    import_module("warm")
     digits = rows.digits()
     rows.digits = lambda: digits
     few = fit_scheduler.common_settings()[:2]  # solvers to start from: a fit takes a second

@@ -2,6 +2,7 @@
 as one that is not, and what it leaves behind is what it says."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import fixed_items
+from mezzotint_training.engine import plan
 from mezzotint_training.learning.objective import denoising_loss
 from mezzotint_training.networks.saved import pretrained_components
 
@@ -73,10 +75,15 @@ def settings_of(part: str, world: Path) -> dict:
     return LONG | {k: v.replace("@", str(world)) if isinstance(v, str) else v for k, v in PARTS[part].items()}
 
 
+@pytest.fixture(scope="module")
+def whole_of(world, tmp_path_factory):
+    """`whole_of(part)`: the folder of a run with a part, never stopped."""
+    return functools.cache(lambda part: trained(tmp_path_factory.mktemp("whole") / "run", **settings_of(part, world)))
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_with_each_part_a_run_that_is_stopped_goes_on_to_the_same_end(world, tmp_path, monkeypatch, part):
-    settings = settings_of(part, world)
-    whole = trained(tmp_path / "whole", **settings)
+def test_with_each_part_a_run_that_is_stopped_goes_on_to_the_same_end(world, whole_of, tmp_path, monkeypatch, part):
+    settings, whole = settings_of(part, world), whole_of(part)
     with monkeypatch.context() as patch:
         at_call(patch, [5], lambda loss: (os.kill(os.getpid(), signal.SIGTERM), loss)[1])  # in the third update
         assert run(output_dir=tmp_path / "run", **settings).code == INTERRUPTED
@@ -99,10 +106,9 @@ def test_with_each_part_a_run_that_is_stopped_goes_on_to_the_same_end(world, tmp
 
 
 @pytest.mark.parametrize("part", ["a stream", "buckets", "muon", "post-hoc averages"])
-def test_two_seeds_are_two_runs(world, tmp_path, part):
-    settings = settings_of(part, world)
-    a, b = (trained(tmp_path / str(seed), **settings, seed=seed) for seed in (1, 2))
-    assert distance(saved(a, 6), saved(b, 6)) > 1e-4
+def test_two_seeds_are_two_runs(world, whole_of, tmp_path, part):
+    other = trained(tmp_path / "run", **settings_of(part, world), seed=1)
+    assert TrainConfig.seed != 1 and distance(saved(whole_of(part), 6), saved(other, 6)) > 1e-4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -155,7 +161,8 @@ def test_a_plan_shows_every_row_that_is_bad_and_that_the_run_would_stop(tmp_path
     assert result.code == 0 and "and 10 more; --plan shows them all" in result.out
 
 
-def test_a_size_is_derived_said_and_written_down(tmp_path):
+def test_a_size_is_derived_said_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "STEPS", 2)
     none = {name: ... for name in ("unet", "text_encoder", "train_batch_size", "max_text_length", "lr_warmup_steps")}
     result = run("--plan", output_dir=tmp_path / "run", size="tiny", **none)
     assert result.code == 0, result.err

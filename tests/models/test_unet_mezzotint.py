@@ -20,6 +20,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
     TextKVCacheConfig,
 )
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -445,6 +446,8 @@ def test_backends_that_take_no_mask_are_handed_none(make_unet, monkeypatch, mask
     mask = kwargs.pop("encoder_attention_mask") | (not masked)
     text = kwargs.pop("encoder_hidden_states")
     expected = unet(**kwargs, encoder_hidden_states=text, encoder_attention_mask=mask).sample
+    # diffusers sets it for all models of a process
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.NATIVE)
     unet.set_attention_backend("_native_flash")
     dispatch = blocks_mezzotint.dispatch_attention_fn
     monkeypatch.setattr(

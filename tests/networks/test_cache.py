@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import forked
+from forked import server
 from safetensors.torch import load_file, save_file
 
 from mezzotint_training.config.errors import UserError
@@ -208,7 +208,7 @@ def test_processes_share_the_work_and_all_have_the_whole(tmp_path, monkeypatch):
 
 
 def test_two_runs_that_make_the_same_files_at_once_do_not_disturb_each_other(tmp_path):
-    process = forked.Process(target=build_slowly, args=(str(tmp_path / "two"),))
+    process = server().Process(target=build_slowly, args=(str(tmp_path / "two"),))
     process.start()
     while not files(tmp_path / "two"):
         assert process.is_alive()

@@ -15,7 +15,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from encode_captions import build, sentences
-from forked import forked
+from forked import server
 from safetensors.torch import load_file, save_file
 from tiny_run import TEXT_ENCODER, tree
 
@@ -295,7 +295,7 @@ def test_another_folder_for_whatever_the_states_depend_on(tmp_path, accelerator,
 
 def test_a_build_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(cache, "SHARD", 8)
-    process = forked.Process(target=build, args=(tmp_path / "killed", 0.003))
+    process = server().Process(target=build, args=(tmp_path / "killed", 0.003))
     process.start()
     while len(list(tmp_path.glob("killed/*/*.safetensors"))) < 5:
         assert process.is_alive()

@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """The model card: what a run was told, what it measured, and what `evaluate` did."""
 
+import functools
 import importlib.resources
 import json
 import os
@@ -9,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from mezzotint import hub, markdown
@@ -129,10 +131,10 @@ def card_text(
         schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
-    template = importlib.resources.files("mezzotint.model_cards").joinpath(name)
-    card = ModelCard.from_template(
-        front_matter(settings, grid),
-        template_str=template.read_text(encoding="utf-8"),
+    head = front_matter(settings, grid)
+    card = template(name).render(
+        **head.to_dict(),
+        card_data=head.to_yaml(),
         name=os.path.basename(os.path.abspath(folder)),
         settings=settings,
         metrics=metrics,
@@ -145,7 +147,14 @@ def card_text(
         base_name=base and base.removeprefix("./"),
         **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
     )
-    return signed(str(card))
+    return signed(str(ModelCard(card)))
+
+
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """One of `model_cards/`, compiled once in a process."""
+    source = importlib.resources.files("mezzotint.model_cards").joinpath(name)
+    return jinja2.Template(source.read_text(encoding="utf-8"))
 
 
 def front_matter(settings: dict[str, Any], grid: str | None) -> ModelCardData:
