@@ -120,6 +120,27 @@ def test_a_checkpoint_of_before_goes_on_where_its_data_were(whole, tmp_path):
     assert_same(tmp_path / "run", whole, 6)
 
 
+def test_a_run_of_before_goes_on_whose_only_caption_column_was_a_text(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    state = json.loads((tmp_path / "run" / "checkpoint-4" / "state.json").read_text())
+    of_before = state["config"] | {"caption_column": "text"}
+    del of_before["caption_weights"]
+    unsealed(tmp_path / "run" / "checkpoint-4", config=of_before)
+    recipe = (tmp_path / "run" / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(
+        recipe.replace("caption_column:\n- text\n", "caption_column: text\n").replace("caption_weights: null\n", "")
+    )
+    for changed, line in (
+        ({"caption_column": ["text", "{text}."]}, "(caption_column was ['text'], now ['text', '{text}.'])"),
+        ({"caption_weights": "2"}, "(caption_weights was None, now [2.0])"),
+    ):
+        result = run(**settings(whole.parent / "set", output_dir=tmp_path / "run", **changed))
+        assert result.code == 2 and line in result.err
+    assert run(**settings(whole.parent / "set", output_dir=tmp_path / "run")).code == 0
+    assert_same(tmp_path / "run", whole, 6)
+
+
 def fingerprint(columns: dict, held: dict | None = None) -> dict:
     config = TrainConfig(dataset_name="digits")
     features = datasets.Features({"image": datasets.Image(decode=False), "text": columns.pop("feature")})
