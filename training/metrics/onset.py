@@ -63,8 +63,7 @@ class CopyWatch:
         if self.features is None:
             self.features = self._features(self.known), self._features(self.held_out)
         rows = _spread(self.known, self.count)
-        captions = [self.known.captions[row].as_py() for row in rows.tolist()]
-        texts = [caption if isinstance(caption, list) else [caption] for caption in captions]
+        texts = [self.known.captions[row] for row in rows.tolist()]
         try:
             pictures = draw(pipe, texts, STEPS, 1.0, BATCH, seed=0, progress=False)
             found = copies(self._small(pictures), self.features[1], self.features[0], ALARMS)
