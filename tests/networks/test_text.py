@@ -288,9 +288,33 @@ def test_another_folder_for_whatever_the_states_depend_on(tmp_path, accelerator,
     prints.append(fingerprint())
     monkeypatch.setattr(text, "FORMAT", -1)
     prints.append(fingerprint())
-    accelerator.state._mixed_precision = "bf16"
-    prints.append(fingerprint())
     assert len(set(prints)) == len(prints)
+    accelerator.state._mixed_precision = "bf16"  # which is for what is trained: a CPU encodes in float32
+    assert fingerprint() == prints[-1]
+
+
+def test_a_cpu_encodes_with_one_thread_and_in_whole_precision(accelerator):
+    """Whatever the run's: a caption is too small to be shared out, and autocast would cast the weights for each."""
+    text_encoder, tokenizer = small()
+    captions = ["a red boot", "x", "two boots and a hat"]
+
+    def states(precision: str, threads: int) -> list[torch.Tensor]:
+        accelerator.state._mixed_precision = precision
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with accelerator.autocast():
+                found = TextEncoding(text_encoder, tokenizer, accelerator, trained=False)._frozen_states(captions)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        return found
+
+    plain = states("no", 1)
+    for precision, threads in (("bf16", 1), ("no", 2)):
+        for one, other in zip(states(precision, threads), plain, strict=True):
+            assert torch.equal(one, other) and one.dtype == torch.float32
+    accelerator.state._mixed_precision = "no"
 
 
 def test_a_build_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, accelerator, monkeypatch):

@@ -7,7 +7,9 @@ core from the very thread that is waited for: a run falls to a fraction of its s
 a thread spins for as long as waiting takes on a machine that has nothing else to do, and then sleeps.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 # Turns of the spinning. What the user said stands; the values of a run don't depend on it
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -40,4 +42,17 @@ def settle(count: int | None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if count is not None:
+        torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One thread for what is too small to be shared out: several would wait for each other longer than they work."""
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
         torch.set_num_threads(count)

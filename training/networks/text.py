@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import at_least, at_most, known_arguments, number
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine import threads
 from mezzotint_training.networks.cache import FORMAT, Cache, Recent
 from mezzotint_training.networks.saved import load_whole
 
@@ -160,7 +161,7 @@ class TextEncoding:
             "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")},
             "class": type(self.text_encoder).__name__,
             "attention": self.text_encoder.config._attn_implementation,
-            "precision": self.accelerator.mixed_precision,
+            "precision": "no" if self.one_caption_at_a_time else self.accelerator.mixed_precision,
             "device": self.device.type,
             "transformers": transformers.__version__,
             "format": FORMAT,
@@ -214,7 +215,9 @@ class TextEncoding:
 
     def _encode(self, tokens: list[list[int]], **padding) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt", **padding).to(self.device)
-        with self.accelerator.autocast():
+        # A CPU's autocast would cast the weights of a frozen encoder anew for every caption
+        whole = self.one_caption_at_a_time and not self.trained
+        with torch.autocast(self.device.type, enabled=False) if whole else self.accelerator.autocast():
             output = self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)
         return output.last_hidden_state, batch.attention_mask.bool()
 
@@ -230,7 +233,8 @@ class TextEncoding:
         self.text_encoder.to(self.device)
         tokens = [self.tokenizer(caption, truncation=True, max_length=self.limit).input_ids for caption in captions]
         if self.one_caption_at_a_time:
-            return [self._encode([ids])[0][0] for ids in tokens]
+            with threads.alone():
+                return [self._encode([ids])[0][0] for ids in tokens]
         lengths: dict[int, list[int]] = {}
         for i, ids in enumerate(tokens):
             lengths.setdefault(min(max(16, 1 << (len(ids) - 1).bit_length()), self.limit), []).append(i)
