@@ -506,7 +506,7 @@ MOMENTUM = {"adaptive_projected_guidance_momentum": -0.5}
 
 @pytest.mark.parametrize("name", [None, "DPMSolverMultistep", "UniPCMultistep", "HeunDiscrete", "EulerDiscrete"])
 def test_threads_share_a_pipeline(make_pipe, name):
-    """90 calls over 8 threads, each with its own steps, guidance, guider, prompts: the bits of each alone."""
+    """200 calls over 8 threads, each with its own steps, guidance, guider, prompts: the bits of each alone."""
     pipe = make_pipe(block_out_channels=(16,), transformer_layers_per_block=(1,))
     if name is not None:
         pipe.scheduler = getattr(diffusers, name + "Scheduler").from_config(pipe.scheduler.config)
@@ -522,7 +522,7 @@ def test_threads_share_a_pipeline(make_pipe, name):
     kinds = 30 if name is None else 6  # of calls: each comes several times
     expected = [call(i) for i in range(kinds)]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda i: call(i % kinds), range(90 if name is None else 40)))
+        found = list(threads.map(lambda i: call(i % kinds), range(200 if name is None else 40)))
     assert sum(not torch.equal(x, expected[i % kinds]) for i, x in enumerate(found)) == 0
 
 
