@@ -343,7 +343,8 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     assert {name for name, how in on_resume.items() if how == "same"} == {
         "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",
         "max_text_length", "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers",
-        "dataset_name", "dataset_config_name", "dataset_split", "image_column", "caption_column", "resolution",
+        "dataset_name", "dataset_config_name", "dataset_split", "image_column", "caption_column", "balance_column",
+            "resolution",
         "aspect_ratio_buckets", "random_flip", "augment_probability", "max_train_samples", "validation_split",
         "num_validation_samples", "streaming", "shuffle_buffer_size", "seed", "optimizer", "use_ema",
         "posthoc_ema_steps",
@@ -351,6 +352,6 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     assert {name for name, how in on_resume.items() if how == "branch"} == {
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
         "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts", "on_bad_row",
-        "weighting_scheme", "logit_mean", "logit_std", "caption_weights",
+        "weighting_scheme", "logit_mean", "logit_std", "caption_weights", "balance_power",
     }  # fmt: skip
     assert set(on_resume.values()) == {"same", "branch", "free"}

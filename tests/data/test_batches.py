@@ -1,14 +1,18 @@
 """Which rows an update holds: the same whatever the number of micro-steps and processes, every row as often as any
 other, and with buckets all of one size."""
 
+import itertools
+import math
 import warnings
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.balance import Balance, column_to_balance, facts
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 
 
@@ -57,7 +61,7 @@ BUCKETS = np.array([0] * 11 + [2] * 16 + [1] * 3 + [2] * 1 + [0] * 2)  # 13, 3 a
 def test_an_update_is_of_one_bucket_and_the_same_however_it_is_dealt_out():
     expected = updates(33, 8, 1, 1, count=18, buckets=BUCKETS)
     for update in expected:
-        assert len({BUCKETS[position] for _, position, _ in update}) == 1
+        assert len({int(BUCKETS[position]) for _, position, _ in update}) == 1
     for dealt in ((1, 8, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)):
         dealt_out = updates(33, *dealt, count=18, buckets=BUCKETS)
         assert [sorted(x) for x in dealt_out] == [sorted(x) for x in expected]
@@ -116,3 +120,86 @@ def test_sizes_are_read_from_their_text():
             sizes(text)
     with pytest.raises(UserError, match="^aspect_ratio_buckets must be multiples of 4 for this model: got 48,82$"):
         sizes("64,64;48,82")
+
+
+# ------------------------------------------------------------------------------------------------------------- balance
+
+FAMILIES = np.array([0] * 60 + [1] * 25 + [2] * 10 + [3] * 4 + [4])  # 100 pictures of five kinds
+
+
+def epochs(count: int, power: float, n: int = 20, start: int = 0, buckets=None, values=FAMILIES):
+    """The keys of so many epochs, (epoch, position, copy) each."""
+    balance = Balance(values, power, seed=3)
+    keys = KeyedBatches(len(values), n, 1, 0, 1, 3, start, buckets, balance)
+    updates = len(values) // n if buckets is None else keys.chunks_in_an_epoch(n)
+    return [key for batch in itertools.islice(keys, count * updates) for key in batch]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_each_value_comes_as_often_as_its_count_and_the_power_say(power):
+    sizes = np.bincount(FAMILIES)
+    expected = 100 * sizes ** (1 - power) / (sizes ** (1 - power)).sum()
+    keys = np.array(epochs(50, power)).reshape(50, 100, 3)
+    for epoch, one in enumerate(keys):
+        assert (one[:, 0] == epoch).all()
+        found = np.bincount(FAMILIES[one[:, 1]], minlength=5)
+        assert (abs(found - expected) < 1 + 1e-9).all()  # rounded down or up in every epoch
+        rows = np.bincount(one[:, 1], minlength=100)
+        assert (abs(rows - (expected / sizes)[FAMILIES]) < 1 + 1e-9).all()
+        assert len(np.unique(one[:, 1:], axis=0)) == 100  # further draws of a row are copies of their own
+        assert all(sorted(one[one[:, 1] == row, 2]) == list(range(count)) for row, count in enumerate(rows) if count)
+    rows = np.bincount(keys[..., 1].ravel(), minlength=100)
+    assert (abs(rows - 50 * (expected / sizes)[FAMILIES]) < 3).all()  # and the rows of a value take turns
+    if power == 0:
+        assert (rows == 50).all()
+
+
+def test_balanced_batches_go_on_from_any_update_and_are_dealt_out_alike():
+    whole = epochs(3, 1.0)
+    assert epochs(3, 1.0, start=7)[: len(whole) - 7 * 20] == whole[7 * 20 :]
+    balance = Balance(FAMILIES, 1.0, seed=3)
+    parts = [iter(KeyedBatches(100, 5, 2, rank, 2, 3, 0, None, balance)) for rank in range(2)]
+    dealt = []
+    for _ in range(2 * 15):  # micro-steps
+        dealt += [key for part in parts for key in next(part)]
+    assert dealt == whole
+    assert whole[:100] != whole[100:200]  # an epoch differs from the next
+
+
+def test_balanced_buckets_hold_what_is_expected_and_are_as_many_in_each_epoch():
+    buckets = np.arange(100) % 3
+    balance = Balance(FAMILIES, 1.0, seed=3)
+    keys = KeyedBatches(100, 8, 1, 0, 1, 3, 0, buckets, balance)
+    chunks = {b: math.ceil(balance.expected[buckets == b].sum() / 8) for b in range(3)}
+    assert keys.chunks_in_an_epoch(8) == sum(chunks.values())
+    batches = list(itertools.islice(keys, 4 * sum(chunks.values())))
+    for epoch in range(4):
+        mine = [batch for batch in batches if batch[0][0] == epoch]
+        assert all(len({int(buckets[position]) for _, position, _ in batch}) == 1 for batch in mine)
+        assert Counter(int(buckets[batch[0][1]]) for batch in mine) == chunks
+        for b in range(3):
+            drawn = np.array([p for batch in mine for _, p, _ in batch if buckets[p] == b])
+            share = balance.expected[buckets == b] / balance.expected[buckets == b].sum() * len(drawn)
+            assert (abs(np.bincount(drawn, minlength=100)[buckets == b] - share) < 1 + 1e-9).all()
+
+
+def test_a_column_to_balance_must_tell_pictures_apart():
+    rows = datasets.Dataset.from_dict(
+        {"kind": ["a", "b", None, "a", None], "one": [1] * 5, "none": [None] * 5, "many": [["a"]] * 5}
+    )
+
+    def read(name):
+        return column_to_balance(rows, TrainConfig(dataset_name="x", balance_column=name, balance_power=0.5))
+
+    assert read("kind").tolist() == [0, 1, 2, 0, 2]  # a missing one is a value too
+    for name, got in (("one", "1 alone"), ("many", r"List\(")):
+        with pytest.raises(UserError, match=f"^balance_column '{name}' must hold .*: got {got}"):
+            read(name)
+    with pytest.raises(UserError, match="^balance_column 'none' must hold"):
+        read("none")
+    config = TrainConfig(dataset_name="x", balance_column="kind", balance_power=0.5)
+    assert facts(rows, config) == {
+        "column": "kind", "values": 3, "most_frequent": "a", "rows": 2, "weight": 2**-0.5,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="^balance_column needs a set at hand"):
+        TrainConfig(dataset_name="x", balance_column="kind", streaming=True)

@@ -139,3 +139,31 @@ def test_cells_are_the_rows_own_in_any_order():
         {"image": [None, {"bytes": None, "path": "x"}]}, datasets.Features({"image": datasets.Image(decode=False)})
     )
     assert list(cells(empty, "image")) == [{"bytes": None, "path": None}, {"bytes": None, "path": "x"}]
+
+
+def test_captions_that_name_a_side_are_found_where_pictures_are_mirrored():
+    captions = [
+        "an arrow to the LEFT",
+        "copyright of the leftovers",
+        "clockwise arrows",
+        "bright red",
+        "a right-facing fist",
+    ]
+    found = odd_captions(captions, random_flip=True).findings
+    assert found == [
+        (
+            "a caption that names a side ('an arrow to the LEFT'), untrue of the pictures that random_flip mirrors",
+            3,
+            [100, 102, 104],
+        )
+    ]
+    assert odd_captions(captions, random_flip=False).findings == []
+
+
+def odd_captions(captions: list[str], **settings):
+    """What is found in different pictures of one size with these captions."""
+    cells = [{"bytes": file_of(number, (16, 16)), "path": None} for number in range(len(captions))]
+    features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": cells, "text": captions}, features=features)
+    rows = rows.add_column(NUMBER, np.arange(100, 100 + len(captions)))
+    return lint(CaptionedImages(rows, TrainConfig(train_data_dir="none", **settings), 3, (16, 16)), 100)

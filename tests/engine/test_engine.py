@@ -66,6 +66,7 @@ PARTS = {
     },
     "augmentation": {"augment_probability": 0.5, "random_flip": True},
     "buckets": NEW | {"train_data_dir": "@/shapes", "resolution": 8, "aspect_ratio_buckets": "8,8;16,8;8,16"},
+    "balance": {"balance_column": "label", "balance_power": 0.5},
     "a size": {"size": "tiny", "unet": UNET, "train_batch_size": 4},
     "not channels last": {"channels_last": False},
 }

@@ -109,6 +109,12 @@ class TrainConfig:
         ABOVE_0,
         on_resume="branch",
     )
+    balance_column: str | None = setting(
+        None, "column whose values are to be drawn equally often, whatever the number of pictures of each"
+    )
+    balance_power: float = setting(
+        1.0, "how far to balance: 0 draws all pictures alike, 1 all values of balance_column", SHARE, on_resume="branch"
+    )
     resolution: list[int] | None = setting(
         None, "height and width to train at, or one number for both; by default the first picture's size", *SIDE
     )
@@ -299,6 +305,8 @@ class TrainConfig:
 
         if self.adapter is not None and self.pretrained_model_name_or_path is None:
             raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
+        if self.streaming and self.balance_column is not None:
+            raise UserError("balance_column needs a set at hand, whose values can be counted: got streaming")
         if self.streaming and self.aspect_ratio_buckets:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.

@@ -3,6 +3,7 @@
 are. What is made of a row is decided elsewhere."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from diffusers.training_utils import generate_aspect_ratio_buckets, parse_bucket
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import SIDE, number, shown
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.balance import Balance
 
 # The fifth word of the keys of random numbers that belong to no item, as in `dataset.py`
 FILL, CHUNKS = 3, 4
@@ -63,6 +65,8 @@ class KeyedBatches:
         seed: of the shuffling.
         start: the first update.
         buckets (`np.ndarray` of shape `(length,)`, *optional*): the bucket of each position.
+        balance (*optional*): draws an epoch's positions, of which some come several times and some not at all, in the
+            place of each once. Keys are `(epoch, position, copy)` then, too.
     """
 
     def __init__(
@@ -75,10 +79,12 @@ class KeyedBatches:
         seed: int,
         start: int,
         buckets: np.ndarray | None = None,
+        balance: Balance | None = None,
     ):
         self.length, self.batch_size, self.accumulation = length, batch_size, accumulation
         self.rank, self.world, self.seed, self.start, self.buckets = rank, world, seed, start, buckets
-        self.epochs: dict[int, np.ndarray] = {}  # the one or two at hand, each (places) or (chunks, n, 2)
+        self.balance = balance
+        self.epochs: dict[int, np.ndarray] = {}  # the one or two at hand, each (places), (places, 2) or (chunks, n, 2)
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         n = self.batch_size * self.accumulation * self.world
@@ -88,18 +94,26 @@ class KeyedBatches:
                 places = range(first, first + self.batch_size)
                 if self.buckets is None:
                     found = [divmod(update * n + place, self.length) for place in places]
-                    yield [(epoch, int(self.order(epoch)[place])) for epoch, place in found]
+                    yield [(epoch, *np.atleast_1d(self.order(epoch)[place]).tolist()) for epoch, place in found]
                 else:
                     epoch, number = divmod(update, self.chunks_in_an_epoch(n))
                     chunk = self.order(epoch)[number]
                     yield [(epoch, *chunk[place].tolist()) for place in places]
 
     def chunks_in_an_epoch(self, n: int) -> int:
-        return int((-(-np.bincount(self.buckets) // n)).sum())
+        return sum(self.chunks_of(np.flatnonzero(self.buckets == bucket), n) for bucket in np.unique(self.buckets))
+
+    def chunks_of(self, members: np.ndarray, n: int) -> int:
+        """The chunks of a bucket in an epoch, in each the same number."""
+        expected = len(members) if self.balance is None else self.balance.expected[members].sum()
+        return max(1, math.ceil(expected / n - 1e-9))
 
     def order(self, epoch: int) -> np.ndarray:
         if epoch not in self.epochs:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+            order = np.arange(self.length)
+            if self.balance is not None and self.buckets is None:
+                order = self.balance.draws(order, self.length, epoch)
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
             self.epochs = {e: o for e, o in self.epochs.items() if e == epoch - 1}
             self.epochs[epoch] = order if self.buckets is None else self.chunks(epoch, order)
         return self.epochs[epoch]
@@ -110,6 +124,12 @@ class KeyedBatches:
         chunks = []
         for bucket in np.unique(self.buckets):
             members = order[self.buckets[order] == bucket]
+            if self.balance is not None:
+                count = n * self.chunks_of(members, n)
+                draws = self.balance.draws(np.sort(members), count, epoch, int(bucket))
+                shuffled = np.random.default_rng([self.seed, epoch, bucket, 0, FILL]).permutation(draws)
+                chunks.append(shuffled.reshape(-1, n, 2))
+                continue
             copies = np.zeros_like(members)
             fill = np.arange(-len(members) % n)
             again = np.random.default_rng([self.seed, epoch, bucket, 0, FILL]).permutation(members)

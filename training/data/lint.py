@@ -3,6 +3,7 @@
 `dataset.py`, and what is printed of it in `plan.py`."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ import numpy as np
 
 from mezzotint_training.data.rows import cells
 from mezzotint_training.modalities.images import read_header
+
+# Words of which a mirrored picture shows the opposite
+SIDED = re.compile(r"\b(left|right|leftwards?|rightwards?|(anti|counter)?-?clockwise)\b", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from mezzotint_training.data.dataset import CaptionedImages
@@ -101,6 +105,7 @@ def lint(
 
     # 1. Captions
     lengths, each, different = [], [], set()
+    sided: list[tuple[int, str]] = []
     for number, index in zip(numbers.tolist(), chosen.tolist(), strict=True):
         texts = data.captions[index]
         tokens = [count_tokens(text) for text in texts]
@@ -111,8 +116,16 @@ def lint(
             kinds["an empty caption"].append(number)
         if any(not (c.isprintable() or c.isspace()) for c in "".join(texts)):
             kinds["a caption with control characters"].append(number)
+        if config.random_flip and (side := next(filter(None, map(SIDED.search, texts)), None)):
+            sided.append((number, side.string))
         if max(tokens) > max_text_length:
             kinds[f"a caption of more than {max_text_length} tokens, which is cut there"].append(number)
+
+    if sided:
+        example = sided[0][1] if len(sided[0][1]) <= 60 else f"{sided[0][1][:60]}..."
+        kinds[f"a caption that names a side ({example!r}), untrue of the pictures that random_flip mirrors"] = [
+            number for number, _ in sided
+        ]
 
     # 2. Pictures, by their headers
     heights, widths, alike = [], [], defaultdict(list)

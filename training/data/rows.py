@@ -83,6 +83,11 @@ def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[dataset
         UserError: for a split or column that isn't there or of another type; the message says what there is.
     """
     rows = checked_split(config, splits, "dataset_split", config.dataset_split)
+    if config.balance_column is not None and config.balance_column not in rows.features:
+        raise UserError(
+            f"balance_column {config.balance_column!r} is not there: got columns "
+            f"{', '.join(map(repr, rows.features))}{nearest(config.balance_column, list(rows.features))}"
+        )
     if config.max_train_samples is not None:
         rows = rows.select(range(min(config.max_train_samples, len(rows))))
     if len(rows) == 0:

@@ -27,6 +27,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
+from mezzotint_training.data import balance
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.dataset import CaptionedImages, collate
 from mezzotint_training.data.lint import lint
@@ -114,7 +115,11 @@ def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
             if left <= 0:
                 break
     size = {"rows": len(rows.known)} if rows.stream is None else {"parts": rows.stream.rows.num_shards}
-    return size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
+    found = size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
+    if config.balance_column is not None:
+        values = balance.column_to_balance(rows.known, config).astype("<i8").tobytes()
+        found["values to balance"] = hashlib.sha256(values).hexdigest()
+    return found
 
 
 class Source:
@@ -150,6 +155,9 @@ class Source:
                 images.read_all(progress=accelerator.is_local_main_process)
         self.data.size = self.known.size
         self.bad = set(self.known.bad)
+        self.values = None  # of each picture, to be balanced
+        if config.balance_column is not None:
+            self.values = balance.column_to_balance(rows.known, config)[self.known.good]
 
     def facts(self, tokenizer: Any) -> dict[str, Any]:
         """What `lint` finds in the rows at hand, as plain data.
@@ -159,7 +167,10 @@ class Source:
         """
         limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
         longest = min(getattr(tokenizer, "model_max_length", self.config.max_text_length), 2**31)
-        return lint(self.known, longest, **limits).facts(len(self.known), self.known.size)
+        found = lint(self.known, longest, **limits).facts(len(self.known), self.known.size)
+        if self.config.balance_column is not None:
+            found["balance"] = balance.facts(self.known.rows, self.config)
+        return found
 
     def texts(self) -> Iterator[str]:
         """All captions of the rows at hand."""
@@ -230,6 +241,7 @@ class Source:
             config.seed,
             step,
             self.data.bucket[self.data.good] if len(self.data.buckets) > 1 else None,
+            None if self.values is None else balance.Balance(self.values, config.balance_power, config.seed),
         )
         loader = torch.utils.data.DataLoader(
             self.data,

@@ -290,6 +290,12 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
         text += f"; {_range(of['captions_each'])} a picture" if "captions_each" in of else ""
         text += f"; tokens {_range(of['caption_lengths'])}" if "caption_lengths" in of else ""
         said.append(("captions", text))
+        if "balance" in of:
+            text = (
+                "{values:,} values of {column!r}; a row of the most frequent one ({most_frequent}, {rows:,} rows) is "
+                "drawn {weight:.2g} times as often as a row whose value no other has"
+            )
+            said.append(("balance", text.format(**of["balance"])))
         for what, count, where in of["findings"]:
             rows = ", ".join(map(str, where)) + (", ..." if count > len(where) else "")
             said.append(("found", f"{what}: {count:,} of {of['looked_at']:,} looked at (rows {rows})"))
