@@ -79,7 +79,7 @@ class Commit:
     """An immutable snapshot of a repository."""
 
     def __init__(self, files: dict[str, File], *said: str):
-        self.files = dict(sorted(files.items()))
+        self.files, self.said = dict(sorted(files.items())), said
         content = [(path, file.etag) for path, file in self.files.items()]
         self.id = hashlib.sha1(repr((said, content)).encode()).hexdigest()
         self.date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -183,6 +183,10 @@ class HubServer:
     def files(self, name: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
         """What a repository holds at a revision."""
         return {path: file.data for path, file in self._repos[repo_type, name].at(revision).files.items()}
+
+    def message(self, name: str) -> str:
+        """What the last commit of a repository says."""
+        return self._repos["model", name].at("main").said[2]
 
     def commits(self, name: str) -> int:
         """The number of commits of a repository, the first of which holds ``.gitattributes``; 0 where there is none."""

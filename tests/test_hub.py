@@ -213,6 +213,19 @@ def test_adapters_go_with_what_stands_beside_them_and_nothing_else(server, tmp_p
     beside = {name for name in PUBLISHED if re.match("README|LICENSE|NOTICE|recipe|metrics|evaluation|samples", name)}
     push(fill(tmp_path, hub.ADAPTERS, *beside, *OF_A_RUN, *STRAYS, "unet/config.json"))
     assert uploaded(server) == beside | {hub.ADAPTERS}
+    assert server.message("user/boots") == "Upload adapters"
+
+
+@pytest.mark.parametrize(
+    "own", ["MezzotintImg2ImgPipeline", ["pipeline_mezzotint_v12345678", "MezzotintPipeline"], None]
+)
+def test_a_commit_names_the_class_of_the_pipeline(server, tmp_path, own):
+    folder = fill(tmp_path, *PUBLISHED)
+    index = json.loads((folder / hub.INDEX).read_text()) | {"_class_name": own}
+    (folder / hub.INDEX).write_text(json.dumps({k: v for k, v in index.items() if v is not None}))
+    push(folder)
+    name = own[1] if isinstance(own, list) else own or "pipeline"
+    assert server.message("user/boots") == f"Upload {name}"
 
 
 KINDS = {

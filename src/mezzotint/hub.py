@@ -279,7 +279,10 @@ def push(
     uploads: dict[str, bytes | Path] = dict(files)
     if RECIPE in files:
         uploads[RECIPE] = _public_recipe(files[RECIPE])
-    new, head = False, None
+    what, new, head = "adapters", False, None
+    if kind == INDEX:
+        named = json.loads(files[INDEX].read_text(encoding="utf-8")).get("_class_name")
+        what = (named[1] if isinstance(named, list) else named) or "pipeline"
     try:
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
@@ -310,7 +313,7 @@ def push(
             operations = [*additions, *map(CommitOperationDelete, sorted(_stale(api, head, kind) - files.keys()))]
             try:
                 return api.create_commit(
-                    repo_id, operations, commit_message="Upload MezzotintPipeline", parent_commit=head.sha
+                    repo_id, operations, commit_message=f"Upload {what}", parent_commit=head.sha
                 ).commit_url
             except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError: around any of an LFS upload
                 before, head = head.sha, api.model_info(repo_id)
