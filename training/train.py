@@ -49,6 +49,7 @@ from mezzotint_training.engine.process import (
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import previous_run, same_data, update_size, write_recipe
+from mezzotint_training.engine.threads import Neighbours
 from mezzotint_training.learning.averages import drop_snapshots_after
 from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
@@ -135,7 +136,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         accelerator.print(f"going on from step {state['step']}")
         for part in parts:
             part.restore(state)
-    batches, tell = source.batches(position.step), accelerator.print
+    batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
 
     # -------------------------------------------------------------------------------------------------- 4. one update
     def update() -> float:
@@ -166,7 +167,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     def tell_time(step: int) -> None:
         timed = zip(*meter.timed, strict=True)
         planned["time"] = plan.seconds(config, *timed, step, world, validation.passes + copying.passes)
-        for line in plan.time_lines(planned["time"]):
+        for line in (*plan.time_lines(planned["time"]), *neighbours.lines()):
             tell(line)
 
     name = config.hub_model_id or output_dir.name

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -74,3 +76,37 @@ runpy.run_path({str(ROOT / "training" / f"{program}.py")!r}, run_name="__main__"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, timeout=60)
     assert done.stdout == "6000\n", done.stderr
+
+
+Times = namedtuple("Times", ["user", "system", "idle", "iowait", "guest"])
+
+
+@pytest.mark.parametrize(
+    "threads, others, line",
+    [
+        (2, 0.0, None),
+        (2, 0.4, None),
+        (2, 1.0, "other programs keep 1.0 of 2 cores busy, and 2 threads wait for each other: "
+         "--num_cpu_threads_per_process 1 may be faster"),
+        (1, 3.0, None),  # one thread waits for none
+    ],
+)  # fmt: skip
+def test_a_run_says_when_other_programs_take_its_cores(monkeypatch, threads, others, line):
+    """In ten seconds of two cores, of which this process works for seven."""
+    import psutil
+    import torch
+
+    from mezzotint_training.engine.threads import Neighbours
+
+    before = Times(user=100.0, system=50.0, idle=1000.0, iowait=5.0, guest=20.0)
+    # a guest's time is in the user's too
+    after = Times(user=107.0 + 6 * others, system=50.0 + 4 * others, idle=1013.0, iowait=7.0, guest=20.0 + others)
+    readings = {"monotonic": [30.0, 40.0], "process_time": [3.0, 10.0], "cpu_times": [before, after]}
+    clocks = SimpleNamespace(**{name: mock.Mock(side_effect=values) for name, values in readings.items()})
+    monkeypatch.setattr("mezzotint_training.engine.threads.time", clocks)
+    monkeypatch.setattr(psutil, "cpu_times", clocks.cpu_times)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    neighbours = Neighbours()
+    found = neighbours.lines()
+    assert [one.split(None, 1)[1] for one in found] == ([line] if line else [])

@@ -9,6 +9,7 @@ a thread spins for as long as waiting takes on a machine that has nothing else t
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 # Turns of the spinning. What the user said stands; the values of a run don't depend on it
@@ -43,6 +44,42 @@ def settle(count: int | None) -> None:
         count = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if count is not None:
         torch.set_num_threads(count)
+
+
+class Neighbours:
+    """The other programs of this machine, from when this is made on."""
+
+    def __init__(self):
+        self._began = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds: of this clock, of all cores' work, of this process's."""
+        import psutil
+
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted twice
+        return time.monotonic(), sum(times) - idle - guests, time.process_time()
+
+    def cores(self) -> float:
+        """How many cores they have kept busy."""
+        passed, work, own = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        return max(0.0, (work - own) / max(passed, 1e-9))
+
+    def lines(self) -> list[str]:
+        """What is to be said where they take cores that this process's threads want: these then wait for each other,
+        and lose more than what is taken."""
+        import torch
+
+        threads, others, cores = torch.get_num_threads(), self.cores(), os.cpu_count() or 1
+        if threads < 2 or threads + others < cores + 0.5:
+            return []
+        fewer = max(1, int(cores - others))
+        return [
+            f"{'busy':<12} other programs keep {others:.1f} of {cores} cores busy, and {threads} threads wait for each "
+            f"other: --num_cpu_threads_per_process {fewer} may be faster"
+        ]
 
 
 @contextlib.contextmanager
