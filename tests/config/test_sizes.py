@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from mezzotint import MezzotintUNetModel
+from mezzotint.models.blocks_mezzotint import downsample_factor
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig
@@ -49,11 +50,11 @@ def test_a_size_is_a_number_of_parameters_at_any_resolution(size, wanted, side):
 @pytest.mark.parametrize(
     "height, width, sides",
     [(8, 8, [8, 4]), (16, 16, [16, 8]), (32, 32, [32, 16, 8]), (28, 28, [28, 14, 7]), (32, 128, [32, 16, 8]),
-     (64, 64, [64, 32, 16, 8]), (256, 256, [256, 128, 64, 32, 16, 8]), (1024, 1024, [1024, 512, 256, 128, 64, 32]),
-     (30, 30, [30, 15]), (17, 17, [17])],
+     (48, 48, [48, 24, 12, 6]), (30, 30, [30, 15]), (17, 17, [17]), (65, 65, [65]), (66, 66, [66, 33])],
 )  # fmt: skip
 def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, sides):
     config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    assert "patch_size" not in config.unet
     assert len(config.unet["block_out_channels"]) == len(sides)
     factor = 2 ** (len(sides) - 1)
     assert height % factor == width % factor == 0 and min(height, width) // factor == sides[-1]
@@ -61,16 +62,61 @@ def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, side
     assert attention == [int(side <= 16 or side == sides[-1]) for side in sides]
 
 
+@pytest.mark.parametrize(
+    "height, width, patch, sides",
+    [(64, 64, 4, [16, 8, 4]), (128, 128, 4, [32, 16, 8, 4]), (256, 256, 4, [64, 32, 16, 8, 4]), (96, 64, 4, [16, 8, 4]),
+     (1024, 1024, 4, [256, 128, 64, 32, 16, 8]), (68, 68, 2, [34, 17]), (100, 64, 2, [32, 16]), (72, 72, 4, [18, 9])],
+)  # fmt: skip
+def test_from_64_px_on_levels_halve_the_patches_down_to_about_four(height, width, patch, sides):
+    config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    assert config.unet["patch_size"] == patch and len(config.unet["block_out_channels"]) == len(sides)
+    factor = downsample_factor(sides, patch)
+    assert height % factor == width % factor == 0 and min(height, width) // factor == sides[-1]
+    assert config.unet["transformer_layers_per_block"] == [int(side <= 8 or side == sides[-1]) for side in sides]
+
+
+@pytest.mark.parametrize(
+    "unet, side, patch, sides",
+    [("{patch_size: 1}", 64, 1, [64, 32, 16, 8]), ("{patch_size: 1}", 256, 1, [256, 128, 64, 32, 16, 8]),
+     ("{patch_size: 2}", 32, 2, [16, 8, 4]), ("{patch_size: 8}", 64, 8, [8, 4]),
+     ("{block_out_channels: [16, 16]}", 64, 4, [16, 8]), ("{block_out_channels: [16, 16, 16]}", 64, 4, [16, 8, 4]),
+     ("{block_out_channels: [16, 16, 16, 16]}", 64, 2, [32, 16, 8, 4]),
+     ("{block_out_channels: [16, 16, 16, 16, 16]}", 64, 1, [64, 32, 16, 8, 4])],
+)  # fmt: skip
+def test_patches_go_with_the_shape_that_was_asked_for(unet, side, patch, sides):
+    config = dialled("--size", "tiny", "--unet", unet, facts=Facts(1000, side, side, 1))
+    assert config.unet.get("patch_size", 1) == patch and len(config.unet["block_out_channels"]) == len(sides)
+    high = 16 if patch == 1 else 8
+    assert config.unet["transformer_layers_per_block"] == [int(s <= high or s == sides[-1]) for s in sides]
+
+
+@pytest.mark.parametrize(
+    "height, width, mean",
+    [(16, 16, 0.5), (32, 32, 0.5), (48, 48, 0.62), (64, 64, 0.7), (32, 128, 0.7), (128, 128, 0.9), (1024, 1024, 1.5)],
+)
+def test_more_noise_for_more_pixels(height, width, mean):
+    facts = Facts(1000, height, width, 3)
+    assert mean == pytest.approx(0.5 + max(0.2 * math.log2(math.sqrt(height * width) / 32), 0), abs=0.005)
+    assert dialled("--size", "tiny", facts=facts).logit_mean == mean
+    assert dialled("--size", "tiny", "--logit_mean", "0.5", facts=facts).logit_mean == 0.5
+    assert dialled("--size", "tiny", "--weighting_scheme", "laplace", facts=facts).logit_mean == mean
+    for argv in (("--weighting_scheme", "none"), ("--pretrained_model_name_or_path", "some/pipeline")):
+        saved = (16, 32) if "some/pipeline" in argv else None
+        derived = derive(settings("--size", "tiny", *argv), replace(facts, block_out_channels=saved))
+        assert "logit_mean" not in {one.name for one in derived}
+
+
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_the_networks_run(size):
-    config = dialled("--size", size, facts=Facts(1000, 28, 28, 1))
+@pytest.mark.parametrize("side", [28, 64])
+def test_the_networks_run(size, side):
+    config = dialled("--size", size, facts=Facts(1000, side, side, 1))
     with torch.device("meta"):
         encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=384, **config.text_encoder))
         unet = MezzotintUNetModel(
             in_channels=1, out_channels=1, cross_attention_dim=encoder.config.hidden_size, **config.unet
         )
         text = encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
-        assert unet(torch.zeros(2, 1, 28, 28), torch.zeros(2), text).sample.shape == (2, 1, 28, 28)
+        assert unet(torch.zeros(2, 1, side, side), torch.zeros(2), text).sample.shape == (2, 1, side, side)
 
 
 def test_what_was_asked_for_stays_and_the_rest_follows_from_it():
@@ -191,6 +237,7 @@ def test_deriving_twice_gives_the_same():
             "^the unet's transformer_layers_per_block must be at least 0: got -1",
         ),
         ("{norm_num_groups: 0}", "^the unet's norm_num_groups must be at least 1: got 0$"),
+        ("{patch_size: 0}", "^the unet's patch_size must be at least 1: got 0$"),
         ("{attention_head_dim: 8.5}", "^the unet's attention_head_dim must be of type int: got 8.5$"),
         ("{layers_per_block: 1000000}", "^the unet's layers_per_block must be at most 1,024: got 1000000$"),
     ],
@@ -202,5 +249,6 @@ def test_arguments_that_the_network_does_not_take_are_named(unet, what):
 
 def test_a_derived_setting_reads_as_one_line():
     assert str(Derived("unet.dropout", 0.1, "a small set")) == "unet.dropout 0.1 ← a small set"
-    for one in derive(settings("--size", "small"), FACTS):
+    large = replace(FACTS, height=1024, width=1024)
+    for one in derive(settings("--size", "small"), FACTS) + derive(settings("--size", "small"), large):
         assert "\n" not in str(one) and len(str(one)) < 140

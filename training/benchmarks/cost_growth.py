@@ -342,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--shape_of", type=int, default=32, help="resolution whose derived shape is used at all others")
     parser.add_argument(
-        "--level_of", type=int, default=64, help="resolution whose derived widths the table of levels has"
+        "--level_of", type=int, default=48, help="resolution whose derived widths the table of levels has"
     )
     parser.add_argument(
         "--sides",

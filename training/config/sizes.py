@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintUNetModel
+from mezzotint.models.blocks_mezzotint import downsample_factor
 from mezzotint_training.config.errors import UserError, one_line
-from mezzotint_training.config.rules import at_least, at_most, known_arguments, number, shown
+from mezzotint_training.config.rules import PATCH, at_least, at_most, known_arguments, number, shown
 from mezzotint_training.config.settings import TrainConfig
 
 
@@ -96,8 +97,12 @@ SIZES = {
 # Channels of each level in units of the first's, by the number of levels. From four on these are ADM's (2105.05233, its
 # code's defaults for 64, 128 and 256 px), the shorter ones are the upper ends of its four
 MULTIPLES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4), 6: (1, 1, 2, 2, 4, 4)}
-LOWEST = 8  # pixels of the lowest level: ADM's at every resolution
-ATTENTION = 16  # pixels from which down a level has attention: DDPM's (2006.11239, appendix B); ADM begins at 32
+PATCHED = 64  # pixels a side from which on the first level holds patches; at 32 ADM and DDPM do well without
+PATCHES = (4, 2)  # pixels of a patch along each axis, the better first
+# Positions of the lowest level, and from which down a level has attention; a position is a pixel of the first level, or
+# a patch. Of pixels ADM's 8 at every resolution and DDPM's 16 (2006.11239, appendix B; ADM begins at 32); a patch holds
+# what several pixels do, and half as many positions of them are enough
+LOWEST, ATTENTION = {"px": 8, "patches": 4}, {"px": 16, "patches": 8}
 
 
 def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
@@ -130,6 +135,16 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
             for name, value in size.text.items():
                 settle(f"text_encoder.{name}", value, f"the small T5 of size {config.size}")
         widest = _unet(config, facts, size, settle)
+        # Where a picture has more pixels its neighbours tell more of what noise hides: by the theory (simple diffusion,
+        # 2301.11093, eq. 4) log sigma is to grow with the log of the side. Pictures of 64 px came out best with about
+        # 0.3 of that, and the full shift left a fine grain on what is flat
+        area = facts.height * facts.width
+        if area > 32**2 and config.weighting_scheme != "none":
+            settle(
+                "logit_mean",
+                round(0.5 + 0.1 * math.log2(area / 32**2), 2),
+                "0.5 + 0.2 log2(side / 32): more noise for more pixels; ln(side / 32), by 2301.11093, drew worse",
+            )
 
     # The batch and how long
     accumulation = config.gradient_accumulation_steps
@@ -194,20 +209,36 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         most = 1024 if name == "layers_per_block" else 65_536
         number(f"the unet's {name}", int, given[name], at_least(1), at_most(most))
     shape = given.get("block_out_channels") or given.get("transformer_layers_per_block")
+
+    def fits(levels: int, patch: int) -> bool:
+        factor = downsample_factor(range(levels), patch)
+        return facts.height % factor == 0 and facts.width % factor == 0
+
+    if "patch_size" in given:
+        patch = number("the unet's patch_size", int, given["patch_size"], *PATCH)
+    else:
+        least = 2 if shape is None else len(shape)  # levels
+        room = side // LOWEST["patches"] // 2 ** (least - 1) if side >= PATCHED else 1
+        patch = next((p for p in PATCHES if p <= room and fits(least, p)), 1)
+        if patch > 1:
+            grid = f"{facts.height // patch}x{facts.width // patch}"
+            reason = f"from {PATCHED} px on, where neighbours say nearly the same: {grid} patches cost less than pixels"
+            settle("unet.patch_size", patch, reason)
+    what = "patches" if patch > 1 else "px"
     if shape is not None:
         levels = len(shape)
     else:
-        levels = min(max(1 + round(math.log2(side / LOWEST)), 2), max(MULTIPLES))
-        while facts.height % 2 ** (levels - 1) or facts.width % 2 ** (levels - 1):
+        levels = min(max(1 + round(math.log2(max(side // patch, 1) / LOWEST[what])), 2), max(MULTIPLES))
+        while levels > 1 and not fits(levels, patch):
             levels -= 1
-    sides = [side // 2**level for level in range(levels)]
+    sides = [side // patch // 2**level for level in range(levels)]
     fixed = {
         name: settle(f"unet.{name}", value, f"the U-Net of size {config.size}") for name, value in size.unet.items()
     }
     attention = settle(
         "unet.transformer_layers_per_block",
-        [size.transformer_layers if s <= ATTENTION or s == sides[-1] else 0 for s in sides],
-        f"attention, cheap from {ATTENTION} px down: levels of {', '.join(map(str, sides))} px",
+        [size.transformer_layers if s <= ATTENTION[what] or s == sides[-1] else 0 for s in sides],
+        f"attention, cheap from {ATTENTION[what]} {what} down: levels of {', '.join(map(str, sides))} {what}",
     )
     if "block_out_channels" in given:
         return max(given["block_out_channels"])
@@ -217,6 +248,7 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         "out_channels": facts.channels,
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,
+        "patch_size": patch,
         "transformer_layers_per_block": attention,
     }
     unit = math.lcm(fixed["attention_head_dim"], fixed["norm_num_groups"])  # which must divide every level
