@@ -122,20 +122,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     # 3. Go on where an earlier session of the run stopped
     position = Position(config, began)
     meter = Meter(accelerator, update_size(config, world), timed=plan.STEPS)
-    parts = (
-        position,
-        meter,
-        validation,
-        copying,
-        source,
-    )  # each has its part of a checkpoint's state, beside the learner's
+    # Each has its part of a checkpoint's state, beside the learner's
+    parts = (position, meter, validation, copying, source)
     if previous is not None:
-        tensors, state = previous
-        with checkpoint.restoring(state):
-            learner.restore(tensors, state)
-        accelerator.print(f"going on from step {state['step']}")
-        for part in parts:
-            part.restore(state)
+        _go_on(previous, learner, parts)
     batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
 
     # -------------------------------------------------------------------------------------------------- 4. one update
@@ -170,25 +160,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         for line in (*plan.time_lines(planned["time"]), *neighbours.lines()):
             tell(line)
 
-    name = config.hub_model_id or output_dir.name
-    found: list[Any] = [problems(asdict(config), name) if main else None]
-    broadcast_object_list(found)
-    for text, fatal in found[0]:
-        if fatal and not config.plan:
-            raise UserError(text)
-    planned = plan.make_plan(
-        config,
-        source.facts(components["tokenizer"]),
-        [str(one) for one in derived],
-        components,
-        learner.parameters,
-        learner.optimizer,
-        try_batch,
-        [text for text, _ in found[0]],
-        accelerator,
-    )
-    for line in plan.lines(planned, every_row=config.plan):
-        tell(line)
+    planned = _foresee(config, source, derived, components, learner, try_batch)
     if config.plan:
         if source.bad and stop_at_bad_rows:
             tell(
@@ -244,14 +216,8 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             if config.posthoc_ema_steps is not None and position.due(config.posthoc_ema_steps):
                 learner.save_snapshot(output_dir, position.step)
             if position.due(config.checkpointing_steps) or stopped:
-                tensors, state = learner.state()
-                state |= {"config": asdict(config), "update_size": meter.pictures, "data": digests}
-                for part in parts:
-                    state |= part.state()
-                checkpoint.save(output_dir, position.step, tensors, state)
-                if main:
-                    checkpoint.prune(output_dir, config.checkpoints_total_limit, position.step)
-                accelerator.wait_for_everyone()
+                about = {"config": asdict(config), "update_size": meter.pictures, "data": digests}
+                _keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit)
             if stopped and not position.finished:
                 report.close()
                 end_together(accelerator)
@@ -265,19 +231,73 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     with learner.averaged():
         published = learner.whole_models()
         if main:
-            measured = figures(
-                position,
-                meter,
-                learner,
-                components,
-                pictures=len(source.known),
-                bad_rows=len(bad_rows),
-                held_out=validation.history.last,
-                plan=planned,
-            )
+            counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": validation.history.last}
+            measured = figures(position, meter, learner, components, **counts, plan=planned)
             finish(MezzotintPipeline(**components | published), config, output_dir, measured, accelerator)
     end_together(accelerator)
     return output_dir
+
+
+# ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def _foresee(
+    config: TrainConfig,
+    source: Source,
+    derived: list[Any],
+    components: dict[str, Any],
+    learner: Learner,
+    try_batch: Any,
+) -> dict[str, Any]:
+    """Say what the run will do and cost, and what stands in the way of its publication.
+
+    Raises:
+        UserError: for what would fail after the run, unless a plan is all that was asked for.
+    """
+    accelerator, name = learner.accelerator, config.hub_model_id or Path(config.output_dir).name
+    found: list[Any] = [problems(asdict(config), name) if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    for text, fatal in found[0]:
+        if fatal and not config.plan:
+            raise UserError(text)
+    planned = plan.make_plan(
+        config,
+        source.facts(components["tokenizer"]),
+        [str(one) for one in derived],
+        components,
+        learner.parameters,
+        learner.optimizer,
+        try_batch,
+        [text for text, _ in found[0]],
+        accelerator,
+    )
+    for line in plan.lines(planned, every_row=config.plan):
+        accelerator.print(line)
+    return planned
+
+
+def _go_on(previous: tuple[Any, dict[str, Any]], learner: Learner, parts: tuple[Any, ...]) -> None:
+    """Take over what a checkpoint holds: the learner its tensors, and each part its part of the state."""
+    tensors, state = previous
+    with checkpoint.restoring(state):
+        learner.restore(tensors, state)
+    learner.accelerator.print(f"going on from step {state['step']}")
+    for part in parts:
+        part.restore(state)
+
+
+def _keep(
+    folder: Path, step: int, learner: Learner, parts: tuple[Any, ...], about: dict[str, Any], limit: int | None
+) -> None:
+    """Write a checkpoint, which `_go_on` takes over, and remove the oldest beyond `limit`. All processes call this."""
+    tensors, state = learner.state()
+    state |= about
+    for part in parts:
+        state |= part.state()
+    checkpoint.save(folder, step, tensors, state)
+    if learner.accelerator.is_main_process:
+        checkpoint.prune(folder, limit, step)
+    learner.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
