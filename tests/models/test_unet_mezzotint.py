@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from mezzotint.models.blocks_mezzotint import (
     MezzotintAttention,
     MezzotintBlock,
     MezzotintResidualBlock,
+    MezzotintRMSNorm,
     MezzotintTransformerLayer,
     depth_to_space,
     space_to_depth,
@@ -395,6 +397,45 @@ def test_patches_in_half_precision_and_with_adapters(make_unet):
 
 
 # ------------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # by torch's own
+def test_the_norm_is_torchs_bit_for_bit(dtype, autocast):
+    ours, stock = MezzotintRMSNorm(16, eps=1e-6), torch.nn.RMSNorm(16, eps=1e-6)
+    for norm in (ours, stock):
+        torch.nn.init.normal_(norm.weight, 1.0, 1e-3, generator=torch.Generator().manual_seed(0))
+        norm.to(torch.float32 if autocast else dtype)
+    assert ours.state_dict().keys() == stock.state_dict().keys() == {"weight"}
+    results = []
+    for norm in (ours, stock):
+        x = randn(2, 6, 16).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = norm(x)
+        y.backward(randn(2, 6, 16, seed=1).to(dtype))
+        assert y.dtype == x.dtype
+        results.append((y, x.grad, norm.weight.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_autocast_warns_of_nothing(make_unet):
+    unet = make_unet().train()
+    kinds = []
+    for name, module in unet.named_modules():
+        if name.endswith(("norm_q", "norm_k")):
+            module.register_forward_hook(lambda _, args, output: kinds.append((args[0].dtype, output.dtype)))
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with torch.autocast("cpu", torch.bfloat16):
+                output = unet(**inputs()).sample
+            output.float().square().mean().backward()
+    finally:
+        torch.set_warn_always(False)
+    assert set(kinds) == {(torch.bfloat16, torch.bfloat16)}
 
 
 def reference_attention(attn, x, context=None, mask=None):

@@ -155,6 +155,15 @@ class MezzotintAttnProcessor:
         return attn.to_out[1](hidden_states)  # (B, N, C)
 
 
+class MezzotintRMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` in the precision of its weight, with its output in that of its input. Under autocast the two
+    differ, which torch's own warns of on a CPU; rounding the weight instead would lose small updates of values near 1.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class MezzotintAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with normalised queries and keys (<https://huggingface.co/papers/2302.05442>, section 2),
     which keeps the logits in range in half precision. Self-attention, or cross-attention if `context_dim` is given."""
@@ -169,8 +178,8 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
-        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
-        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_q = MezzotintRMSNorm(head_dim, eps=1e-6)
+        self.norm_k = MezzotintRMSNorm(head_dim, eps=1e-6)
         self.to_out = nn.ModuleList([zero_init(nn.Linear(dim, dim)), nn.Dropout(dropout)])
         self.set_processor(MezzotintAttnProcessor())
 
