@@ -438,6 +438,35 @@ def test_autocast_warns_of_nothing(make_unet):
     assert set(kinds) == {(torch.bfloat16, torch.bfloat16)}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cpu_trains_attention_in_float32_under_autocast_and_draws_as_asked(monkeypatch, masked):
+    """Whose backward pass is slow in half precision: gradients are those of float32 on the rounded tensors."""
+    torch.manual_seed(0)
+    attn = MezzotintAttention(32, 8, context_dim=24)
+    torch.nn.init.normal_(attn.to_out[0].weight, std=0.2)
+    x, text = torch.randn(2, 9, 32, requires_grad=True), torch.randn(2, 5, 24)
+    mask = torch.arange(5)[None] < torch.tensor([[5], [3]]) if masked else None
+    dispatch, seen = blocks_mezzotint.dispatch_attention_fn, []
+
+    def watched(query, key, value, **rest):
+        seen.append({query.dtype, key.dtype, value.dtype, torch.is_autocast_enabled("cpu")})
+        return dispatch(query, key, value, **rest)
+
+    monkeypatch.setattr(blocks_mezzotint, "dispatch_attention_fn", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = attn(x, text, attention_mask=mask)
+        with torch.no_grad():
+            drawn = attn(x, text, attention_mask=mask)
+    assert seen == [{torch.float32, False}, {torch.bfloat16, True}]
+    assert trained.dtype == drawn.dtype == torch.bfloat16
+    torch.testing.assert_close(trained, drawn, atol=0.02, rtol=0.02)
+    exact = attn(x, text, attention_mask=mask)
+    for one, other in zip(
+        *(torch.autograd.grad(y.float().square().sum(), [x, *attn.parameters()]) for y in (trained, exact)), strict=True
+    ):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
 def reference_attention(attn, x, context=None, mask=None):
     """softmax(q k^T / sqrt(d)) v with RMS-normalised q and k, written out in float64."""
 

@@ -11,7 +11,7 @@ L text tokens, D text channels, E time-embedding channels, h heads, d channels o
 
 import reprlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +143,21 @@ class MezzotintAttnProcessor:
         backend = self._attention_backend
         if attention_mask is not None:
             attention_mask, backend = attention_mask[:, None, None, :], AttentionBackendName.NATIVE  # (B, 1, 1, L)
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=backend,
-            parallel_config=self._parallel_config,
-        )  # (B, N, h, d)
-        hidden_states = attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
+        dtype, precision = query.dtype, nullcontext()
+        if query.device.type == "cpu" and dtype == torch.bfloat16 and query.requires_grad:
+            # A CPU takes torch's backward pass of attention three to eight times as fast in float32
+            query, key, value = query.float(), key.float(), value.float()
+            precision = torch.autocast("cpu", enabled=False)
+        with precision:
+            hidden_states = dispatch_attention_fn(
+                query,
+                key,
+                value,
+                attn_mask=attention_mask,
+                backend=backend,
+                parallel_config=self._parallel_config,
+            )  # (B, N, h, d)
+        hidden_states = attn.to_out[0](hidden_states.flatten(2, 3).to(dtype))
         return attn.to_out[1](hidden_states)  # (B, N, C)
 
 
