@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,9 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
         UserError: for a folder that cannot be made or written to, or is in use.
         CannotGoOn: for one that is removed meanwhile.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{name} must be a folder: {folder} is a file")
+    with contextlib.suppress(OSError):  # where nothing is; one look, as others may make it or remove it meanwhile
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise UserError(f"{name} must be a folder: {folder} is a file")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = None
     try:
