@@ -185,7 +185,7 @@ class HubServer:
         return {path: file.data for path, file in self._repos[repo_type, name].at(revision).files.items()}
 
     def message(self, name: str) -> str:
-        """What the last commit of a repository says."""
+        """The message of a repository's last commit."""
         return self._repos["model", name].at("main").said[2]
 
     def commits(self, name: str) -> int:

@@ -47,7 +47,7 @@ def publish(args: argparse.Namespace) -> None:
     """
     folder = Path(args.folder)
     try:
-        kind, files, _, missing = hub.content(folder)
+        kind, files, _, missing, _ = hub.content(folder)
         if missing:
             raise ValueError(f"{folder} must hold the code that its {hub.INDEX} names: {missing[0]} is missing")
         card = files[hub.CARD].read_text(encoding="utf-8") if hub.CARD in files else None

@@ -203,10 +203,11 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             # Once in a while: the loss on samples that are not trained on, and drawings
             if position.due(config.validation_steps):
                 line |= validation.look(position.step, unet, scheduler, encode, learner)
-                if learner.sharded or main:
+                prompts = bool(config.validation_prompts) and not position.finished
+                if (prompts or copying.passes) and (learner.sharded or main):
                     with learner.averaged():
                         pipe = MezzotintPipeline(**components).to(accelerator.device)
-                        if config.validation_prompts and not position.finished:
+                        if prompts:
                             draw_samples(pipe, config, output_dir, position.step, accelerator)
                         line |= copying.look(position.step, pipe, tell)
                         encode.release()

@@ -155,12 +155,14 @@ class Content(NamedTuple):
         files: by their paths in the repository.
         left_out: names of the folder that are on no list, less what a run keeps there for itself.
         missing: paths of code that the index names and the folder lacks; a run's own has all of it.
+        title: the pipeline's class, or "adapters".
     """
 
     kind: str
     files: dict[str, Path]
     left_out: list[str]
     missing: list[str]
+    title: str
 
 
 def content(folder: str | Path) -> Content:
@@ -172,12 +174,13 @@ def content(folder: str | Path) -> Content:
             plain file or folder where there must be one.
     """
     folder = Path(folder)
-    listed, kind, names, code = BESIDE, ADAPTERS, {"samples"}, set()
+    listed, kind, names, code, title = BESIDE, ADAPTERS, {"samples"}, set(), "adapters"
     if (folder / INDEX).is_file():
         kind = INDEX
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            code = _code(index)
+            code, own = _code(index), index.get("_class_name")
+            title = (own[1] if isinstance(own, list) else own) or "pipeline"
             listed, names = f"{BESIDE}|{_of_pipeline(index)}", {"samples", *_components(index)}
         except (ValueError, AttributeError, RecursionError):
             raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is not a pipeline's") from None
@@ -202,7 +205,7 @@ def content(folder: str | Path) -> Content:
             waiting += sorted(path.iterdir(), reverse=True)
         elif not any(fnmatchcase(name, pattern) for pattern in OF_THE_RUN):
             left_out.append(name + "/" * plain_folder)
-    return Content(kind, files, left_out, sorted(code - files.keys()))
+    return Content(kind, files, left_out, sorted(code - files.keys()), title)
 
 
 def _components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -271,7 +274,7 @@ def push(
         ConnectionError: for an upload that was cut off; the repository is as it was, or holds all of it.
         huggingface_hub.errors.HfHubHTTPError: for what the Hub refuses.
     """
-    kind, files, left_out, _ = content(folder)
+    kind, files, left_out, _, title = content(folder)
     if left_out:
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         say(f"left out of the upload, as no part of what is published: {', '.join(left_out[:10])}{more}")
@@ -279,10 +282,7 @@ def push(
     uploads: dict[str, bytes | Path] = dict(files)
     if RECIPE in files:
         uploads[RECIPE] = _public_recipe(files[RECIPE])
-    what, new, head = "adapters", False, None
-    if kind == INDEX:
-        named = json.loads(files[INDEX].read_text(encoding="utf-8")).get("_class_name")
-        what = (named[1] if isinstance(named, list) else named) or "pipeline"
+    new, head = False, None
     try:
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
@@ -313,7 +313,7 @@ def push(
             operations = [*additions, *map(CommitOperationDelete, sorted(_stale(api, head, kind) - files.keys()))]
             try:
                 return api.create_commit(
-                    repo_id, operations, commit_message=f"Upload {what}", parent_commit=head.sha
+                    repo_id, operations, commit_message=f"Upload {title}", parent_commit=head.sha
                 ).commit_url
             except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError: around any of an LFS upload
                 before, head = head.sha, api.model_info(repo_id)

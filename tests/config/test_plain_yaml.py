@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What YAML's numbers are; what may not be read at all is in `test_config.py`."""
+"""Numbers in YAML are JSON's and other decimal ones; files that may not be read at all are in `test_config.py`."""
 
 import json
 import math

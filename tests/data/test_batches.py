@@ -131,7 +131,7 @@ def epochs(count: int, power: float, n: int = 20, start: int = 0, buckets=None, 
     """The keys of so many epochs, (epoch, position, copy) each."""
     balance = Balance(values, power, seed=3)
     keys = KeyedBatches(len(values), n, 1, 0, 1, 3, start, buckets, balance)
-    updates = len(values) // n if buckets is None else keys.chunks_in_an_epoch(n)
+    updates = len(values) // n if buckets is None else keys.chunks_in_an_epoch
     return [key for batch in itertools.islice(keys, count * updates) for key in batch]
 
 
@@ -171,7 +171,7 @@ def test_balanced_buckets_hold_what_is_expected_and_are_as_many_in_each_epoch():
     balance = Balance(FAMILIES, 1.0, seed=3)
     keys = KeyedBatches(100, 8, 1, 0, 1, 3, 0, buckets, balance)
     chunks = {b: math.ceil(balance.expected[buckets == b].sum() / 8) for b in range(3)}
-    assert keys.chunks_in_an_epoch(8) == sum(chunks.values())
+    assert keys.chunks_in_an_epoch == sum(chunks.values())
     batches = list(itertools.islice(keys, 4 * sum(chunks.values())))
     for epoch in range(4):
         mine = [batch for batch in batches if batch[0][0] == epoch]

@@ -161,7 +161,7 @@ def test_captions_that_name_a_side_are_found_where_pictures_are_mirrored():
 
 
 def odd_captions(captions: list[str], **settings):
-    """What is found in different pictures of one size with these captions."""
+    """Look at as many different pictures of one size as there are captions, each with its own."""
     cells = [{"bytes": file_of(number, (16, 16)), "path": None} for number in range(len(captions))]
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": cells, "text": captions}, features=features)

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""How often each row is drawn in an epoch, so that no kind of picture drowns the others: in proportion to a power of
-how many share its value in a column (`balance_column`). Which rows an update holds is decided in `batches.py`."""
+"""Draws rows so that no kind of picture drowns the others: each in proportion to a power of how many share its value in
+a column (`balance_column`). Which rows an update holds is decided in `batches.py`."""
 
 from typing import Any
 
@@ -75,8 +75,8 @@ def column_to_balance(rows: datasets.Dataset, config: TrainConfig) -> np.ndarray
 
 
 def facts(rows: datasets.Dataset, config: TrainConfig) -> dict[str, Any]:
-    """What the plan says of it: the column, the number of its values, the most frequent value and its number of rows,
-    and how often a row of that is drawn beside one that has a value of its own."""
+    """Figures for the plan: the column to balance, the number of its values, the most frequent value and its number of
+    rows, and how often a row of that is drawn beside one that has a value of its own."""
     values = column_to_balance(rows, config)
     counts = np.bincount(values)
     value = rows[int(np.argmax(values == counts.argmax()))][str(config.balance_column)]

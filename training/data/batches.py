@@ -83,11 +83,17 @@ class KeyedBatches:
     ):
         self.length, self.batch_size, self.accumulation = length, batch_size, accumulation
         self.rank, self.world, self.seed, self.start, self.buckets = rank, world, seed, start, buckets
-        self.balance = balance
+        self.balance, self.pictures = balance, batch_size * accumulation * world  # of an update
+        self.chunks_of: dict[int, int] = {}  # of each bucket, in every epoch alike
+        if buckets is not None:
+            expected = np.ones(length) if balance is None else balance.expected
+            for bucket, count in enumerate(np.bincount(buckets, expected)):
+                if count > 0:
+                    self.chunks_of[bucket] = max(1, math.ceil(count / self.pictures - 1e-9))
         self.epochs: dict[int, np.ndarray] = {}  # the one or two at hand, each (places), (places, 2) or (chunks, n, 2)
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        n = self.batch_size * self.accumulation * self.world
+        n = self.pictures
         for update in itertools.count(self.start):
             for micro in range(self.accumulation):
                 first = (micro * self.world + self.rank) * self.batch_size
@@ -96,17 +102,13 @@ class KeyedBatches:
                     found = [divmod(update * n + place, self.length) for place in places]
                     yield [(epoch, *np.atleast_1d(self.order(epoch)[place]).tolist()) for epoch, place in found]
                 else:
-                    epoch, number = divmod(update, self.chunks_in_an_epoch(n))
+                    epoch, number = divmod(update, self.chunks_in_an_epoch)
                     chunk = self.order(epoch)[number]
                     yield [(epoch, *chunk[place].tolist()) for place in places]
 
-    def chunks_in_an_epoch(self, n: int) -> int:
-        return sum(self.chunks_of(np.flatnonzero(self.buckets == bucket), n) for bucket in np.unique(self.buckets))
-
-    def chunks_of(self, members: np.ndarray, n: int) -> int:
-        """The chunks of a bucket in an epoch, in each the same number."""
-        expected = len(members) if self.balance is None else self.balance.expected[members].sum()
-        return max(1, math.ceil(expected / n - 1e-9))
+    @property
+    def chunks_in_an_epoch(self) -> int:
+        return sum(self.chunks_of.values())
 
     def order(self, epoch: int) -> np.ndarray:
         if epoch not in self.epochs:
@@ -120,13 +122,11 @@ class KeyedBatches:
 
     def chunks(self, epoch: int, order: np.ndarray) -> np.ndarray:
         """The epoch's chunks as an array (chunks, n, 2), whose last axis is (position, copy)."""
-        n = self.batch_size * self.accumulation * self.world
-        chunks = []
-        for bucket in np.unique(self.buckets):
+        n, chunks = self.pictures, []
+        for bucket, times in self.chunks_of.items():
             members = order[self.buckets[order] == bucket]
             if self.balance is not None:
-                count = n * self.chunks_of(members, n)
-                draws = self.balance.draws(np.sort(members), count, epoch, int(bucket))
+                draws = self.balance.draws(np.sort(members), n * times, epoch, bucket)
                 shuffled = np.random.default_rng([self.seed, epoch, bucket, 0, FILL]).permutation(draws)
                 chunks.append(shuffled.reshape(-1, n, 2))
                 continue

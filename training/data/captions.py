@@ -73,7 +73,7 @@ def drawn(found: Choices, number: float) -> str:
 
 
 def none_of(config: TrainConfig, fault: str) -> str:
-    """What is said of a row without any caption: the fault of its only column, or that no entry gives one."""
+    """The fault of a row without any caption, for a message: that of its only column, or that no entry gives one."""
     entries = config.caption_column
     if len(entries) == 1 and not is_template(entries[0]):
         return fault

@@ -141,10 +141,14 @@ class CaptionedImages(torch.utils.data.Dataset):
         """All captions, those of bad rows too."""
         return (text for index in range(len(self.captions)) for text in self.captions[index])
 
+    def spread(self, count: int) -> np.ndarray:
+        """Rows of good pictures, evenly spread: `count`, or all if there are fewer."""
+        return self.good[np.linspace(0, len(self.good) - 1, min(count, len(self.good))).astype(int)]
+
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
         total, square, count = torch.zeros(self.channels), torch.zeros(self.channels), 0
-        for index in self.good[np.linspace(0, len(self.good) - 1, min(limit, len(self.good))).astype(int)]:
+        for index in self.spread(limit):
             pixels = self.pixels(int(index))
             if pixels is not None:
                 x = pixels.double() / 127.5 - 1

@@ -16,11 +16,11 @@ import numpy as np
 from mezzotint_training.data.rows import cells
 from mezzotint_training.modalities.images import read_header
 
-# Words of which a mirrored picture shows the opposite
-SIDED = re.compile(r"\b(left|right|leftwards?|rightwards?|(anti|counter)?-?clockwise)\b", re.IGNORECASE)
-
 if TYPE_CHECKING:
     from mezzotint_training.data.dataset import CaptionedImages
+
+# Words of which a mirrored picture shows the opposite
+SIDED = re.compile(r"\b(left|right|leftwards?|rightwards?|(anti|counter)?-?clockwise)\b", re.IGNORECASE)
 
 
 class Range(NamedTuple):
@@ -99,7 +99,7 @@ def lint(
     """
     config = data.config
     found = Lint((config.image_column, *config.caption_column), len(data.rows), data.bad)
-    chosen = data.good[np.linspace(0, len(data.good) - 1, min(limit, len(data.good))).astype(int)]
+    chosen = data.spread(limit)
     rows, numbers = data.rows.select(chosen), data.numbers[chosen]
     kinds: dict[str, list[int]] = defaultdict(list)
 

@@ -258,7 +258,7 @@ class Source:
 def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
     """`count` pictures, evenly spread over the good ones, each with its first caption: always the same."""
     items = []
-    for index in images.good[np.linspace(0, len(images.good) - 1, min(count, len(images.good))).astype(int)].tolist():
+    for index in images.spread(count).tolist():
         pixels = images.pixels(index)
         if pixels is not None:
             sample = (pixels.float() / 127.5 - 1 - images.mean) / images.std

@@ -51,8 +51,10 @@ def reader(entry: str, features: Mapping[str, Any]) -> Callable[[Mapping[str, An
 
 
 def check_fields(entry: str, features: Mapping[str, Any]) -> None:
-    """Raises:
-    UserError: for a template with a field that cannot be written as text.
+    """Check that each field of a template can be written as text.
+
+    Raises:
+        UserError: for one that cannot.
     """
     for name in columns_of(entry):
         inner = getattr(features[name], "feature", features[name])  # of a list

@@ -9,7 +9,6 @@ it is.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -62,8 +61,7 @@ class CopyWatch:
             return {}
         if self.features is None:
             self.features = self._features(self.known), self._features(self.held_out)
-        rows = _spread(self.known, self.count)
-        texts = [self.known.captions[row] for row in rows.tolist()]
+        texts = [self.known.captions[row] for row in self.known.spread(self.count).tolist()]
         try:
             pictures = draw(pipe, texts, STEPS, 1.0, BATCH, seed=0, progress=False)
             found = copies(self._small(pictures), self.features[1], self.features[0], ALARMS)
@@ -88,14 +86,9 @@ class CopyWatch:
         self.onset = state.get("copies")
 
     def _features(self, images: CaptionedImages) -> torch.Tensor:
-        pixels = [images.pixels(row) for row in _spread(images, REFERENCE).tolist()]
+        pixels = [images.pixels(row) for row in images.spread(REFERENCE).tolist()]
         return torch.cat([self._small(one[None]) for one in pixels if one is not None])
 
     def _small(self, pictures: torch.Tensor) -> torch.Tensor:
         """Bytes (N, C, H, W) of any size, to (N, D)."""
         return F.adaptive_avg_pool2d(unit(pictures), self.side).flatten(1).double()
-
-
-def _spread(images: CaptionedImages, count: int) -> np.ndarray:
-    """Rows of good pictures, evenly spread: `count`, or all if there are fewer."""
-    return images.good[np.linspace(0, len(images.good) - 1, min(count, len(images.good))).astype(int)]
