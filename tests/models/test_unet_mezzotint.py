@@ -10,6 +10,7 @@ import math
 import warnings
 
 import pytest
+import scipy.fft
 import torch
 from conftest import TINY
 from diffusers import (
@@ -373,11 +374,68 @@ def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch
 
 def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
     unet = make_unet()
-    config = {name: value for name, value in unet.config.items() if name != "patch_size"}
+    config = {name: value for name, value in unet.config.items() if name not in ("patch_size", "linear_skip_size")}
     old = MezzotintUNetModel.from_config(config).eval()
     old.load_state_dict(unet.state_dict())
     assert old.config.patch_size == 1 and torch.equal(old(**inputs()).sample, unet(**inputs()).sample)
-    assert list(inspect.signature(MezzotintUNetModel).parameters)[-1] == "patch_size"  # what is passed in order stays
+    assert old.config.linear_skip_size is None and old.linear_skip is None
+    order = list(inspect.signature(MezzotintUNetModel).parameters)
+    assert order[-2:] == ["patch_size", "linear_skip_size"]  # what is passed in order stays
+
+
+@pytest.mark.parametrize("dims, block", [(1, 4), (2, 2), (2, 4), (3, 2)])
+@torch.no_grad()
+def test_a_linear_skip_can_be_the_optimal_denoiser_of_gaussian_data(dims, block):
+    """For data with covariance S in each block, x = a x0 + s e and v = a e - s x0, E[v | x] = a s (1 - S) (a^2 S +
+    s^2)^-1 x. With independent cosine coefficients a gain for each is enough; all other layers begin at zero."""
+    unet = MezzotintUNetModel(
+        **TINY | {"block_out_channels": (8, 8), "patch_size": 2, "spatial_dims": dims, "linear_skip_size": block}
+    )
+    a, s, numbers = 0.8, 0.6, 3 * block**dims
+    variances = torch.rand(numbers, generator=torch.Generator().manual_seed(1)).double() * 2
+    basis = unet.linear_skip.analysis.weight.flatten(1).double()
+    close(basis @ basis.T, torch.eye(numbers, dtype=torch.float64))
+    covariance, eye = basis.T @ variances.diag() @ basis, torch.eye(numbers, dtype=torch.float64)
+    optimal = a * s * (eye - covariance) @ torch.linalg.inv(a**2 * covariance + s**2 * eye)
+    unet.linear_skip.gain.bias.copy_(a * s * (1 - variances) / (a**2 * variances + s**2))
+    kwargs = inputs() | {"sample": randn(2, 3, *[8] * dims)}
+    blocks = space_to_depth(kwargs["sample"], block).double()
+    expected = torch.einsum("ij,bj...->bi...", optimal, blocks)
+    close(unet(**kwargs).sample, depth_to_space(expected, block).float())
+
+
+@torch.no_grad()
+def test_the_basis_of_a_linear_skip_is_the_cosine_transform():
+    """Of a picture in scipy's convention, and of the three colours."""
+    unet = MezzotintUNetModel(**TINY | {"patch_size": 2, "linear_skip_size": 4})
+    picture = randn(1, 3, 4, 4)
+    expected = scipy.fft.dctn(picture[0].numpy(), norm="ortho")
+    close(unet.linear_skip.analysis(space_to_depth(picture, 4)).flatten(), torch.from_numpy(expected).flatten())
+
+
+@torch.no_grad()
+def test_a_linear_skip_hands_on_the_channels_that_are_predicted():
+    """Where the gains are one, it is the identity on as many channels as there are in and out."""
+    for channels in (2, 6):
+        unet = MezzotintUNetModel(**TINY | {"in_channels": 4, "out_channels": channels, "linear_skip_size": 2})
+        unet.linear_skip.gain.bias.fill_(1)
+        kwargs = inputs() | {"sample": randn(2, 4, 8, 8)}
+        output = unet(**kwargs).sample
+        close(output[:, :4], kwargs["sample"][:, :channels])
+        assert not output[:, 4:].any()
+
+
+def test_the_gains_of_a_linear_skip_are_trained():
+    """They are a function of the timestep and begin at zero."""
+    unet = MezzotintUNetModel(**TINY | {"linear_skip_size": 2})
+    assert not unet(**inputs()).sample.any()
+    (unet(**inputs()).sample - inputs()["sample"]).square().mean().backward()
+    assert unet.linear_skip.gain.weight.grad.abs().max() > 0
+    assert unet.linear_skip.analysis.weight.grad is not None
+    with torch.no_grad():
+        unet.linear_skip.gain.weight.normal_()
+        outputs = [unet(**inputs() | {"timestep": t}).sample for t in (10, 700)]
+    assert (outputs[0] - outputs[1]).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -980,6 +1038,8 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"patch_size": 10**6}, "patch_size must be a whole number from 1 to 64: got 1000000"),
         ({"patch_size": (2, 2)}, r"patch_size must be a whole number from 1 to 64: got \(2, 2\)"),
         ({"patch_size": "4"}, "patch_size must be a whole number from 1 to 64: got '4'"),
+        ({"linear_skip_size": 0}, "linear_skip_size must be a whole number from 1 to 64: got 0"),
+        ({"linear_skip_size": 4}, "linear_skip_size must divide 2, which sizes are multiples of: got 4"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, rule):

@@ -22,7 +22,7 @@ from mezzotint_training.config.settings import TrainConfig
 MOVING = ("k", "weight_sum", "lr_max", "scheduled_lr", "d", "d_max", "d_numerator", "d_denom", "d_hat")
 # Embeddings, first and last layers: tables and feature maps, not maps from hidden to hidden
 NOT_HIDDEN = re.compile(
-    r"(^|\.)(conv_in|conv_out|shared|relative_attention_bias|\w*embeddings?|embed_tokens|wte|wpe)\."
+    r"(^|\.)(conv_in|conv_out|linear_skip|shared|relative_attention_bias|\w*embeddings?|embed_tokens|wte|wpe)\."
 )
 
 

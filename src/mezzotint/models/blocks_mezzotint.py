@@ -9,6 +9,7 @@ Shapes: B batch, C channels, *S the spatial axes ((W), (H, W) or (D, H, W) by `s
 L text tokens, D text channels, E time-embedding channels, h heads, d channels of a head.
 """
 
+import math
 import reprlib
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -44,6 +45,7 @@ WHOLE_NUMBERS = {
     "augment_dim": ("one or none", 1, 2**16),
     "num_classes": ("one", 2, 2**20),
     "patch_size": ("one", 1, 2**6),
+    "linear_skip_size": ("one or none", 1, 2**6),
 }
 
 
@@ -96,6 +98,15 @@ def depth_to_space(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
     for axis in range(2, 2 + axes):
         sample = sample.flatten(axis, axis + 1)
     return sample  # (B, C, H, W)
+
+
+def cosine_basis(size: int) -> torch.Tensor:
+    """The orthonormal cosine transform of `size` numbers (DCT-II), of shape (size, size): the lowest frequency is the
+    first row."""
+    rows, columns = torch.arange(size)[:, None], torch.arange(size)[None]
+    basis = torch.cos(math.pi / size * rows * (columns + 0.5)) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -306,6 +317,42 @@ class MezzotintResidualBlock(nn.Module):
         return self.shortcut(hidden_states) + self.conv2(self.dropout(residual))
 
 
+class MezzotintLinearSkip(nn.Module):
+    """The part of a prediction that is linear in the noisy sample, past all other layers: blocks of `block_size`
+    positions along each axis in a cosine basis, each coefficient times a gain that the embedding decides, and back.
+
+    Of Gaussian data whose coefficients are independent it can be the whole prediction, a Wiener filter: for velocities
+    the gain of a coefficient with variance l is `alpha sigma (1 - l) / (alpha^2 l + sigma^2)`. Pictures are not, but at
+    most noise levels much of what a denoiser does is this (<https://huggingface.co/papers/2311.10892>). One gain for
+    all would be EDM's c_skip (<https://huggingface.co/papers/2206.00364>, eq. 7). The gains start at zero; basis and
+    gains are trained."""
+
+    def __init__(
+        self, conv: type[nn.Module], in_channels: int, out_channels: int, axes: int, block_size: int, embed_dim: int
+    ):
+        super().__init__()
+        self.block_size = block_size
+        cosines = torch.ones(1, 1)
+        for _ in range(axes):
+            cosines = torch.kron(cosines, cosine_basis(block_size))  # (p^axes, p^axes)
+        colours = cosine_basis(in_channels)  # of RGB: about the luma, and two of chroma
+        analysis = torch.kron(colours, cosines)
+        synthesis = torch.kron(torch.eye(out_channels, in_channels) @ colours.T, cosines.T.contiguous())
+        dim = len(analysis)
+        self.analysis = conv(dim, dim, 1, bias=False)
+        self.gain = zero_init(nn.Linear(embed_dim, dim))
+        self.synthesis = conv(dim, len(synthesis), 1, bias=False)
+        with torch.no_grad():
+            self.analysis.weight.copy_(analysis.view(self.analysis.weight.shape))
+            self.synthesis.weight.copy_(synthesis.view(self.synthesis.weight.shape))
+
+    def forward(self, sample: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        gain = self.gain(F.silu(embedding))  # (B, C p^axes)
+        coefficients = self.analysis(space_to_depth(sample, self.block_size))  # (B, C p^axes, *S / p)
+        coefficients = coefficients * gain.reshape(*gain.shape, *[1] * (sample.ndim - 2))
+        return depth_to_space(self.synthesis(coefficients), self.block_size)  # (B, C, *S)
+
+
 class MezzotintBlock(nn.Module):
     """One unit of the U: a residual block and transformer layers at `dim` channels. `downsample_from` channels come in
     at twice the resolution, `upsample_to` channels leave at twice the resolution, where given."""
@@ -361,7 +408,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MezzotintBlock"]
     _repeated_blocks = ["MezzotintTransformerLayer"]  # of which the shapes alone differ: one graph each
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "conv_in", "conv_out", "linear_skip"]
 
     def _add_encoder(self) -> tuple[list[tuple[int, int, int | None]], dict[str, Any]]:
         """Add the conditioning, the encoder and the middle, as `self.config` says.
@@ -411,6 +458,10 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
         if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
             raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
+
+        skip, factor = config.get("linear_skip_size"), self.downsample_factor
+        if skip is not None and factor % skip:
+            raise ValueError(f"linear_skip_size must divide {factor}, which sizes are multiples of: got {skip}")
 
         conv, first = CONV[spatial_dims], widths[0]
         embed_dim = config.time_embed_dim or 4 * first

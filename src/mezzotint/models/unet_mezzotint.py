@@ -29,6 +29,7 @@ from mezzotint.models.blocks_mezzotint import (
     CONV,
     MezzotintBlock,
     MezzotintEncoderMixin,
+    MezzotintLinearSkip,
     depth_to_space,
     space_to_depth,
     zero_init,
@@ -93,6 +94,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         patch_size (`int`): positions of the sample, along each axis, that the first level holds as channels of one
             position (`space_to_depth`, before the first convolution; `depth_to_space` after the last): much cheaper at
             high resolution, where neighbours say nearly the same. In- and outputs keep their shapes.
+        linear_skip_size (`int`, *optional*): positions, along each axis, of the blocks in which what is linear in the
+            sample goes past the network (`MezzotintLinearSkip`); a divisor of `downsample_factor`. The other layers
+            are left with what is not linear, which makes them learn much sooner. `None` is no such path.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -118,6 +122,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         sample_std: tuple[float, ...] = (1.0,),
         augment_dim: int | None = None,
         patch_size: int = 1,
+        linear_skip_size: int | None = None,
     ):
         super().__init__()
         units, common = self._add_encoder()
@@ -130,6 +135,11 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         )
         self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_out = zero_init(conv(first, out_channels * patch_size**spatial_dims, 3, padding=1))
+        self.linear_skip = None
+        if linear_skip_size is not None:
+            embed_dim = self.time_embedding.linear_2.out_features
+            channels = (in_channels, out_channels)
+            self.linear_skip = MezzotintLinearSkip(conv, *channels, spatial_dims, linear_skip_size, embed_dim)
 
     @apply_forward_hook  # of diffusers' offloading by models
     @apply_lora_scale("cross_attention_kwargs")
@@ -317,6 +327,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         # 5. Output
         output = self.conv_out(F.silu(self.norm_out(hidden_states)))  # (B, out_channels * patch_size**axes, *S)
         output = depth_to_space(output, config.patch_size)  # (B, out_channels, *spatial)
+        if self.linear_skip is not None:
+            output = output + self.linear_skip(sample, embedding)
         if not return_dict:
             return (output,)
         return MezzotintUNetOutput(sample=output)
