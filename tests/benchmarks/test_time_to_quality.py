@@ -90,8 +90,9 @@ def test_steps_that_fit(monkeypatch, tmp_path):
 def test_both_sides_have_as_many_parameters(name):
     scale = quality.SCALES[name]
     with torch.device("meta"):
-        ours = MezzotintUNetModel(in_channels=1, out_channels=1, cross_attention_dim=64, **scale.ours)
-        peer = UNet2DConditionModel(cross_attention_dim=64, **scale.peer)
+        channels = {"in_channels": scale.channels, "out_channels": scale.channels, "cross_attention_dim": 64}
+        ours = MezzotintUNetModel(**channels, **scale.ours)
+        peer = UNet2DConditionModel(**channels | scale.peer)
     assert ours.num_parameters() == pytest.approx(peer.num_parameters(), rel=0.05)
 
 

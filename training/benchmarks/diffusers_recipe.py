@@ -122,8 +122,7 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
     if cached_text:
         captions = {text for row in texts(rows) for _, some in row for text in some}
         captions |= {""} if stock_unet else set()
-        with torch.no_grad():
-            hidden = {caption: text_encoder(tokenize([caption]))[0][0] for caption in captions}  # (L, D)
+        hidden = dict(zip(sorted(captions), padded_states(text_encoder, tokenizer, sorted(captions)), strict=True))
 
     def preprocess(examples: dict) -> dict:
         captions = [drawn(row, random.random()) for row in texts(examples)]
@@ -223,6 +222,18 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
                 began += time.process_time() - began - processor
         bar.set_postfix(step_loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])
     bar.close()
+
+
+@torch.no_grad()
+def padded_states(text_encoder, tokenizer, captions: list[str], rows: int = 64) -> torch.Tensor:
+    """The hidden states of captions, each padded to the tokenizer's full length, where the encoder reads no padding:
+    `torch.Tensor` of shape `(captions, tokens, channels)`."""
+    length, parts = tokenizer.model_max_length, []
+    for start in range(0, len(captions), rows):
+        some = captions[start : start + rows]
+        tokens = tokenizer(some, max_length=length, padding="max_length", truncation=True, return_tensors="pt")
+        parts.append(text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0])
+    return torch.cat(parts)
 
 
 def endless(loader: torch.utils.data.DataLoader) -> Iterator[dict]:

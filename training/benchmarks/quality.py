@@ -3,9 +3,11 @@
 length in processes of their own, and a judge who draws with any U-Net from the same noise and says how far that is from
 real pictures. Nothing here trains a diffusion model.
 
-Both sides read the same text: a frozen T5 of random weights, of whose captions there are few and all different, so that
-no more is asked of it than to tell them apart. The judge's classifier is trained on the real training split and used
-for nothing else.
+Both sides read the same text. Of sets whose captions name a class: a frozen T5 of random weights, as no more is asked of
+it than to tell few captions apart; pictures are drawn for training captions, and the judge is a classifier. Of sets
+with a caption for each picture: a pretrained encoder, frozen too; pictures are drawn for captions of the test split,
+which nobody was trained on, and the judge is a two-tower model with words of its own. Either is trained on the real
+training split and used for nothing else.
 """
 
 import contextlib
@@ -14,26 +16,29 @@ import multiprocessing
 import os
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
 from scipy import stats
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.benchmarks.diffusers_recipe import padded_states
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
+from mezzotint_training.metrics.accuracy import accuracy
 from mezzotint_training.metrics.distances import frechet_distance, gaussian, kernel_distance
 from mezzotint_training.metrics.features import make_features
-from mezzotint_training.metrics.intervals import Figure, estimated, share
-from mezzotint_training.metrics.pictures import read, shuffled
+from mezzotint_training.metrics.intervals import Figure, estimated
+from mezzotint_training.metrics.pictures import Real, read, shuffled
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
@@ -47,6 +52,9 @@ class Scale:
     channels: int
     ours: dict[str, Any]  # arguments of MezzotintUNetModel
     peer: dict[str, Any]  # of UNet2DConditionModel
+    settings: dict[str, Any] = field(default_factory=dict)  # of the runs of both sides
+    recipe: dict[str, Any] = field(default_factory=dict)  # of ours alone
+    classes: bool = True  # captions name a class, which is in the column "label"
 
 
 UNIT = {"attention_head_dim": 16, "norm_num_groups": 8}
@@ -59,6 +67,17 @@ def _stock(size: int, channels: int, widths: list[int], attention: list[bool], *
     return {**shape, "down_block_types": down, "up_block_types": up, "layers_per_block": 1, **arguments}
 
 
+# Those of the recipe emoji-64, with a shorter average, as runs are shorter
+RECIPE = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "emoji-64.yaml").read_text(encoding="utf-8"))
+EMOJI = RECIPE["unet"]
+CAPTIONED: dict[str, Any] = {
+    "settings": {name: RECIPE[name] for name in ("caption_column", "caption_weights", "mixed_precision")},
+    "recipe": {
+        name: RECIPE[name]
+        for name in ("balance_column", "balance_power", "logit_mean", "train_batch_size", "learning_rate")
+    } | {"lr_scheduler": "cosine", "ema_decay": 0.99},
+    "classes": False,
+}  # fmt: skip
 SCALES = {
     "digits": Scale(
         8,
@@ -72,15 +91,30 @@ SCALES = {
         {"block_out_channels": [16, 32, 56], "transformer_layers_per_block": [0, 0, 0], "layers_per_block": 1, **UNIT},
         _stock(28, 1, [16, 32, 32], [False, False, True], norm_num_groups=8, attention_head_dim=4),
     ),
+    "emoji-32": Scale(
+        32,
+        3,
+        EMOJI | {"patch_size": 2},
+        _stock(32, 3, [96, 128, 224], [False, False, True], norm_num_groups=16),
+        **CAPTIONED,
+    ),
+    "emoji-64": Scale(
+        64, 3, EMOJI, _stock(64, 3, [64, 128, 192, 192], [False, False, False, True], norm_num_groups=16), **CAPTIONED
+    ),
 }
+TOKENS = 64  # that a caption of a pretrained encoder is padded to on the peer's side
 
 
-def prepare(name: str, data: str | None, folder: Path) -> TrainConfig:
+def prepare(name: str, data: str | None, folder: Path, text: str | None = None) -> TrainConfig:
     """The settings that all runs at a scale share; what they need is written to `folder`.
 
     Args:
         name: of the scale.
         data: the set's own folder, where it is not `digits`, which is at hand.
+        text: folder or Hub name of the pretrained text encoder, where captions do not name a class.
+
+    Raises:
+        UserError: where one of them is missing.
     """
     scale = SCALES[name]
     if name == "digits":
@@ -91,14 +125,21 @@ def prepare(name: str, data: str | None, folder: Path) -> TrainConfig:
         data = str(source)
     if data is None:
         raise UserError(f"the scale {name} needs --data, the folder of its parquet files: got none")
+    if text is None and not scale.classes:
+        raise UserError(f"the scale {name} needs --text, the folder or Hub name of a pretrained encoder: got none")
     config = TrainConfig(
         train_data_dir=data, resolution=[scale.size], unet=scale.ours, num_validation_samples=0, report_to="none",
         text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=32,
         text_encoder_name_or_path=str(folder / "text"), checkpointing_steps=10**6, validation_steps=10**6,
+        **scale.settings,
     )  # fmt: skip
     if not (folder / "text").is_dir():
         torch.manual_seed(0)
-        encoder, tokenizer = new_text_encoder(config)
+        if text is not None and not scale.classes:
+            encoder, tokenizer = load_text_encoder(text)
+            tokenizer.model_max_length = TOKENS
+        else:
+            encoder, tokenizer = new_text_encoder(config)
         encoder.save_pretrained(folder / "text")
         tokenizer.save_pretrained(folder / "text")
     return config
@@ -183,7 +224,7 @@ def _short_runs(side: str, config: TrainConfig, threads: int) -> list[tuple[int,
 class Judged(NamedTuple):
     kernel_distance: Figure
     frechet_distance: Figure  # on random features, which know nothing of either side
-    accuracy: Figure  # how often the classifier reads what was asked for
+    accuracy: Figure  # how often the judge reads what was asked for; a two-tower model among 32 captions
     pixels: torch.Tensor  # (N, C, H, W), bytes
 
 
@@ -198,7 +239,9 @@ class QualityJudge:
     """
 
     def __init__(self, config: TrainConfig, scale: Scale, count: int, sampling_steps: int, judge_steps: int):
-        splits, classes = labelled(load_splits(config), "label")
+        splits, classes = load_splits(config), []
+        if scale.classes:
+            splits, classes = labelled(splits, "label")
         settings = replace(config, validation_split="test", num_validation_samples=10**9)
         images = [
             CaptionedImages(rows, settings, scale.channels, (scale.size, scale.size))
@@ -210,27 +253,28 @@ class QualityJudge:
         self.real = test.rows(shuffled(len(test.pixels), 0)[: 4 * count])
         rows = shuffled(len(train.pixels), 0)
         self.asked, self.floor = train.rows(rows[:count]), train.rows(rows[count : 2 * count])
+        if not scale.classes:
+            self.asked = self.real.rows(torch.arange(min(count, len(self.real.pixels))))
+        kinds = {"judge": "classifier" if scale.classes else "two-tower", "random": "random"}
         device = torch.device("cpu")
-        self.features = {
-            k: make_features(k, train, classes, device, judge_steps, seed=0) for k in ("classifier", "random")
-        }
+        self.features = {k: make_features(v, train, classes, device, judge_steps, seed=0) for k, v in kinds.items()}
         self.seen = {k: look(self.real.pixels) for k, look in self.features.items()}
         self.scale, self.sampling_steps = scale, sampling_steps
         self.text_encoder, self.tokenizer = load_text_encoder(str(config.text_encoder_name_or_path))
 
-    def judge(self, pixels: torch.Tensor, labels: torch.Tensor) -> Judged:
+    def judge(self, pixels: torch.Tensor, asked: Real) -> Judged:
         found = {k: (look(pixels), self.seen[k]) for k, look in self.features.items()}
-        (kernel,) = estimated(kernel_distance, *found["classifier"])
+        (kernel,) = estimated(kernel_distance, *found["judge"])
         (frechet,) = estimated(
             lambda a, b: frechet_distance(gaussian(a), gaussian(b)).clamp(min=1e-12), *found["random"], "log"
         )
-        classifier: Any = self.features["classifier"]
-        hits = int((classifier.read(pixels) == labels).sum())
-        return Judged(kernel, frechet, share(hits, len(labels)), pixels)
+        read: Any = accuracy(self.features["judge"], Real(pixels, asked.captions, asked.labels), None, self.real)
+        return Judged(kernel, frechet, Figure(read["value"], tuple(read["interval"])), pixels)
 
     def of_real(self) -> Judged:
         """What perfect pictures would come to."""
-        return self.judge(self.floor.pixels, self.floor.labels)
+        found = self.judge(self.floor.pixels, self.floor)
+        return found if self.scale.classes else found._replace(accuracy=self.judge(self.asked.pixels, self.asked).accuracy)
 
     def of_ours(self, run_dir: Path, guidance_scale: float = 1.0, seed: int = 0) -> Judged:
         pipe: Any = MezzotintPipeline.from_pretrained(run_dir)
@@ -248,9 +292,7 @@ class QualityJudge:
 
         def encode(captions: list[str]) -> dict[str, torch.Tensor]:
             unique = list(dict.fromkeys(captions))
-            length = self.tokenizer.model_max_length
-            tokens = self.tokenizer(unique, max_length=length, padding="max_length", return_tensors="pt").input_ids
-            states = dict(zip(unique, self.text_encoder(tokens)[0], strict=True))
+            states = dict(zip(unique, padded_states(self.text_encoder, self.tokenizer, unique), strict=True))
             return {"encoder_hidden_states": torch.stack([states[caption] for caption in captions])}
 
         return self._drawn(unet, encode, "epsilon", [0.0], [1.0], guidance_scale, seed)
@@ -278,7 +320,7 @@ class QualityJudge:
                 clean = network.predict_original_sample(output, t, x) * std + mean
                 x = sampler.step((clean.clamp(-1, 1) - mean) / std, t, x, return_dict=False)[0]
             parts.append(((x * std + mean + 1) * 127.5).round().clamp(0, 255).byte())
-        return self.judge(torch.cat(parts), self.asked.labels)
+        return self.judge(torch.cat(parts), self.asked)
 
 
 def ratio(ours: list[float], peer: list[float]) -> tuple[float, float, float]:

@@ -4,13 +4,14 @@
     pip install -c constraints.txt -e ".[benchmarks]"
     python training/benchmarks/time_to_quality.py digits --seconds 300
     python training/benchmarks/time_to_quality.py fashion --data path/to/fashion-28 --seconds 600 --output results/
+    python training/benchmarks/time_to_quality.py emoji-64 --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2
 
 The peer is what `train_text_to_image.py` does (`diffusers_recipe.py`): noise prediction with uniform timesteps, AdamW,
-EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, the learning rate swept and
-its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
+EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, batch and learning rate swept
+and its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
 pictures, as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the
-kernel distance (KID) of pictures drawn by one and the same sampler from the same noise, on features of a classifier of
-the real training split. It is taken of the peer's averaged weights as it goes along, of ours at the end of runs of that
+kernel distance (KID) of pictures drawn by one and the same sampler from the same noise, on features of a judge that was
+trained on the real training split (`quality.py`). It is taken of the peer's averaged weights as it goes along, of ours at the end of runs of that
 length.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
@@ -38,16 +39,16 @@ from mezzotint_training.benchmarks.quality import SCALES, Judged, QualityJudge, 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 
-# Of the peer, beyond train_text_to_image.py's defaults of 1e-4 and a constant rate
+# Of the peer, beyond train_text_to_image.py's defaults of 1e-4, batches of 16 and a constant rate
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-PEER: dict[str, Any] = {
-    "train_batch_size": 16, "lr_scheduler": "constant", "lr_warmup_steps": 0, "ema_decay": 0.9999, "adam_beta2": 0.999,
-}  # fmt: skip
+BATCHES = (16, 64)
+PEER: dict[str, Any] = {"lr_warmup_steps": 0, "ema_decay": 0.9999, "adam_beta2": 0.999}
 # Ours: differences from the defaults that `--size` would derive from width, batch and length
 OURS: dict[str, Any] = {
     "train_batch_size": 32, "learning_rate": 2e-3, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 50,
     "ema_decay": 0.99,
 }  # fmt: skip
+UNKEPT = ("output", "data", "text", "seeds", "shares", "ours")  # of a command, in which its runs may differ
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of --seconds, at which quality is looked at
 
 
@@ -55,9 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("scale", choices=list(SCALES), help="the set and the sizes to train at")
     parser.add_argument("--data", help="folder of the set; digits need none")
+    parser.add_argument("--text", help="folder or Hub name of the pretrained text encoder that emoji need")
     parser.add_argument("--seconds", type=float, default=600, help="seconds of each of the peer's runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run with")
     parser.add_argument("--sweep", type=float, default=0.5, help="length of the sweep's runs, as a share of --seconds")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes that the sweep tries")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates that the sweep tries")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES[:-1],
                         help="lengths of our runs, as shares of --seconds")  # fmt: skip
@@ -88,7 +91,7 @@ class Log:
 
     def __init__(self, path: Path, args: argparse.Namespace):
         self.path = path
-        self.command = {k: v for k, v in vars(args).items() if k not in ("output", "data", "seeds", "shares", "ours")}
+        self.command = {k: v for k, v in vars(args).items() if k not in UNKEPT}
         before = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in map(json.loads, before) if line["command"] == json.loads(json.dumps(self.command))]
         self.lines: list[dict[str, Any]] = [line for line in kept if line.get("settings", args.ours) == args.ours]
@@ -114,12 +117,12 @@ class Log:
 
 
 def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> None:
-    shared = prepare(args.scale, args.data, root)
+    shared = prepare(args.scale, args.data, root, args.text)
     scale, threads = SCALES[args.scale], args.threads
     judge = QualityJudge(shared, scale, args.count, args.sampling_steps, args.judge_steps)
     if not log.of(side="real"):
         log.add(None, judge.of_real(), side="real")
-    ours = replace(shared, **{**OURS, **args.ours})
+    ours = replace(shared, **{**OURS, **scale.recipe, **args.ours})
     peer = replace(shared, unet=scale.peer, **PEER)
 
     def finished(config: Any, **what: Any) -> None:
@@ -134,17 +137,26 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
         if "seed" in what:
             show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
 
-    # 1. The peer's learning rate, by a seed that is used for nothing else; and whether it had better end at zero
-    (steps,) = steps_within([args.seconds], "peer", replace(peer, output_dir=str(root / "peer")), threads)
-    short = max(1, int(args.sweep * steps))
-    for name in ("constant", "cosine"):
-        rates = args.rates if name == "constant" else [best(log, "constant")["rate"]]
-        for rate in rates:
-            what = {"side": "sweep", "rate": rate, "lr_scheduler": name}
-            if not log.of(**what):
-                config = replace(peer, learning_rate=rate, lr_scheduler=name, seed=100, max_train_steps=short)
-                finished(replace(config, output_dir=str(root / f"sweep-{name}-{rate}"), logging_steps=short), **what)
-    swept = best(log, "constant", "cosine")
+    # 1. The peer's batch and learning rate, by a seed that is used for nothing else; and whether it had better end at
+    # zero. A run of any batch has the same time
+    steps = {}
+    for batch in args.batches:
+        config = replace(peer, train_batch_size=batch, output_dir=str(root / f"peer-{batch}"))
+        (steps[batch],) = steps_within([args.seconds], "peer", config, threads)
+
+    def swept(**choice: Any) -> None:
+        what = {"side": "sweep", **choice}
+        if not log.of(**what):
+            short = max(1, int(args.sweep * steps[choice["train_batch_size"]]))
+            config = replace(peer, **choice, seed=100, max_train_steps=short, logging_steps=short)
+            finished(replace(config, output_dir=str(root / "-".join(map(str, choice.values())))), **what)
+
+    for batch in args.batches:
+        for rate in args.rates:
+            swept(train_batch_size=batch, learning_rate=rate, lr_scheduler="constant")
+    swept(**best(log) | {"lr_scheduler": "cosine"})
+    choice = best(log)
+    most = steps[choice["train_batch_size"]]
 
     # 2. Both sides by turns
     times = [x * args.seconds for x in args.shares]
@@ -152,10 +164,8 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
     nearest = min(args.shares, key=lambda share: abs(share - 1 / 4))  # whose pictures are looked at with guidance too
     for seed in args.seeds:
         if not log.of(side="peer", seed=seed):
-            config = replace(peer, learning_rate=swept["rate"], lr_scheduler=swept["lr_scheduler"], seed=seed)
-            config = replace(
-                config, max_train_steps=steps, logging_steps=steps, checkpointing_steps=max(1, steps // args.looks)
-            )
+            config = replace(peer, **choice, seed=seed, max_train_steps=most, logging_steps=most)
+            config = replace(config, checkpointing_steps=max(1, most // args.looks))
             finished(replace(config, output_dir=str(root / f"peer-{seed}")), side="peer", seed=seed)
         for share, length in zip(args.shares, lengths, strict=True):
             if log.of(side="ours", seed=seed, share=share):
@@ -169,15 +179,17 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
             show(found, judge, output / f"{args.scale}-ours-{share:g}-{seed}.png")
 
 
-def best(log: Log, *names: str) -> dict[str, Any]:
-    """The peer's run of the sweep that ended nearest to real pictures."""
-    return min((x for name in names for x in log.of(side="sweep", lr_scheduler=name, guidance=1.0)),
-               key=lambda x: x["kernel_distance"][0])  # fmt: skip
+def best(log: Log) -> dict[str, Any]:
+    """The settings of the peer's run of the sweep that ended nearest to real pictures."""
+    found = min(log.of(side="sweep", guidance=1.0), key=lambda x: x["kernel_distance"][0])
+    return {name: found[name] for name in ("train_batch_size", "learning_rate", "lr_scheduler")}
 
 
 def show(judged: Judged, judge: QualityJudge, path: Path, columns: int = 10, rows: int = 6) -> None:
-    """The first pictures of each class as they came, a column each, larger."""
+    """The first pictures of each class as they came, a column each, larger; without classes the first of all."""
     labels = judge.asked.labels
+    if not judge.scale.classes:
+        labels = torch.arange(len(labels)) % columns
     of_each = [(labels == label).nonzero()[:, 0] for label in labels.unique()[:columns]]
     rows = min(rows, *map(len, of_each))
     chosen = [some[row] for row in range(rows) for some in of_each]
@@ -253,9 +265,10 @@ def table(lines: list[dict[str, Any]], args: argparse.Namespace) -> str:
             each = ", ".join(f"{mark}{value:.3f}" for value, mark in found)
             rows.append(f"\nTime to the peer's final KID over the peer's, {clock}: {geometric([x for x, _ in found])}; "
                         f"by seed {each}")  # fmt: skip
-    rates = [(x["rate"], x["lr_scheduler"], 1000 * x["kernel_distance"][0]) for x in lines
-             if x.get("side") == "sweep" and x["guidance"] == 1.0]  # fmt: skip
-    rows.append("\nThe peer's sweep: " + ", ".join(f"{rate:g} {name} {kid:.1f}" for rate, name, kid in rates))
+    swept = [x for x in lines if x.get("side") == "sweep" and x["guidance"] == 1.0]
+    told = [f"{x['train_batch_size']} at {x['learning_rate']:g} {x['lr_scheduler']} {1000 * x['kernel_distance'][0]:.1f}"
+            for x in swept]  # fmt: skip
+    rows.append(f"\nThe peer's sweep, batch at rate with its KID x 1000: {', '.join(told)}")
     return "\n".join(rows)
 
 
