@@ -6,14 +6,18 @@ import json
 import math
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from mezzotint import MezzotintUNetModel
-from mezzotint_training.benchmarks import ablations, changes, quality, time_to_quality
+from mezzotint_training.benchmarks import ablations, changes, diffusers_recipe, quality, time_to_quality
+from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
 def lines(side: str, seed: int, scale: float, speed: float = 1.0) -> list[dict]:
@@ -94,6 +98,54 @@ def test_both_sides_have_as_many_parameters(name):
         ours = MezzotintUNetModel(**channels, **scale.ours)
         peer = UNet2DConditionModel(**channels | scale.peer)
     assert ours.num_parameters() == pytest.approx(peer.num_parameters(), rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """The folder of a set of pictures of one colour each, named by it, with that of a text encoder."""
+    root = tmp_path_factory.mktemp("captioned")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 240), ("test", 48)):
+        numbers = np.arange(count) % 12
+        pixels = 40 * (numbers[:, None] // np.array([1, 2, 4]) % 3) + 60 + generator.integers(-9, 9, (count, 3))
+        pictures = [Image.new("RGB", (8, 8), tuple(map(int, colour))) for colour in pixels]
+        captions = [f"colour {chr(97 + number)}" for number in numbers]
+        (root / "set").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(
+            {"image": pictures, "text": captions},
+            features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
+        ).to_parquet(root / "set" / f"{split}.parquet")
+    for part in new_text_encoder(TrainConfig(text_encoder={"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1})):
+        part.save_pretrained(root / "text")
+    return root
+
+
+def test_sets_of_captions_are_judged_by_captions_of_the_test_split(captioned, tmp_path, monkeypatch):
+    unet = {"block_out_channels": [8, 8], "transformer_layers_per_block": [0, 0], "norm_num_groups": 4}
+    scale = quality.Scale(8, 3, unet, {}, settings={"caption_column": ["a picture of {text}"]}, classes=False)
+    monkeypatch.setitem(quality.SCALES, "any", scale)
+    with pytest.raises(UserError, match="^the scale any needs --text, .*: got none$"):
+        quality.prepare("any", str(captioned / "set"), tmp_path)
+    config = quality.prepare("any", str(captioned / "set"), tmp_path, str(captioned / "text"))
+    assert load_text_encoder(str(config.text_encoder_name_or_path))[1].model_max_length == quality.TOKENS
+    judge = quality.QualityJudge(config, scale, count=100, sampling_steps=2, judge_steps=150)
+    assert len(judge.asked.pixels) == 48 and judge.asked.captions[0][0].startswith("a picture of colour ")
+    real = judge.of_real()
+    assert real.accuracy.value > 0.9 and abs(real.kernel_distance.value) < 0.2
+    # pictures of other captions are not recognised; those of no colour are far away
+    assert judge.judge(judge.asked.pixels.roll(1, dims=0), judge.asked).accuracy.value < 0.5
+    assert judge.judge(torch.full_like(judge.asked.pixels, 255), judge.asked).kernel_distance.value > 1
+
+
+def test_padded_states_are_those_of_the_captions_alone(captioned):
+    encoder, tokenizer = load_text_encoder(str(captioned / "text"))
+    tokenizer.model_max_length = 20
+    captions = ["colour a", "", "a longer caption"] * 30
+    states = diffusers_recipe.padded_states(encoder, tokenizer, captions)
+    assert states.shape == (90, 20, 8) and torch.equal(states[:3], states[-3:])
+    for caption, found in zip(captions[:3], states, strict=False):
+        tokens = tokenizer(caption, return_tensors="pt").input_ids
+        torch.testing.assert_close(found[: tokens.shape[1]], encoder(tokens)[0][0], rtol=1e-4, atol=1e-5)
 
 
 def test_changes_are_settings_or_contexts():

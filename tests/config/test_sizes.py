@@ -91,6 +91,20 @@ def test_patches_go_with_the_shape_that_was_asked_for(unet, side, patch, sides):
 
 
 @pytest.mark.parametrize(
+    "height, width, block",
+    [(8, 8, 2), (32, 32, 4), (64, 64, 8), (48, 48, 8), (72, 72, 8), (68, 68, 4), (17, 17, None), (1024, 1024, 8)],
+)
+def test_what_is_linear_goes_past_the_network_in_blocks_that_fit(height, width, block):
+    config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    assert config.unet.get("linear_skip_size") == block
+    if block is not None:
+        assert downsample_factor(config.unet["block_out_channels"], config.unet.get("patch_size", 1)) % block == 0
+    for asked in ("null", "1"):
+        config = dialled("--size", "tiny", "--unet", f"{{linear_skip_size: {asked}}}", facts=Facts(1000, height, width, 1))
+        assert config.unet["linear_skip_size"] == (None if asked == "null" else 1)
+
+
+@pytest.mark.parametrize(
     "height, width, mean",
     [(16, 16, 0.5), (32, 32, 0.5), (48, 48, 0.62), (64, 64, 0.7), (32, 128, 0.7), (128, 128, 0.9), (1024, 1024, 1.5)],
 )

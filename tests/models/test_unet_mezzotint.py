@@ -31,6 +31,7 @@ from mezzotint.models import blocks_mezzotint
 from mezzotint.models.blocks_mezzotint import (
     MezzotintAttention,
     MezzotintBlock,
+    MezzotintDropout,
     MezzotintResidualBlock,
     MezzotintRMSNorm,
     MezzotintTransformerLayer,
@@ -683,6 +684,47 @@ def test_dropout_reaches_every_residual_branch(make_unet):
     close(layer(x, text, None), x + layer.ff.net[-1].bias)
     block, x = unet.mid_block.residual, randn(2, 32, 4, 4)
     close(block(x, randn(2, 64)), x + block.conv2.bias[:, None, None])
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.25, 0.7])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_on_a_cpu_drops_as_often_as_it_should(probability, layout):
+    """Each number by itself: in each of the four that share a random number, in pairs of neighbours, in each channel.
+    What is left is scaled up, and so is its gradient; five standard deviations are allowed."""
+    torch.manual_seed(0)
+    x = torch.ones(64, 16, 16, 16).to(memory_format=layout).requires_grad_()
+    y = MezzotintDropout(probability).train()(x)
+    assert y.is_contiguous(memory_format=layout)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    kept = y.detach() != 0
+    torch.testing.assert_close(y.detach()[kept], torch.full((int(kept.sum()),), 1 / (1 - probability)), rtol=1e-4, atol=0)
+
+    def check(some: torch.Tensor, expected: float) -> None:
+        assert abs(some.float().mean().item() - expected) < 5 * (expected * (1 - expected) / some.numel()) ** 0.5
+
+    in_memory = (kept if layout == torch.contiguous_format else kept.movedim(1, -1)).flatten()
+    for lane in range(4):
+        check(in_memory[lane::4], 1 - probability)
+        check(in_memory[lane:-1:4] & in_memory[lane + 1 :: 4], (1 - probability) ** 2)
+    for channel in range(16):
+        check(kept[:, channel], 1 - probability)
+
+
+def test_dropout_on_a_cpu_is_a_function_of_the_seed_and_torchs_own_at_the_ends():
+    x = randn(3, 5, 7)  # 105 numbers, which four do not divide
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(MezzotintDropout(0.5).train()(x))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(MezzotintDropout(0.5).eval()(x), x)
+    assert torch.equal(MezzotintDropout(0.0).train()(x), x) and not MezzotintDropout(1.0).train()(x).any()
+    for same in (x.mT, x[:, ::2]):  # what does not lie in order is torch's to drop
+        torch.manual_seed(3)
+        expected = torch.nn.functional.dropout(same, 0.5)
+        torch.manual_seed(3)
+        assert torch.equal(MezzotintDropout(0.5).train()(same), expected)
 
 
 @pytest.mark.parametrize("dtype, rel", [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])

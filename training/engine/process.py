@@ -50,6 +50,11 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
         raise UserError(one_line(error)) from None
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate passes over it there
         raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu" and not has_bf16():
+        accelerator.print(
+            f"{'warning':<12} mixed_precision bf16 is slower than float32 on this CPU, which has no instructions for it: "
+            "--mixed_precision no is faster"
+        )
     if config.num_cpu_threads_per_process is not None or accelerator.device.type == "cpu":
         threads.settle(config.num_cpu_threads_per_process)
     transformers.utils.logging.disable_progress_bar()
@@ -57,6 +62,14 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return accelerator
+
+
+def has_bf16() -> bool:
+    """Whether the CPU has instructions that multiply in bf16 (AVX-512 or AMX, NEON or SVE); true where torch cannot
+    tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    found = ask() if ask is not None else {}
+    return not found or any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 @contextlib.contextmanager
