@@ -8,12 +8,14 @@ from mezzotint.models.classifier_mezzotint import MezzotintClassifier
 from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
+from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
 __all__ = [
     "MezzotintClassifier",
     "MezzotintImg2ImgPipeline",
+    "MezzotintInpaintPipeline",
     "MezzotintPipeline",
     "MezzotintScheduler",
     "MezzotintUNetModel",

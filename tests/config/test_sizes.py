@@ -100,7 +100,9 @@ def test_what_is_linear_goes_past_the_network_in_blocks_that_fit(height, width, 
     if block is not None:
         assert downsample_factor(config.unet["block_out_channels"], config.unet.get("patch_size", 1)) % block == 0
     for asked in ("null", "1"):
-        config = dialled("--size", "tiny", "--unet", f"{{linear_skip_size: {asked}}}", facts=Facts(1000, height, width, 1))
+        config = dialled(
+            "--size", "tiny", "--unet", f"{{linear_skip_size: {asked}}}", facts=Facts(1000, height, width, 1)
+        )
         assert config.unet["linear_skip_size"] == (None if asked == "null" else 1)
 
 

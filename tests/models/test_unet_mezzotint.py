@@ -698,7 +698,9 @@ def test_dropout_on_a_cpu_drops_as_often_as_it_should(probability, layout):
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())
     kept = y.detach() != 0
-    torch.testing.assert_close(y.detach()[kept], torch.full((int(kept.sum()),), 1 / (1 - probability)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        y.detach()[kept], torch.full((int(kept.sum()),), 1 / (1 - probability)), rtol=1e-4, atol=0
+    )
 
     def check(some: torch.Tensor, expected: float) -> None:
         assert abs(some.float().mean().item() - expected) < 5 * (expected * (1 - expected) / some.numel()) ** 0.5

@@ -3,8 +3,8 @@
 length in processes of their own, and a judge who draws with any U-Net from the same noise and says how far that is from
 real pictures. Nothing here trains a diffusion model.
 
-Both sides read the same text. Of sets whose captions name a class: a frozen T5 of random weights, as no more is asked of
-it than to tell few captions apart; pictures are drawn for training captions, and the judge is a classifier. Of sets
+Both sides read the same text. Of sets whose captions name a class: a frozen T5 of random weights, as no more is asked
+of it than to tell few captions apart; pictures are drawn for training captions, and the judge is a classifier. Of sets
 with a caption for each picture: a pretrained encoder, frozen too; pictures are drawn for captions of the test split,
 which nobody was trained on, and the judge is a two-tower model with words of its own. Either is trained on the real
 training split and used for nothing else.
@@ -274,7 +274,9 @@ class QualityJudge:
     def of_real(self) -> Judged:
         """What perfect pictures would come to."""
         found = self.judge(self.floor.pixels, self.floor)
-        return found if self.scale.classes else found._replace(accuracy=self.judge(self.asked.pixels, self.asked).accuracy)
+        return (
+            found if self.scale.classes else found._replace(accuracy=self.judge(self.asked.pixels, self.asked).accuracy)
+        )
 
     def of_ours(self, run_dir: Path, guidance_scale: float = 1.0, seed: int = 0) -> Judged:
         pipe: Any = MezzotintPipeline.from_pretrained(run_dir)

@@ -7,12 +7,12 @@
     python training/benchmarks/time_to_quality.py emoji-64 --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2
 
 The peer is what `train_text_to_image.py` does (`diffusers_recipe.py`): noise prediction with uniform timesteps, AdamW,
-EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, batch and learning rate swept
-and its course too, for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same
-pictures, as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the
-kernel distance (KID) of pictures drawn by one and the same sampler from the same noise, on features of a judge that was
-trained on the real training split (`quality.py`). It is taken of the peer's averaged weights as it goes along, of ours at the end of runs of that
-length.
+EMA, `UNet2DConditionModel`; with every courtesy: cached text, guidance's dropped captions, batch, learning rate and its
+course swept for the best final quality. Ours is `train.py`. Both have the same frozen text encoder, the same pictures,
+as many parameters and threads; runs of a seed follow each other, peer's and ours by turns. Quality is the kernel
+distance (KID) of pictures drawn by one and the same sampler from the same noise, on features of a judge that was
+trained on the real training split (`quality.py`). It is taken of the peer's averaged weights as it goes along, of ours
+at the end of runs of that length.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
 beside it. The ratio is that of the time at which ours is as good as the peer at its end, between two runs by
@@ -266,8 +266,10 @@ def table(lines: list[dict[str, Any]], args: argparse.Namespace) -> str:
             rows.append(f"\nTime to the peer's final KID over the peer's, {clock}: {geometric([x for x, _ in found])}; "
                         f"by seed {each}")  # fmt: skip
     swept = [x for x in lines if x.get("side") == "sweep" and x["guidance"] == 1.0]
-    told = [f"{x['train_batch_size']} at {x['learning_rate']:g} {x['lr_scheduler']} {1000 * x['kernel_distance'][0]:.1f}"
-            for x in swept]  # fmt: skip
+    told = [
+        f"{x['train_batch_size']} at {x['learning_rate']:g} {x['lr_scheduler']} {1000 * x['kernel_distance'][0]:.1f}"
+        for x in swept
+    ]
     rows.append(f"\nThe peer's sweep, batch at rate with its KID x 1000: {', '.join(told)}")
     return "\n".join(rows)
 

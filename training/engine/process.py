@@ -52,8 +52,8 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
         raise UserError("mixed_precision fp16 needs a GPU: got a CPU; possible are bf16 and no")
     if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu" and not has_bf16():
         accelerator.print(
-            f"{'warning':<12} mixed_precision bf16 is slower than float32 on this CPU, which has no instructions for it: "
-            "--mixed_precision no is faster"
+            f"{'warning':<12} mixed_precision bf16 is slower than float32 on this CPU, which has no instructions for "
+            "it: --mixed_precision no is faster"
         )
     if config.num_cpu_threads_per_process is not None or accelerator.device.type == "cpu":
         threads.settle(config.num_cpu_threads_per_process)

@@ -15,11 +15,12 @@ from mezzotint_training.modalities.images import unit
 
 class PictureTower(nn.Module):
     """Pictures (N, C, H, W) in [-1, 1] to (N, 7 width), the mean over the picture of what each of three residual blocks
-    finds, from strokes to kinds; the pictures are halved twice, or until they have 4 pixels a side."""
+    finds, from strokes to kinds; the pictures are halved twice, or until they have 4 pixels a side, and from 64 pixels
+    on once more, at the start."""
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 32):
         super().__init__()
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(channels, width, 3, stride=2 if min(size) >= 64 else 1, padding=1)
         widths, strides = (width, 2 * width, 4 * width), (1, *(2 if min(size) >= 4 * 2**i else 1 for i in (1, 2)))
         self.blocks = nn.ModuleList()
         for inner, out, stride in zip((width, *widths), widths, strides, strict=False):

@@ -549,18 +549,26 @@ def _ship_source(cls: type, folder: Path) -> str:
 
 
 def _joined(module: ModuleType, path: Path) -> bytes:
-    """The text of a module as it is shipped: in place of each import of a shared file, one of the package's beside it,
-    stands that file's text. A file out of a checkpoint has no such import and comes back as it is."""
+    """The text of a module as it is shipped: in place of the first import of each shared file, one of the package's
+    beside it, stands that file's text, likewise joined. A file out of a checkpoint has no such import and comes back as
+    it is."""
     source = getattr(module, "SOURCE", None) or path.read_bytes()
-    package = module.__name__.rpartition(".")[0]
+    package, files = module.__name__.rpartition(".")[0], []
     if not package.startswith("mezzotint."):
         return source
-    lines, files = source.splitlines(keepends=True), []
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.ImportFrom) and str(node.module).rpartition(".")[0] == package:
-            shared = sys.modules[str(node.module)]
-            lines[node.lineno - 1 : node.end_lineno] = [shared.SOURCE]
-            files.insert(0, Path(str(shared.__file__)).name)
-    if files:
-        lines.insert(0, f"# Joined from {', '.join([path.name, *files])}\n".encode())
-    return b"".join(lines)
+
+    def joined(text: bytes) -> bytes:
+        lines, imports = text.splitlines(keepends=True), []
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ImportFrom) and str(node.module).rpartition(".")[0] == package:
+                shared, new = sys.modules[str(node.module)], b""
+                if (name := Path(str(shared.__file__)).name) not in files:
+                    files.append(name)
+                    new = joined(shared.SOURCE)
+                imports.append((node.lineno - 1, node.end_lineno, new))
+        for start, end, new in reversed(imports):
+            lines[start:end] = [new]
+        return b"".join(lines)
+
+    text = joined(source)
+    return f"# Joined from {', '.join([path.name, *files])}\n".encode() + text if files else text

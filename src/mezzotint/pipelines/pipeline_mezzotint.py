@@ -14,7 +14,8 @@ from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
-from mezzotint.pipelines.sampling_mezzotint import MezzotintGuidance, MezzotintSamplingMixin
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()

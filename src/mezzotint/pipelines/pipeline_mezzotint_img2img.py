@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
-from mezzotint.pipelines.sampling_mezzotint import MezzotintGuidance, MezzotintSamplingMixin, _is_number, _shown
+from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 
 
-class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
+class MezzotintImg2ImgPipeline(
+    MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
+):
     """Image-to-image generation: text to image that starts from pictures. Its components are described at
     `MezzotintSamplingMixin`; `MezzotintImg2ImgPipeline.from_pipe(pipe)` takes those of a text-to-image pipeline."""
 
@@ -125,31 +128,3 @@ class MezzotintImg2ImgPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin,
         if output_type != "latent":
             images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def read_image(self, image) -> torch.Tensor:
-        """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1]. Raises `ValueError` in
-        one line for what is no such thing."""
-        images = image if isinstance(image, list) else [image]
-        kinds = {type(x) if not isinstance(x, Image.Image) else Image.Image for x in images}
-        if len(kinds) != 1 or not kinds <= {Image.Image, np.ndarray, torch.Tensor}:
-            raise ValueError(f"image must be a picture, an array or a tensor, or a list of them: got {_shown(image)}")
-        if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
-            raise ValueError(f"all pictures of image must have one size: got {sorted(sizes)}")
-        channels = self.unet.config.in_channels
-        if kinds == {Image.Image}:
-            images = [x.convert({1: "L", 4: "RGBA"}.get(channels, "RGB")) for x in images]
-        elif images[0].ndim not in (3, 4):
-            raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
-        elif images[0].ndim == 4:
-            images = np.concatenate(images) if kinds == {np.ndarray} else torch.cat(images)
-        found = self.image_processor.preprocess(images)  # (B, C, H, W)
-        if found.shape[1] != channels or not found.isfinite().all():
-            raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")
-        return found
-
-    def encode(self, image: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
-        """The inverse of `decode`: `image` with the network's normalisation, and its edges drawn out to `spatial`."""
-        config = self.unet.config
-        mean, std = (torch.tensor(x).to(image).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std))
-        height, width = (whole - size for whole, size in zip(spatial, image.shape[2:], strict=True))
-        return F.pad((image - mean) / std, (0, width, 0, height), mode="replicate")

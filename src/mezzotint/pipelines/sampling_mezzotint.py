@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""All that lies between a call's inputs and its result, whatever the task: inputs are checked, a text is encoded,
-timesteps are chosen, a sample is denoised step by step under guidance, and its normalisation is undone.
+"""All that lies between a call's inputs and its result, whatever the task: a text is encoded, timesteps are chosen, a
+sample is denoised step by step under guidance, and its normalisation is undone. What inputs may be is in
+`inputs_mezzotint.py`.
 
 Shared by all pipelines: in a saved one this text stands in place of the line that imports it. `spatial` is a sample's
 size without batch and channels: (height, width) of pictures.
@@ -8,14 +9,11 @@ size without batch and channels: (height, width) of pictures.
 
 import copy
 import inspect
-import math
-import numbers
-import reprlib
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +28,15 @@ from diffusers.utils import logging, scale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mezzotint.pipelines.inputs_mezzotint import (
+    MezzotintGuidance,
+    MezzotintInputsMixin,
+    _check_unet,
+    _is_number,
+    _shown,
+    _tensor_inputs,
+)
+
 logger = logging.get_logger(__name__)
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
@@ -39,8 +46,6 @@ SOURCE = Path(__file__).read_bytes()
 ONE_AT_A_TIME = threading.Lock()
 # Held by a call for as long as its network keeps features from step to step (diffusers' `enable_cache`)
 WITH_CACHE = threading.RLock()
-# Guiders of diffusers 0.42 of which the first never changes a layer and the second takes a norm that torch refuses
-UNFIT_GUIDERS = ("SmoothedEnergyGuidance", "MagnitudeAwareGuidance")
 
 
 def _seen_without_defaults(init: Callable) -> Callable:
@@ -52,28 +57,7 @@ def _seen_without_defaults(init: Callable) -> Callable:
     return init
 
 
-class MezzotintGuidance(NamedTuple):
-    """The guidance of a call; the arguments of the same names are described at `__call__`.
-
-    Args:
-        scale (`float`): weight of classifier-free guidance.
-        rescale (`float`): how far the guided prediction's deviation is brought back, 0 to 1.
-        interval (`(float, float)`, *optional*): the noise levels to guide at.
-        guider (one of `diffusers.guiders`, *optional*): in place of classifier-free guidance.
-        labels: what the classifier is to see, one or one for each prompt; in the loop their numbers, a
-            `torch.Tensor` of shape `(pictures,)`.
-        classifier_scale (`float`): weight of the classifier's gradient.
-    """
-
-    scale: float
-    rescale: float
-    interval: tuple[float, float] | None
-    guider: BaseGuidance | None
-    labels: Any
-    classifier_scale: float
-
-
-class MezzotintSamplingMixin:
+class MezzotintSamplingMixin(MezzotintInputsMixin):
     """The components that a sample is drawn with, and the steps that all tasks share. A task's class adds `__call__`.
 
     Args:
@@ -271,137 +255,6 @@ class MezzotintSamplingMixin:
             guidance = guidance._replace(labels=labels)
         return (prompt_embeds, prompt_attention_mask), guidance, prompts * num_images_per_prompt
 
-    # ------------------------------------------------------------------------------------------------------ inputs
-
-    def check_inputs(
-        self,
-        num_inference_steps,
-        timesteps,
-        sigmas,
-        num_images_per_prompt,
-        eta,
-        generator,
-        latents,
-        output_type,
-        callback_on_step_end,
-        callback_on_step_end_tensor_inputs,
-        **counts,
-    ) -> None:
-        """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
-        them. Guidance and text have checks of their own."""
-        _check_unet(self.unet)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
-        counts["num_images_per_prompt"] = num_images_per_prompt
-        if timesteps is None and sigmas is None:
-            counts["num_inference_steps"] = num_inference_steps
-        for name, value in counts.items():
-            if not _is_number(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number: got {_shown(value)}")
-        if not _is_number(eta) or eta < 0:
-            raise ValueError(f"eta must be a finite number of at least 0: got {_shown(eta)}")
-        generators = generator if isinstance(generator, list) else [generator]
-        if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
-            raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(f"latents must be a tensor: got {_shown(latents)}")
-        if latents is not None and not latents.isfinite().all():
-            raise ValueError("latents must be finite numbers: got others")
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(f"callback_on_step_end must be a function: got {_shown(callback_on_step_end)}")
-        names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
-            possible, got = self._callback_tensor_inputs, _shown(unknown)
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
-
-    def check_guidance(self, guidance: MezzotintGuidance) -> None:
-        """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""
-        for name, value, least, most in (
-            ("guidance_scale", guidance.scale, -math.inf, math.inf),
-            ("guidance_rescale", guidance.rescale, 0, 1),
-            ("classifier_scale", guidance.classifier_scale, -math.inf, math.inf),
-        ):
-            if not _is_number(value) or not least <= value <= most:
-                within = "" if least == -math.inf else " in [0, 1]"
-                raise ValueError(f"{name} must be a finite number{within}: got {_shown(value)}")
-        if guidance.interval is not None:
-            levels = guidance.interval if isinstance(guidance.interval, (list, tuple)) else ()
-            numeric = all(isinstance(x, numbers.Real) for x in levels)
-            if len(levels) != 2 or not numeric or not 0 <= levels[0] < levels[1]:
-                got = _shown(guidance.interval)
-                raise ValueError(f"guidance_interval must be two noise levels, 0 <= low < high: got {got}")
-        guider = guidance.guider
-        if guider is not None and not isinstance(guider, BaseGuidance):
-            raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
-        if type(guider).__name__ in UNFIT_GUIDERS:
-            raise ValueError(f"{type(guider).__name__} does not work in this version of diffusers: take another guider")
-        defaults = inspect.signature(type(guider).__init__).parameters
-        for name, value in (guider.config if guider is not None else {}).items():
-            if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
-                raise ValueError(f"the guider's {name} must be a finite number: got {_shown(value)}")
-        if guidance.labels is not None and self.classifier is None:
-            raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
-        if guidance.labels is not None and not hasattr(self.scheduler, "guide"):
-            raise ValueError(
-                f"class_labels need a scheduler that can guide, such as MezzotintScheduler: got "
-                f"{type(self.scheduler).__name__}"
-            )
-
-    def check_text(
-        self,
-        prompt,
-        negative_prompt,
-        prompt_embeds,
-        negative_prompt_embeds,
-        prompt_attention_mask,
-        negative_prompt_attention_mask,
-    ) -> None:
-        """Raises `ValueError` in one line for texts that contradict each other or that the components cannot read."""
-        if self.guidance_unet is not None and (negative_prompt is not None or negative_prompt_embeds is not None):
-            raise ValueError("the guidance_unet stands where a negative prompt would: leave one of the two out")
-        if self.unet.config.cross_attention_dim is None:
-            if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
-                raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
-            return
-        for name in ("text_encoder", "tokenizer"):
-            if getattr(self, name) is None and (prompt is not None or negative_prompt is not None):
-                what = name.replace("_", " ")
-                raise ValueError(f"this pipeline has no {what}: pass prompt_embeds and negative_prompt_embeds instead")
-
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError(
-                f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
-            )
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            items = value if isinstance(value, list) else [value]
-            if value is not None and (not items or not all(isinstance(x, str) for x in items)):
-                raise ValueError(f"{name} must be a text or a list of texts: got {_shown(value)}")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
-        for name, embeds, mask in (
-            ("prompt", prompt_embeds, prompt_attention_mask),
-            ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
-        ):
-            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else ()
-            channels = self.unet.config.cross_attention_dim
-            if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
-                got = f"shape {shape}" if shape else _shown(embeds)
-                raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
-            if embeds is not None and not embeds.is_floating_point():
-                raise ValueError(f"{name}_embeds must be floating point: got {embeds.dtype}")
-            fits = isinstance(mask, torch.Tensor) and embeds is not None and mask.shape == embeds.shape[:2]
-            if mask is not None and not fits:
-                raise ValueError(
-                    f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
-                    f"{tuple(getattr(mask, 'shape', ()))}, embeds {None if embeds is None else shape}"
-                )
-        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
-        if count == 0:
-            raise ValueError("prompt_embeds must have one entry for each of one or more prompts: got none")
-        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
-            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
-                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
-
     # ----------------------------------------------------------------------------------------------- before the loop
 
     def for_one_call(self, guidance: MezzotintGuidance, cross_attention_kwargs: dict[str, Any] | None = None):
@@ -549,6 +402,8 @@ class MezzotintSamplingMixin:
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        after_step: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        num_resamples: int = 1,
     ) -> torch.Tensor:
         """Denoise `latents` along the `schedule` until clean data is left: the network and the scheduler take turns.
         Called on a copy that `for_one_call` made and `choose_timesteps` set.
@@ -558,6 +413,10 @@ class MezzotintSamplingMixin:
             schedule (`torch.Tensor` of shape `(steps,)`): the timesteps.
             text: embeddings and mask as `prepare_conditions` returns them.
             guidance (`MezzotintGuidance`): likewise.
+            after_step (function, *optional*): what a task makes of the sample after each step, before a callback sees
+                it: of the sample and the step's number, counted from 0.
+            num_resamples (`int`): times that each step is taken; before each but the first the sample is noised again
+                to the level that the step begins at (RePaint, <https://huggingface.co/papers/2201.09865>, algorithm 1).
 
         Raises:
             ValueError: where the result is not finite, and for what a callback may not return.
@@ -600,10 +459,16 @@ class MezzotintSamplingMixin:
             return output.float()  # the steps are taken in float32 whatever the network's precision
 
         # 3. Step by step
-        with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(schedule)) as progress_bar:
-            for i, t in enumerate(schedule):
+        before: Any = None  # the scheduler as the step found it
+        steps = [(i, t, again) for i, t in enumerate(schedule) for again in range(num_resamples)]
+        with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(steps)) as progress_bar:
+            for i, t, again in steps:
                 if self.interrupt:
                     continue
+                if num_resamples > 1:
+                    if again:
+                        latents, self.scheduler = self._noised_again(latents, schedule, i, before, generator), before
+                    before = copy.deepcopy(self.scheduler)
                 model_input = self.scheduler.scale_model_input(latents, t)
                 if guider is not None:
                     if guider_enabled:
@@ -631,6 +496,8 @@ class MezzotintSamplingMixin:
                     gradient = self.classifier.score(model_input, t, guidance.labels)
                     model_output = self.scheduler.guide(model_output, t, guidance.classifier_scale * gradient)
                 latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                if after_step is not None:
+                    latents = after_step(latents, i)
 
                 if callback_on_step_end is not None:
                     callback_kwargs = {}
@@ -664,6 +531,24 @@ class MezzotintSamplingMixin:
             )
         return latents
 
+    def _noised_again(self, latents: torch.Tensor, schedule: torch.Tensor, i: int, before: Any, generator):
+        """The sample after step `i` with so much noise more that it is at the level at which the step began, where the
+        scheduler was as in `before`."""
+        (alpha, sigma), (next_alpha, next_sigma) = self._level(before, schedule[i]), (1.0, 0.0)
+        if i + 1 < len(schedule):
+            next_alpha, next_sigma = self._level(self.scheduler, schedule[i + 1])
+        ratio = alpha / next_alpha
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        return ratio * latents + max(sigma**2 - (ratio * next_sigma) ** 2, 0.0) ** 0.5 * noise
+
+    @staticmethod
+    def _level(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
+        """What clean data and noise are multiplied with at a timestep, in the scale of the scheduler's samples."""
+        one, zero = torch.ones(1, 1, 1, 1, device=timestep.device), torch.zeros(1, 1, 1, 1, device=timestep.device)
+        pairs = ((one, zero), (zero, one))
+        data, noise = (float(scheduler.add_noise(*pair, timestep.reshape(1))) for pair in pairs)
+        return data, noise
+
     def decode(self, latents: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
         """Data in [-1, 1], of shape `(pictures, channels, *spatial)`: `latents` without normalisation and padding."""
         config = self.unet.config
@@ -672,29 +557,6 @@ class MezzotintSamplingMixin:
             for x in (config.sample_mean, config.sample_std)
         )
         return (latents * std + mean)[(..., *(slice(size) for size in spatial))]
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value's `repr`, on one line."""
-    return " ".join(reprlib.repr(value).split())
-
-
-def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
-
-
-def _check_unet(unet: torch.nn.Module | None) -> None:
-    if unet is not None and not hasattr(unet.config, "sample_mean"):
-        raise ValueError(
-            "unet must be one whose config has the data's sample_mean and sample_std, as that of MezzotintUNetModel: "
-            f"got {type(unet).__name__}"
-        )
-
-
-def _tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
-    """The names of the tensors that a callback is handed; one of diffusers' own (`diffusers.callbacks`) names them
-    itself."""
-    return getattr(callback, "tensor_inputs", names) or []
 
 
 def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:

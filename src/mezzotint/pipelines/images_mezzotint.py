@@ -1,0 +1,80 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Pictures and masks that a call is given, as the network reads them: what the tasks that start from a picture share.
+
+In a saved pipeline this text stands in place of the line that imports it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mezzotint.pipelines.inputs_mezzotint import _shown
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+
+class MezzotintImageMixin:
+    """Reads pictures and masks."""
+
+    unet: Any
+    image_processor: Any
+
+    def read_image(self, image) -> torch.Tensor:
+        """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1]. Raises `ValueError` in
+        one line for what is no such thing."""
+        channels = self.unet.config.in_channels
+        images = _alike("image", image, {1: "L", 4: "RGBA"}.get(channels, "RGB"))
+        if not isinstance(images[0], Image.Image) and images[0].ndim not in (3, 4):
+            raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
+        if not isinstance(images[0], Image.Image) and images[0].ndim == 4:
+            images = np.concatenate(images) if isinstance(images[0], np.ndarray) else torch.cat(images)
+        found = self.image_processor.preprocess(images)  # (B, C, H, W)
+        if found.shape[1] != channels or not found.isfinite().all():
+            raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")
+        return found
+
+    def encode(self, image: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
+        """The inverse of `decode`: `image` with the network's normalisation, and its edges drawn out to `spatial`."""
+        config = self.unet.config
+        mean, std = (torch.tensor(x).to(image).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std))
+        height, width = (whole - size for whole, size in zip(spatial, image.shape[2:], strict=True))
+        return F.pad((image - mean) / std, (0, width, 0, height), mode="replicate")
+
+    def read_mask(self, mask_image, spatial: tuple[int, int]) -> torch.Tensor:
+        """The masks as one tensor of shape `(masks, 1, height, width)`, 1 where a picture is to be drawn and 0 where it
+        is to stay. Raises `ValueError` in one line for what is no mask of pictures of the size `spatial`."""
+        masks = _alike("mask_image", mask_image, "L")
+        if isinstance(masks[0], Image.Image):
+            masks = [np.array(x) / 255 for x in masks]
+        parts = []
+        for mask in masks:
+            part = torch.as_tensor(mask).float()
+            channel = -1 if isinstance(mask, np.ndarray) else -3
+            if part.ndim > 2 and part.shape[channel] == 1:
+                part = part.squeeze(channel)
+            parts.append(part[None] if part.ndim == 2 else part)
+        found = torch.cat(parts)  # (masks, H, W)
+        if found.ndim != 3 or tuple(found.shape[1:]) != spatial:
+            raise ValueError(
+                f"mask_image must have shape (masks, {spatial[0]}, {spatial[1]}), the size of image: got shape "
+                f"{tuple(found.shape)}"
+            )
+        if not ((found >= 0) & (found <= 1)).all():
+            raise ValueError("mask_image must be between 0 (stays) and 1 (is drawn): got other numbers")
+        return (found >= 0.5).float()[:, None]
+
+
+def _alike(name: str, images: Any, mode: str) -> list[Any]:
+    """One picture, array or tensor, or a list of them, as a list of one kind and one size; pictures in a `mode`."""
+    images = images if isinstance(images, list) else [images]
+    kinds = {type(x) if not isinstance(x, Image.Image) else Image.Image for x in images}
+    if len(kinds) != 1 or not kinds <= {Image.Image, np.ndarray, torch.Tensor}:
+        raise ValueError(f"{name} must be a picture, an array or a tensor, or a list of them: got {_shown(images)}")
+    if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
+        raise ValueError(f"all pictures of {name} must have one size: got {sorted(sizes)}")
+    return [x.convert(mode) for x in images] if kinds == {Image.Image} else images

@@ -1,0 +1,205 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What the inputs of a call may be, whatever the task: each check raises in one line, with the rule and what it got.
+
+Shared by all pipelines: in a saved one this text stands in place of the line that imports it.
+"""
+
+import inspect
+import math
+import numbers
+import reprlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.guiders import BaseGuidance
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+# Guiders of diffusers 0.42 of which the first never changes a layer and the second takes a norm that torch refuses
+UNFIT_GUIDERS = ("SmoothedEnergyGuidance", "MagnitudeAwareGuidance")
+
+
+class MezzotintGuidance(NamedTuple):
+    """The guidance of a call; the arguments of the same names are described at `__call__`.
+
+    Args:
+        scale (`float`): weight of classifier-free guidance.
+        rescale (`float`): how far the guided prediction's deviation is brought back, 0 to 1.
+        interval (`(float, float)`, *optional*): the noise levels to guide at.
+        guider (one of `diffusers.guiders`, *optional*): in place of classifier-free guidance.
+        labels: what the classifier is to see, one or one for each prompt; in the loop their numbers, a
+            `torch.Tensor` of shape `(pictures,)`.
+        classifier_scale (`float`): weight of the classifier's gradient.
+    """
+
+    scale: float
+    rescale: float
+    interval: tuple[float, float] | None
+    guider: BaseGuidance | None
+    labels: Any
+    classifier_scale: float
+
+
+class MezzotintInputsMixin:
+    """Checks the inputs of a call against the components."""
+
+    unet: Any
+    scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+    guidance_unet: Any
+    classifier: Any
+    _callback_tensor_inputs: list[str]
+
+    def check_inputs(
+        self,
+        num_inference_steps,
+        timesteps,
+        sigmas,
+        num_images_per_prompt,
+        eta,
+        generator,
+        latents,
+        output_type,
+        callback_on_step_end,
+        callback_on_step_end_tensor_inputs,
+        **counts,
+    ) -> None:
+        """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
+        them. Guidance and text have checks of their own."""
+        _check_unet(self.unet)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
+        counts["num_images_per_prompt"] = num_images_per_prompt
+        if timesteps is None and sigmas is None:
+            counts["num_inference_steps"] = num_inference_steps
+        for name, value in counts.items():
+            if not _is_number(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number: got {_shown(value)}")
+        if not _is_number(eta) or eta < 0:
+            raise ValueError(f"eta must be a finite number of at least 0: got {_shown(eta)}")
+        generators = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
+            raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents must be a tensor: got {_shown(latents)}")
+        if latents is not None and not latents.isfinite().all():
+            raise ValueError("latents must be finite numbers: got others")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end must be a function: got {_shown(callback_on_step_end)}")
+        names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
+            possible, got = self._callback_tensor_inputs, _shown(unknown)
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+    def check_guidance(self, guidance: MezzotintGuidance) -> None:
+        """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""
+        for name, value, least, most in (
+            ("guidance_scale", guidance.scale, -math.inf, math.inf),
+            ("guidance_rescale", guidance.rescale, 0, 1),
+            ("classifier_scale", guidance.classifier_scale, -math.inf, math.inf),
+        ):
+            if not _is_number(value) or not least <= value <= most:
+                within = "" if least == -math.inf else " in [0, 1]"
+                raise ValueError(f"{name} must be a finite number{within}: got {_shown(value)}")
+        if guidance.interval is not None:
+            levels = guidance.interval if isinstance(guidance.interval, (list, tuple)) else ()
+            numeric = all(isinstance(x, numbers.Real) for x in levels)
+            if len(levels) != 2 or not numeric or not 0 <= levels[0] < levels[1]:
+                got = _shown(guidance.interval)
+                raise ValueError(f"guidance_interval must be two noise levels, 0 <= low < high: got {got}")
+        guider = guidance.guider
+        if guider is not None and not isinstance(guider, BaseGuidance):
+            raise ValueError(f"guider must be one of diffusers.guiders: got {_shown(guider)}")
+        if type(guider).__name__ in UNFIT_GUIDERS:
+            raise ValueError(f"{type(guider).__name__} does not work in this version of diffusers: take another guider")
+        defaults = inspect.signature(type(guider).__init__).parameters
+        for name, value in (guider.config if guider is not None else {}).items():
+            if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
+                raise ValueError(f"the guider's {name} must be a finite number: got {_shown(value)}")
+        if guidance.labels is not None and self.classifier is None:
+            raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
+        if guidance.labels is not None and not hasattr(self.scheduler, "guide"):
+            raise ValueError(
+                f"class_labels need a scheduler that can guide, such as MezzotintScheduler: got "
+                f"{type(self.scheduler).__name__}"
+            )
+
+    def check_text(
+        self,
+        prompt,
+        negative_prompt,
+        prompt_embeds,
+        negative_prompt_embeds,
+        prompt_attention_mask,
+        negative_prompt_attention_mask,
+    ) -> None:
+        """Raises `ValueError` in one line for texts that contradict each other or that the components cannot read."""
+        if self.guidance_unet is not None and (negative_prompt is not None or negative_prompt_embeds is not None):
+            raise ValueError("the guidance_unet stands where a negative prompt would: leave one of the two out")
+        if self.unet.config.cross_attention_dim is None:
+            if any(x is not None for x in (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)):
+                raise ValueError("this pipeline's U-Net reads no text: leave prompts and their embeds out")
+            return
+        for name in ("text_encoder", "tokenizer"):
+            if getattr(self, name) is None and (prompt is not None or negative_prompt is not None):
+                what = name.replace("_", " ")
+                raise ValueError(f"this pipeline has no {what}: pass prompt_embeds and negative_prompt_embeds instead")
+
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError(
+                f"exactly one of prompt and prompt_embeds must be given: got {'none' if prompt is None else 'both'}"
+            )
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            items = value if isinstance(value, list) else [value]
+            if value is not None and (not items or not all(isinstance(x, str) for x in items)):
+                raise ValueError(f"{name} must be a text or a list of texts: got {_shown(value)}")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("at most one of negative_prompt and negative_prompt_embeds may be given: got both")
+        for name, embeds, mask in (
+            ("prompt", prompt_embeds, prompt_attention_mask),
+            ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
+        ):
+            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else ()
+            channels = self.unet.config.cross_attention_dim
+            if embeds is not None and (len(shape) != 3 or shape[2] != channels or 0 in shape[1:]):
+                got = f"shape {shape}" if shape else _shown(embeds)
+                raise ValueError(f"{name}_embeds must have shape (prompts, tokens, {channels}): got {got}")
+            if embeds is not None and not embeds.is_floating_point():
+                raise ValueError(f"{name}_embeds must be floating point: got {embeds.dtype}")
+            fits = isinstance(mask, torch.Tensor) and embeds is not None and mask.shape == embeds.shape[:2]
+            if mask is not None and not fits:
+                raise ValueError(
+                    f"{name}_attention_mask goes with {name}_embeds, one entry for each token: got mask "
+                    f"{tuple(getattr(mask, 'shape', ()))}, embeds {None if embeds is None else shape}"
+                )
+        count = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        if count == 0:
+            raise ValueError("prompt_embeds must have one entry for each of one or more prompts: got none")
+        for name, value in (("negative_prompt", negative_prompt), ("negative_prompt_embeds", negative_prompt_embeds)):
+            if value is not None and not isinstance(value, str) and len(value) not in (1, count):
+                raise ValueError(f"{name} needs one entry, or one for each of {count} prompts: got {len(value)}")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value's `repr`, on one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def _is_number(value: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
+
+
+def _check_unet(unet: torch.nn.Module | None) -> None:
+    if unet is not None and not hasattr(unet.config, "sample_mean"):
+        raise ValueError(
+            "unet must be one whose config has the data's sample_mean and sample_std, as that of MezzotintUNetModel: "
+            f"got {type(unet).__name__}"
+        )
+
+
+def _tensor_inputs(callback: Any, names: list[str] | None) -> list[str]:
+    """The names of the tensors that a callback is handed; one of diffusers' own (`diffusers.callbacks`) names them
+    itself."""
+    return getattr(callback, "tensor_inputs", names) or []

@@ -1,0 +1,173 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Inpainting, with any checkpoint: what a mask covers is drawn, the rest stays. After each step the known part is put
+back, at the noise level of then (<https://huggingface.co/papers/2011.13456>, appendix I.2).
+
+Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
+imports; components arrive as arguments.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.guiders import BaseGuidance
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+
+class MezzotintInpaintPipeline(
+    MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
+):
+    """Inpainting and outpainting. Its components are described at `MezzotintSamplingMixin`;
+    `MezzotintInpaintPipeline.from_pipe(pipe)` takes those of a pipeline of another task."""
+
+    pipeline_tag = "image-to-image"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
+        mask_image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
+        strength: float = 1.0,
+        num_resamples: int = 1,
+        num_inference_steps: int = 20,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 2.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider: BaseGuidance | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        classifier_scale: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw what `mask_image` covers of `image`, so that it goes with the rest, which stays as it is, bit for bit.
+        Arguments that are not listed here are those of `MezzotintPipeline`.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what the whole picture is to be.
+            image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
+                `(pictures, channels, height, width)`, both in [0, 1], or a list): one, or one for each prompt, all of
+                one size, which is that of the result.
+            mask_image (PIL image, `np.ndarray` or `torch.Tensor` of shape `(masks, height, width)`, in [0, 1], or a
+                list): one, or one for each picture. From 0.5 on (white) a pixel is drawn, below (black) it stays. To
+                draw around a picture, set it into a larger one and cover the frame.
+            strength (`float`): above 0 and up to 1, as of `MezzotintImg2ImgPipeline`: below 1 what is drawn begins with
+                what the picture holds there.
+            num_resamples (`int`): times that each step is taken, with new noise in between, so that what is drawn and
+                what is known come together (RePaint, <https://huggingface.co/papers/2201.09865>, section 4.2). The cost
+                is that of so many times the steps, which are of the first order then and want to be many.
+            num_inference_steps (`int`): denoising steps at strength 1.
+            latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that is
+                started from, and that the known part is mixed with.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take, and where the result
+                is not finite.
+        """
+        # 1. Check the inputs
+        guider = self.guider if guider is None else guider
+        guidance = MezzotintGuidance(
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
+        )
+        text = (
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = (num_inference_steps, timesteps, sigmas)
+        if not _is_number(strength) or not 0 < strength <= 1:
+            raise ValueError(f"strength must be a number above 0 and up to 1: got {_shown(strength)}")
+        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback,
+                          num_resamples=num_resamples)  # fmt: skip
+        self.check_guidance(guidance)
+        self.check_text(*text)
+        image = self.read_image(image)
+        spatial = image.shape[2:]
+        mask = self.read_mask(mask_image, (spatial[0], spatial[1]))
+
+        # 2. What changes in a call is a copy's
+        run = self.for_one_call(guidance, cross_attention_kwargs)
+
+        # 3. Encode the text, and that to steer away from where there is guidance by one
+        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
+        prompts = batch_size // num_images_per_prompt
+        if len(image) not in (1, prompts):
+            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
+        if len(mask) not in (1, prompts):
+            raise ValueError(f"mask_image needs one entry, or one for each of {prompts} prompts: got {len(mask)}")
+
+        # 4. Choose the timesteps; what is known is noised to the level of each, always with the same noise
+        if num_resamples > 1 and "solver_order" in run.scheduler.config:
+            # Steps of a higher order reckon with the sample of the step before, which had other noise
+            fitted = {"fitted_schedules": None} if hasattr(run.scheduler, "fitted_schedules") else {}
+            run.scheduler = type(run.scheduler).from_config(run.scheduler.config, solver_order=1, **fitted)
+        schedule = run.choose_timesteps(guidance, *steps, strength)
+        noise = run.draw_noise(batch_size, spatial, generator, latents)
+        image, mask = (
+            x.to(noise).expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+            for x in (image, mask)
+        )
+        known = run.encode(image, noise.shape[2:])
+        padding = [whole - size for whole, size in zip(noise.shape[2:], spatial, strict=True)]
+        drawn = F.pad(mask, (0, padding[1], 0, padding[0]), value=1.0) > 0
+
+        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
+            """The sample after step `i` with what is known in its place."""
+            level = known
+            if i + 1 < len(schedule):
+                level = run.scheduler.add_noise(known, noise, schedule[i + 1].expand(batch_size))
+            return torch.where(drawn, latents, level)
+
+        latents = run.scheduler.add_noise(known, noise, schedule[:1].expand(batch_size))
+        if strength == 1:  # of the picture nothing is left where it is drawn
+            latents = torch.where(drawn, noise * run.scheduler.init_noise_sigma, latents)
+
+        # 5. Denoise
+        latents = run.denoise(
+            latents,
+            schedule,
+            text,
+            guidance,
+            eta,
+            generator,
+            *callback,
+            after_step=put_back,
+            num_resamples=num_resamples,
+        )
+
+        # 6. Back to pixels, with those that are known from the picture itself
+        images = latents
+        if output_type != "latent":
+            images = torch.where(mask > 0, self.decode(latents, spatial), image)
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
