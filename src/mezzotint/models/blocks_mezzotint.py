@@ -348,7 +348,15 @@ class MezzotintLinearSkip(nn.Module):
     gains are trained."""
 
     def __init__(
-        self, conv: type[nn.Module], in_channels: int, out_channels: int, axes: int, block_size: int, embed_dim: int
+        self,
+        conv: type[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        axes: int,
+        block_size: int,
+        embed_dim: int,
+        hidden: int,
+        stride: int,
     ):
         super().__init__()
         self.block_size = block_size
@@ -361,15 +369,17 @@ class MezzotintLinearSkip(nn.Module):
         dim = len(analysis)
         self.analysis = conv(dim, dim, 1, bias=False)
         self.gain = zero_init(nn.Linear(embed_dim, dim))
+        self.local_gain = zero_init(conv(hidden, dim, stride, stride=stride))
         self.synthesis = conv(dim, len(synthesis), 1, bias=False)
         with torch.no_grad():
             self.analysis.weight.copy_(analysis.view(self.analysis.weight.shape))
             self.synthesis.weight.copy_(synthesis.view(self.synthesis.weight.shape))
 
-    def forward(self, sample: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, embedding: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         gain = self.gain(F.silu(embedding))  # (B, C p^axes)
         coefficients = self.analysis(space_to_depth(sample, self.block_size))  # (B, C p^axes, *S / p)
-        coefficients = coefficients * gain.reshape(*gain.shape, *[1] * (sample.ndim - 2))
+        gain = gain.reshape(*gain.shape, *[1] * (sample.ndim - 2)) + self.local_gain(hidden_states)
+        coefficients = coefficients * gain
         return depth_to_space(self.synthesis(coefficients), self.block_size)  # (B, C, *S)
 
 

@@ -139,7 +139,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         if linear_skip_size is not None:
             embed_dim = self.time_embedding.linear_2.out_features
             channels = (in_channels, out_channels)
-            self.linear_skip = MezzotintLinearSkip(conv, *channels, spatial_dims, linear_skip_size, embed_dim)
+            self.linear_skip = MezzotintLinearSkip(
+                conv, *channels, spatial_dims, linear_skip_size, embed_dim, first, linear_skip_size // patch_size
+            )
 
     @apply_forward_hook  # of diffusers' offloading by models
     @apply_lora_scale("cross_attention_kwargs")
@@ -325,10 +327,11 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             hidden_states = self._run(block, hidden_states, embedding, next(contexts), mask)
 
         # 5. Output
-        output = self.conv_out(F.silu(self.norm_out(hidden_states)))  # (B, out_channels * patch_size**axes, *S)
+        hidden_states = F.silu(self.norm_out(hidden_states))
+        output = self.conv_out(hidden_states)  # (B, out_channels * patch_size**axes, *S)
         output = depth_to_space(output, config.patch_size)  # (B, out_channels, *spatial)
         if self.linear_skip is not None:
-            output = output + self.linear_skip(sample, embedding)
+            output = output + self.linear_skip(sample, embedding, hidden_states)
         if not return_dict:
             return (output,)
         return MezzotintUNetOutput(sample=output)
