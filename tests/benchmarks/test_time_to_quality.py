@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from mezzotint import MezzotintUNetModel
-from mezzotint_training.benchmarks import ablations, changes, diffusers_recipe, quality, time_to_quality
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.benchmarks import ablations, changes, diffusers_recipe, quality, time_to_emoji, time_to_quality
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
@@ -135,6 +135,41 @@ def test_sets_of_captions_are_judged_by_captions_of_the_test_split(captioned, tm
     # pictures of other captions are not recognised; those of no colour are far away
     assert judge.judge(judge.asked.pixels.roll(1, dims=0), judge.asked).accuracy.value < 0.5
     assert judge.judge(torch.full_like(judge.asked.pixels, 255), judge.asked).kernel_distance.value > 1
+
+
+@pytest.mark.parametrize("peer", [False, True])
+def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch, capsys, make_unet, peer):
+    """Of a run that leaves an untrained network: what it draws is not recognised."""
+    stock = quality._stock(8, 3, [8, 8], [False, True], norm_num_groups=4, attention_head_dim=2)
+    scale = quality.Scale(8, 3, {}, stock, settings={"caption_column": ["text"]}, classes=False)
+    monkeypatch.setitem(quality.SCALES, "emoji-64", scale)
+    asked = []
+
+    def run(side, config, threads):
+        asked.append((side, config))
+        encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
+        if side == "peer":
+            unet = UNet2DConditionModel(cross_attention_dim=8, **config.unet)
+            unet.save_pretrained(f"{config.output_dir}/unet-{config.max_train_steps}")
+        else:
+            pipe = MezzotintPipeline(make_unet(cross_attention_dim=8), MezzotintScheduler(), encoder, tokenizer)
+            pipe.save_pretrained(config.output_dir)
+        return quality.Run([], 1234.5, 2000.0)
+
+    monkeypatch.setattr(time_to_emoji, "run", run)
+    flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "100"]
+    flags += ["--sampling_steps", "2", "--output", str(tmp_path / "out"), "--max_train_steps", "77", "--threads", "1"]
+    assert time_to_emoji.main([*flags, *(["--peer"] if peer else [])]) == 0
+    ((side, config),) = asked
+    assert side == ("peer" if peer else "ours") and config.max_train_steps == 77
+    assert config.unet == stock if peer else config.unet["linear_skip_size"] == 8
+    assert peer or config.learning_rate == 1e-3  # the recipe's
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "1,234" and float(row[1][:-1]) < 50 and float(row[3]) > 50 and row[4] == "no"
+    (figures,) = map(json.loads, (tmp_path / "out/time_to_emoji.jsonl").read_text().splitlines())
+    assert figures["seconds"] == 1234.5 and figures["real"] > 0.9 and figures["flags"] == ["--max_train_steps", "77"]
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert Image.open(picture).size[0] == 560  # ten columns
 
 
 def test_padded_states_are_those_of_the_captions_alone(captioned):

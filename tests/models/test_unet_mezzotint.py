@@ -426,12 +426,37 @@ def test_a_linear_skip_hands_on_the_channels_that_are_predicted():
         assert not output[:, 4:].any()
 
 
+@pytest.mark.parametrize("patch, block", [(1, 2), (2, 2), (2, 4)])
+@torch.no_grad()
+def test_the_last_features_decide_the_gain_at_each_block(patch, block):
+    """By hand: what they add at a block is their linear map, of all positions in it."""
+    unet = MezzotintUNetModel(**TINY | {"patch_size": patch, "linear_skip_size": block})
+    for layer in (unet.linear_skip.gain, unet.linear_skip.local_gain, unet.conv_out):
+        layer.weight.normal_(std=0.1), layer.bias.normal_(std=0.1)
+    seen = {}
+    unet.conv_out.register_forward_hook(lambda module, args, output: seen.update(features=args[0], rest=output))
+    unet.time_embedding.register_forward_hook(lambda module, args, output: seen.update(time=output))
+    kwargs = inputs() | {"sample": randn(2, 3, 8, 8)}
+    output = unet(**kwargs).sample
+    embedding = (
+        seen["time"] + unet.project_text(kwargs["encoder_hidden_states"], kwargs["encoder_attention_mask"]).embedding
+    )
+    gain = unet.linear_skip.gain(torch.nn.functional.silu(embedding))[..., None, None]
+    local = unet.linear_skip.local_gain
+    features = space_to_depth(seen["features"], block // patch).movedim(1, -1)  # a position of each block
+    gain = gain + (features @ local.weight.flatten(1).T + local.bias).movedim(-1, 1)
+    basis = unet.linear_skip.analysis.weight.flatten(1)
+    blocks = torch.einsum("ij,bjhw->bihw", basis, space_to_depth(kwargs["sample"], block)) * gain
+    expected = depth_to_space(torch.einsum("ij,bihw->bjhw", basis, blocks), block)
+    close(output, expected + depth_to_space(seen["rest"], patch))
+
+
 def test_the_gains_of_a_linear_skip_are_trained():
     """They are a function of the timestep and begin at zero."""
     unet = MezzotintUNetModel(**TINY | {"linear_skip_size": 2})
     assert not unet(**inputs()).sample.any()
     (unet(**inputs()).sample - inputs()["sample"]).square().mean().backward()
-    assert unet.linear_skip.gain.weight.grad.abs().max() > 0
+    assert unet.linear_skip.gain.weight.grad.abs().max() > 0 and unet.linear_skip.local_gain.weight.grad.abs().max() > 0
     assert unet.linear_skip.analysis.weight.grad is not None
     with torch.no_grad():
         unet.linear_skip.gain.weight.normal_()
@@ -722,7 +747,7 @@ def test_dropout_on_a_cpu_is_a_function_of_the_seed_and_torchs_own_at_the_ends()
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert torch.equal(MezzotintDropout(0.5).eval()(x), x)
     assert torch.equal(MezzotintDropout(0.0).train()(x), x) and not MezzotintDropout(1.0).train()(x).any()
-    for same in (x.mT, x[:, ::2]):  # what does not lie in order is torch's to drop
+    for same in (x[..., ::2], x[:, ::2]):  # what does not lie in order is torch's to drop
         torch.manual_seed(3)
         expected = torch.nn.functional.dropout(same, 0.5)
         torch.manual_seed(3)
@@ -1083,7 +1108,11 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"patch_size": (2, 2)}, r"patch_size must be a whole number from 1 to 64: got \(2, 2\)"),
         ({"patch_size": "4"}, "patch_size must be a whole number from 1 to 64: got '4'"),
         ({"linear_skip_size": 0}, "linear_skip_size must be a whole number from 1 to 64: got 0"),
-        ({"linear_skip_size": 4}, "linear_skip_size must divide 2, which sizes are multiples of: got 4"),
+        ({"linear_skip_size": 4}, r"linear_skip_size must be a multiple of patch_size \(1\) and divide 2, .*: got 4"),
+        (
+            {"linear_skip_size": 2, "patch_size": 4},
+            r"linear_skip_size must be a multiple of patch_size \(4\) .*: got 2",
+        ),
     ],
 )
 def test_config_that_does_not_fit_is_refused(config, rule):

@@ -98,7 +98,7 @@ SIZES = {
 # code's defaults for 64, 128 and 256 px), the shorter ones are the upper ends of its four
 MULTIPLES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4), 6: (1, 1, 2, 2, 4, 4)}
 PATCHED = 64  # pixels a side from which on the first level holds patches; at 32 ADM and DDPM do well without
-LINEAR = 8  # pixels, along each axis, of the blocks in which what is linear goes past the network; more gain little
+LINEAR = 4  # pixels, along each axis, of the blocks in which the sample goes past the network, or those of a patch
 PATCHES = (4, 2)  # pixels of a patch along each axis, the better first
 # Positions of the lowest level, and from which down a level has attention; a position is a pixel of the first level, or
 # a patch. Of pixels ADM's 8 at every resolution and DDPM's 16 (2006.11239, appendix B; ADM begins at 32); a patch holds
@@ -241,9 +241,9 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         [size.transformer_layers if s <= ATTENTION[what] or s == sides[-1] else 0 for s in sides],
         f"attention, cheap from {ATTENTION[what]} {what} down: levels of {', '.join(map(str, sides))} {what}",
     )
-    block = math.gcd(downsample_factor(range(levels), patch), LINEAR)
+    block = patch if LINEAR % patch else math.gcd(downsample_factor(range(levels), patch), LINEAR)
     if "linear_skip_size" not in given and block > 1:
-        block = settle("unet.linear_skip_size", block, f"learns sooner: blocks of {block} px, a divisor of the size")
+        settle("unet.linear_skip_size", block, f"filters blocks of {block} px past the network, which learns sooner")
     if "block_out_channels" in given:
         return max(given["block_out_channels"])
 
@@ -253,6 +253,7 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,
         "patch_size": patch,
+        "linear_skip_size": given.get("linear_skip_size", block if block > 1 else None),
         "transformer_layers_per_block": attention,
     }
     unit = math.lcm(fixed["attention_head_dim"], fixed["norm_num_groups"])  # which must divide every level

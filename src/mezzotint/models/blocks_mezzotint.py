@@ -338,14 +338,27 @@ class MezzotintResidualBlock(nn.Module):
 
 
 class MezzotintLinearSkip(nn.Module):
-    """The part of a prediction that is linear in the noisy sample, past all other layers: blocks of `block_size`
-    positions along each axis in a cosine basis, each coefficient times a gain that the embedding decides, and back.
+    """The part of a prediction that goes from the noisy sample past all other layers: blocks of `block_size` positions
+    along each axis in a cosine basis, each coefficient times a gain, and back. The gain is a number for the noise level
+    and one that the network's last features add to it at each block.
 
-    Of Gaussian data whose coefficients are independent it can be the whole prediction, a Wiener filter: for velocities
-    the gain of a coefficient with variance l is `alpha sigma (1 - l) / (alpha^2 l + sigma^2)`. Pictures are not, but at
-    most noise levels much of what a denoiser does is this (<https://huggingface.co/papers/2311.10892>). One gain for
-    all would be EDM's c_skip (<https://huggingface.co/papers/2206.00364>, eq. 7). The gains start at zero; basis and
-    gains are trained."""
+    Of Gaussian data whose coefficients are independent this can be the whole prediction, a Wiener filter: for
+    velocities the gain of a coefficient with variance l is `alpha sigma (1 - l) / (alpha^2 l + sigma^2)`. Pictures are
+    not Gaussian, but at most noise levels much of what a denoiser does is this
+    (<https://huggingface.co/papers/2311.10892>), and where a picture is flat its l is another than where it is not. One
+    gain for all would be EDM's c_skip (<https://huggingface.co/papers/2206.00364>, eq. 7). Gains start at zero; all is
+    trained.
+
+    Args:
+        conv: the kind of convolution, which says how many spatial axes there are.
+        in_channels, out_channels: of the sample and of the prediction, which has its first channels.
+        axes: how many spatial axes there are.
+        block_size: positions of a block along each axis.
+        embed_dim: channels of the embedding.
+        hidden_dim: channels of the last features.
+        hidden_size: positions of the sample, along each axis, that one of their positions stands for; a divisor of
+            `block_size`.
+    """
 
     def __init__(
         self,
@@ -355,8 +368,8 @@ class MezzotintLinearSkip(nn.Module):
         axes: int,
         block_size: int,
         embed_dim: int,
-        hidden: int,
-        stride: int,
+        hidden_dim: int,
+        hidden_size: int,
     ):
         super().__init__()
         self.block_size = block_size
@@ -366,10 +379,10 @@ class MezzotintLinearSkip(nn.Module):
         colours = cosine_basis(in_channels)  # of RGB: about the luma, and two of chroma
         analysis = torch.kron(colours, cosines)
         synthesis = torch.kron(torch.eye(out_channels, in_channels) @ colours.T, cosines.T.contiguous())
-        dim = len(analysis)
+        dim, stride = len(analysis), block_size // hidden_size
         self.analysis = conv(dim, dim, 1, bias=False)
         self.gain = zero_init(nn.Linear(embed_dim, dim))
-        self.local_gain = zero_init(conv(hidden, dim, stride, stride=stride))
+        self.local_gain = zero_init(conv(hidden_dim, dim, stride, stride=stride))
         self.synthesis = conv(dim, len(synthesis), 1, bias=False)
         with torch.no_grad():
             self.analysis.weight.copy_(analysis.view(self.analysis.weight.shape))
@@ -377,10 +390,9 @@ class MezzotintLinearSkip(nn.Module):
 
     def forward(self, sample: torch.Tensor, embedding: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         gain = self.gain(F.silu(embedding))  # (B, C p^axes)
-        coefficients = self.analysis(space_to_depth(sample, self.block_size))  # (B, C p^axes, *S / p)
         gain = gain.reshape(*gain.shape, *[1] * (sample.ndim - 2)) + self.local_gain(hidden_states)
-        coefficients = coefficients * gain
-        return depth_to_space(self.synthesis(coefficients), self.block_size)  # (B, C, *S)
+        coefficients = self.analysis(space_to_depth(sample, self.block_size))  # (B, C p^axes, *S / p)
+        return depth_to_space(self.synthesis(coefficients * gain), self.block_size)  # (B, C, *S)
 
 
 class MezzotintBlock(nn.Module):
@@ -490,8 +502,11 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
 
         skip, factor = config.get("linear_skip_size"), self.downsample_factor
-        if skip is not None and factor % skip:
-            raise ValueError(f"linear_skip_size must divide {factor}, which sizes are multiples of: got {skip}")
+        if skip is not None and (factor % skip or skip % config.patch_size):
+            raise ValueError(
+                f"linear_skip_size must be a multiple of patch_size ({config.patch_size}) and divide {factor}, which "
+                f"sizes are multiples of: got {skip}"
+            )
 
         conv, first = CONV[spatial_dims], widths[0]
         embed_dim = config.time_embed_dim or 4 * first

@@ -94,9 +94,10 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         patch_size (`int`): positions of the sample, along each axis, that the first level holds as channels of one
             position (`space_to_depth`, before the first convolution; `depth_to_space` after the last): much cheaper at
             high resolution, where neighbours say nearly the same. In- and outputs keep their shapes.
-        linear_skip_size (`int`, *optional*): positions, along each axis, of the blocks in which what is linear in the
-            sample goes past the network (`MezzotintLinearSkip`); a divisor of `downsample_factor`. The other layers
-            are left with what is not linear, which makes them learn much sooner. `None` is no such path.
+        linear_skip_size (`int`, *optional*): positions, along each axis, of the blocks in which the sample goes past
+            the network, coefficient by coefficient (`MezzotintLinearSkip`); a multiple of `patch_size` and a divisor of
+            `downsample_factor`. The other layers are left with what a filter cannot do, which makes them learn much
+            sooner. `None` is no such path.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -138,9 +139,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         self.linear_skip = None
         if linear_skip_size is not None:
             embed_dim = self.time_embedding.linear_2.out_features
-            channels = (in_channels, out_channels)
             self.linear_skip = MezzotintLinearSkip(
-                conv, *channels, spatial_dims, linear_skip_size, embed_dim, first, linear_skip_size // patch_size
+                conv, in_channels, out_channels, spatial_dims, linear_skip_size, embed_dim, first, patch_size
             )
 
     @apply_forward_hook  # of diffusers' offloading by models
