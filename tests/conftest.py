@@ -28,6 +28,18 @@ TINY = {
 }
 
 
+# The files that take longest, the longest first: dealt out last they would keep one process busy and the other waiting
+LONGEST = (
+    "test_hub_roundtrip.py", "test_engine.py", "test_pipeline_files.py", "test_pipeline_mezzotint.py",
+    "test_distributed.py", "test_faults.py", "test_attacks.py", "test_evaluate.py", "test_unet_mezzotint.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_collection_finish(session):
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # the networks are too small to share

@@ -186,7 +186,7 @@ def test_one_whose_code_was_the_unets_file_still_loads_in_both_lives(make_pipe, 
     pipe.save_pretrained(folder)
     (new,) = folder.glob("classifier/classifier_mezzotint_v*.py")
     new.unlink()
-    (old,) = Path(__file__).parents[2].glob("model_cards/emoji-16/unet/unet_mezzotint_v*.py")
+    (old,) = Path(__file__).parents[1].glob("emoji-16/unet/unet_mezzotint_v*.py")
     shutil.copy(old, folder / "classifier")
     for name in ("model_index.json", "classifier/config.json"):
         (folder / name).write_text((folder / name).read_text().replace(new.stem, old.stem))
