@@ -227,3 +227,70 @@ def test_tasks_share_components_and_checkpoints(make_pipe, picture, tmp_path, mo
     # saved over the other task, nothing of its code is left
     loaded.save_pretrained(folder)
     assert [path.name for path in folder.glob("*.py")] == [path.name for path in (tmp_path / "b").glob("*.py")]
+
+
+# ------------------------------------------------------------------------------------------------------- inversion
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_a_picture_is_drawn_again_from_the_noise_that_it_is_inverted_to(make_img2img, picture, steps):
+    """By as many steps of DDIM, the more exactly the more iterations; for another prompt it is another picture."""
+    pipe = make_img2img(scheduler=MezzotintScheduler(solver_order=1))
+    text = MezzotintPipeline.from_pipe(pipe)
+    errors = []
+    for iterations in (1, 2, 8):
+        noise = pipe.invert(PROMPT, picture, num_inference_steps=steps, num_iterations=iterations)
+        again = draw(text, latents=noise, guidance_scale=1.0, num_inference_steps=steps)
+        errors.append((again - picture).square().mean().sqrt().item())
+    assert errors[2] < errors[1] < errors[0] and errors[2] < 1e-3
+    other = draw(text, prompt="another", latents=noise, guidance_scale=1.0, num_inference_steps=steps)
+    assert (other - picture).square().mean().sqrt() > 10 * errors[2]
+
+
+def test_the_noise_of_a_gaussian_is_known(make_unet):
+    """The flow is linear: a picture as far from the mean as the data's deviation has noise of one deviation."""
+    scheduler = MezzotintScheduler()
+    unet = make_unet(cross_attention_dim=None)
+    pipe = MezzotintImg2ImgPipeline(unet, scheduler, None, None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet = Gaussian(unet, scheduler)
+    unit = torch.randn(2, 3, 8, 8, generator=seeded(5)).clamp(-3, 3)
+    picture = (Gaussian.mean + Gaussian.variance**0.5 * unit + 1) / 2
+    errors = []
+    for steps in (50, 200):
+        noise = pipe.invert(image=picture, num_inference_steps=steps, num_iterations=10)
+        scale = (noise * unit).mean() / unit.square().mean()
+        assert (noise - scale * unit).abs().mean() < 0.05  # of the mean alpha_T is left
+        errors.append(abs(scale.item() - 1))
+    assert errors[1] < 0.02 and errors[1] < errors[0] / 2  # steps of the first order
+
+
+def test_inversion_takes_any_size_and_a_prompt_for_each_picture(make_img2img):
+    pipe, pictures = make_img2img(patch_size=2), torch.rand(2, 3, 9, 13, generator=seeded(7))
+    both = pipe.invert(["a cat", "a dog"], pictures, num_inference_steps=3)
+    assert both.shape == (2, 3, 12, 16)
+    for i, prompt in enumerate(("a cat", "a dog")):
+        close(pipe.invert(prompt, pictures[i : i + 1], num_inference_steps=3), both[i : i + 1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kwargs, rule",
+    [
+        ({"num_iterations": 0}, "^num_iterations must be a positive whole number: got 0$"),
+        ({"num_inference_steps": -1}, "^num_inference_steps must be a positive whole number: got -1$"),
+        ({"image": None}, "^image must be a picture"),
+        ({"prompt": None}, "^exactly one of prompt and prompt_embeds must be given: got none$"),
+        ({"image": torch.rand(3, 3, 8, 8)}, "^image needs one entry, or one for each of 1 prompts: got 3$"),
+    ],
+)
+def test_inversion_that_cannot_be_carried_out_is_refused(make_img2img, picture, kwargs, rule):
+    with pytest.raises(ValueError, match=rule) as error:
+        make_img2img().invert(**{"prompt": PROMPT, "image": picture} | kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_inversion_names_the_scheduler_that_it_needs(make_img2img, picture):
+    pipe = make_img2img()
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="^inversion needs a scheduler .* got EulerDiscreteScheduler$"):
+        pipe.invert(PROMPT, picture)

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Image to image: a picture is noised part of the way, and from there denoised as a prompt asks (SDEdit,
-<https://huggingface.co/papers/2108.01073>).
+<https://huggingface.co/papers/2108.01073>); or the noise is found that it would be drawn from.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -128,3 +128,69 @@ class MezzotintImg2ImgPipeline(
         if output_type != "latent":
             images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
+        num_inference_steps: int = 50,
+        num_iterations: int = 3,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The noise that `image` is drawn from: the probability flow, upwards. Given as `latents` to a pipeline of text
+        to image without guidance, it draws the picture again for the same prompt, and for another one the picture as
+        it would have become under that.
+
+        Each step solves the one of DDIM (<https://huggingface.co/papers/2010.02502>, eq. 12, with sigma 0) for the
+        sample that it began at, by fixed-point iteration (AIDI, <https://huggingface.co/papers/2309.04907>). Drawn
+        again in as many steps of that kind (`solver_order=1` in the scheduler's config), the picture comes back the
+        more exactly the more iterations there are; other solvers come near it with many steps.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what the picture shows.
+            image: as of a call.
+            num_inference_steps (`int`): steps, as of the call that draws the picture again.
+            num_iterations (`int`): evaluations of the network for each step.
+            prompt_embeds, prompt_attention_mask (`torch.Tensor`, *optional*): as of a call.
+
+        Returns:
+            `torch.Tensor` of shape `(pictures, channels, height, width)`, with the sizes rounded up to what the U-Net
+            can halve.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take, for a scheduler that
+                does not say what noise a prediction implies, and where the result is not finite.
+        """
+        guidance = MezzotintGuidance(1.0, 0.0, None, None, None, 1.0)
+        text = (prompt, None, prompt_embeds, None, prompt_attention_mask, None)
+        self.check_inputs(num_inference_steps, None, None, 1, 0.0, None, None, "latent", None, [],
+                          num_iterations=num_iterations)  # fmt: skip
+        self.check_text(*text)
+        if not hasattr(self.scheduler, "predict_noise"):
+            raise ValueError(
+                "inversion needs a scheduler that says what noise a prediction implies, such as MezzotintScheduler: "
+                f"got {type(self.scheduler).__name__}"
+            )
+        image = self.read_image(image)
+        run = self.for_one_call(guidance)
+        (embeds, mask), _, prompts = run.prepare_conditions(guidance, 1, *text, prompts=len(image))
+        if len(image) not in (1, prompts):
+            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
+        schedule = run.choose_timesteps(guidance, num_inference_steps, None, None)
+        shape = run.draw_noise(prompts, image.shape[2:], None, None)
+        text = run._read_text(run.unet, embeds, mask)
+        x = run.encode(image.to(shape), shape.shape[2:]).expand_as(shape)
+        lower = (1.0, 0.0)  # what clean data and noise are multiplied with below the step
+        for t in run.progress_bar(schedule.flip(0)):
+            upper = run._level(run.scheduler, t)
+            ratio, found = upper[0] / lower[0], x
+            for _ in range(num_iterations):
+                output = run.unet(found.to(run.unet.dtype), t, **text, return_dict=False)[0].float()
+                found = ratio * x + (upper[1] - ratio * lower[1]) * run.scheduler.predict_noise(output, t, found)
+            x, lower = found, upper
+        self.maybe_free_model_hooks()
+        if not x.isfinite().all():
+            raise ValueError("the network must predict finite numbers, but this picture's way to noise ended in others")
+        return x
