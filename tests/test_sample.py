@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint import MezzotintPipeline
+from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline, MezzotintPipeline
 from mezzotint_training import cli
 
 
@@ -47,9 +47,43 @@ def test_prompts_are_rows_and_their_pictures_columns(folder, tmp_path, capsys):
         np.testing.assert_array_equal(grid[12 * row : 12 * row + 12, 10 * column : 10 * column + 10], picture)
 
 
+def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    mask = np.zeros((10, 12), dtype=np.uint8)
+    mask[:, 5:] = 255
+    for name, some in (("picture", pixels), ("mask", mask)):
+        Image.fromarray(some).save(tmp_path / f"{name}.png")
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    common = ["--num_inference_steps", 4, "--image", tmp_path / "picture.png", "--num_images_per_prompt", 2]
+    settings = {"num_inference_steps": 4, "image": Image.fromarray(pixels), "num_images_per_prompt": 2}
+    for cls, argv, more in (
+        (MezzotintImg2ImgPipeline, [], {}),
+        (MezzotintImg2ImgPipeline, ["--strength", 0.5], {"strength": 0.5}),
+        (MezzotintInpaintPipeline, ["--mask", tmp_path / "mask.png"], {"mask_image": Image.fromarray(mask)}),
+        (
+            MezzotintInpaintPipeline,
+            ["--mask", tmp_path / "mask.png", "--num_resamples", 2],
+            {"mask_image": Image.fromarray(mask), "num_resamples": 2},
+        ),
+    ):
+        assert sample(folder, "a red boot", *common, *argv, "--output", tmp_path / "drawn.png") == 0
+        drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        expected = cls.from_pipe(pipe)("a red boot", generator=generators, **settings, **more).images
+        np.testing.assert_array_equal(drawn, np.concatenate([np.asarray(x) for x in expected], axis=1))
+        if "mask_image" in more:
+            np.testing.assert_array_equal(drawn[:, :5], pixels[:, :5])
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
+        (["{tmp}/tiny", "a", "--mask", "m.png"], "mask goes with --image: got it alone"),
+        (["{tmp}/tiny", "a", "--strength", "0.5"], "strength goes with --image: got it alone"),
+        (["{tmp}/tiny", "a", "--image", "{tmp}/none.png"], "image {tmp}/none.png"),
+        (["{tmp}/tiny", "a", "--image", "{tmp}/tiny/model_index.json"], "image {tmp}/tiny/model_index.json"),
+        (["{tmp}/tiny", "a", "--image", "x", "--height", "8"], "leave one of --height and --image out"),
+        (["{tmp}/tiny", "a", "--image", "x", "--strength", "0"], "strength must be above 0 and up to 1: got 0"),
         (["{tmp}/none/at/all", "a"], "{tmp}/none/at/all"),
         (["{tmp}", "a"], "model_index.json"),
         (["{tmp}/tiny", "a", "--num_inference_steps", "1001"], "num_inference_steps must be in [1, 1000]: got 1001"),

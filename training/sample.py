@@ -2,21 +2,25 @@
 """Draw pictures with a trained pipeline.
 
 mezzotint sample runs/digits "a handwritten seven" --output seven.png
+mezzotint sample runs/digits "a handwritten one" --image seven.png --strength 0.6
+mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper_half.png
 """
 
 import argparse
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from mezzotint_training.config.errors import UserError, exit_code, one_line
+from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline
+from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SIDE, at_least, at_most, writable_file
-from mezzotint_training.modalities.images import EXTENSIONS
+from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SIDE, Rule, at_least, at_most, writable_file
+from mezzotint_training.modalities.images import EXTENSIONS, open_picture
 from mezzotint_training.networks.saved import load_pipeline
 
 
@@ -39,6 +43,19 @@ def main(argv: list[str] | None = None) -> int:
         help="noise levels that are guided, in sigma; by default all",
     )
     parser.add_argument("--negative_prompt", help="a text to guide away from; by default the empty text")
+    parser.add_argument("--image", type=text, help="a picture file to start from, of whose size the drawn ones are")
+    parser.add_argument(
+        "--mask", type=text, help="a picture file of the same size: what is white is drawn, what is black stays"
+    )
+    parser.number(
+        "strength",
+        float,
+        Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
+        help="part of the steps that is taken from the picture on; by default 0.8, and 1 with a mask",
+    )
+    parser.number(
+        "num_resamples", int, at_least(1), at_most(1000), help="times that each step is taken, with a mask (RePaint)"
+    )
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
     parser.number("seed", int, *SEED, default=0, help="seed of the starting noise")
@@ -55,14 +72,26 @@ def sample(args: argparse.Namespace) -> None:
     output = writable_file("output", Path(args.output))
     if output.suffix.lower() not in EXTENSIONS:
         raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
-    pipe = load_pipeline(args.checkpoint, device=args.device)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    for name, needed in (("mask", "image"), ("strength", "image"), ("num_resamples", "mask")):
+        if name in given and needed not in given:
+            raise UserError(f"{name} goes with --{needed}: got it alone")
+    for name in ("height", "width"):
+        if name in given and "image" in given:
+            raise UserError(f"{name} is that of the image: leave one of --{name} and --image out")
+    pictures = {name: read(name, given[name]) for name in ("image", "mask") if name in given}
+    pipe: Any = load_pipeline(args.checkpoint, device=args.device)
+    task = {"height": args.height, "width": args.width}
+    if pictures:
+        pipe = (MezzotintInpaintPipeline if "mask" in pictures else MezzotintImg2ImgPipeline).from_pipe(pipe)
+        task = {"mask_image" if name == "mask" else name: picture for name, picture in pictures.items()}
+        task |= {name: given[name] for name in ("strength", "num_resamples") if name in given}
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     count = len(args.prompt) * args.num_images_per_prompt
     try:
         images = pipe(
             args.prompt,
-            height=args.height,
-            width=args.width,
+            **task,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
@@ -77,6 +106,16 @@ def sample(args: argparse.Namespace) -> None:
     grid.save(encoded, Image.registered_extensions()[output.suffix.lower()])
     output.write_bytes(encoded.getvalue())
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
+
+
+def read(name: str, path: str) -> Image.Image:
+    """The picture in a file; `name` is that of the argument, for the message.
+
+    Raises:
+        UserError: for a file that is not there, or holds no picture.
+    """
+    with loading(f"{name} {path}"):
+        return open_picture({"bytes": Path(path).read_bytes(), "path": None})
 
 
 if __name__ == "__main__":
