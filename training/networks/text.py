@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,11 @@ class TextEncoding:
             output = self.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)
         return output.last_hidden_state, batch.attention_mask.bool()
 
+    @torch.no_grad()  # which is a thread's own
+    def _alone(self, tokens: list[int]) -> torch.Tensor:
+        """The hidden states (L, D) of one caption."""
+        return self._encode([tokens])[0][0]
+
     @torch.no_grad()
     def _frozen_states(self, captions: list[str]) -> list[torch.Tensor]:
         """Hidden states (L, D) of each caption, which depend on nothing but the caption.
@@ -233,8 +239,9 @@ class TextEncoding:
         self.text_encoder.to(self.device)
         tokens = [self.tokenizer(caption, truncation=True, max_length=self.limit).input_ids for caption in captions]
         if self.one_caption_at_a_time:
-            with threads.alone():
-                return [self._encode([ids])[0][0] for ids in tokens]
+            at_once = torch.get_num_threads()  # captions, where one takes one thread
+            with threads.alone(), ThreadPoolExecutor(at_once) as pool:
+                return list(pool.map(self._alone, tokens))
         lengths: dict[int, list[int]] = {}
         for i, ids in enumerate(tokens):
             lengths.setdefault(min(max(16, 1 << (len(ids) - 1).bit_length()), self.limit), []).append(i)
