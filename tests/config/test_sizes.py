@@ -99,11 +99,10 @@ def test_what_is_linear_goes_past_the_network_in_blocks_that_fit(height, width, 
     assert config.unet.get("linear_skip_size") == block
     if block is not None:
         assert downsample_factor(config.unet["block_out_channels"], config.unet.get("patch_size", 1)) % block == 0
-    for asked in ("null", "1"):
-        config = dialled(
-            "--size", "tiny", "--unet", f"{{linear_skip_size: {asked}}}", facts=Facts(1000, height, width, 1)
-        )
-        assert config.unet["linear_skip_size"] == (None if asked == "null" else 1)
+    asked = dialled("--size", "tiny", "--unet", "{linear_skip_size: null}", facts=Facts(1000, height, width, 1))
+    assert asked.unet["linear_skip_size"] is None
+    patched = dialled("--size", "tiny", "--unet", "{patch_size: 8}", facts=Facts(1000, 64, 64, 1))
+    assert patched.unet["linear_skip_size"] == 8
 
 
 @pytest.mark.parametrize(
