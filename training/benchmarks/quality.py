@@ -74,8 +74,8 @@ CAPTIONED: dict[str, Any] = {
     "settings": {name: RECIPE[name] for name in ("caption_column", "caption_weights", "mixed_precision")},
     "recipe": {
         name: RECIPE[name]
-        for name in ("balance_column", "balance_power", "logit_mean", "train_batch_size", "learning_rate")
-    } | {"lr_scheduler": "cosine", "ema_decay": 0.99},
+        for name in ("balance_column", "balance_power", "logit_mean", "train_batch_size")
+    } | {"learning_rate": 1e-3, "lr_scheduler": "cosine", "ema_decay": 0.99},
     "classes": False,
 }  # fmt: skip
 SCALES = {

@@ -71,10 +71,10 @@ class MezzotintImageMixin:
 
 def _alike(name: str, images: Any, mode: str) -> list[Any]:
     """One picture, array or tensor, or a list of them, as a list of one kind and one size; pictures in a `mode`."""
-    images = images if isinstance(images, list) else [images]
+    given, images = images, images if isinstance(images, list) else [images]
     kinds = {type(x) if not isinstance(x, Image.Image) else Image.Image for x in images}
     if len(kinds) != 1 or not kinds <= {Image.Image, np.ndarray, torch.Tensor}:
-        raise ValueError(f"{name} must be a picture, an array or a tensor, or a list of them: got {_shown(images)}")
+        raise ValueError(f"{name} must be a picture, an array or a tensor, or a list of them: got {_shown(given)}")
     if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
         raise ValueError(f"all pictures of {name} must have one size: got {sorted(sizes)}")
     return [x.convert(mode) for x in images] if kinds == {Image.Image} else images

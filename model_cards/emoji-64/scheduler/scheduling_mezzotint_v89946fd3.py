@@ -1,0 +1,706 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""The noise: how much of it there is at each timestep, how it is added, what the network is asked to predict, and how
+one step takes some of it away.
+
+All noise maths of the project lives here and nowhere else. The file stands alone (it travels inside checkpoints): it
+imports torch, numpy and diffusers only.
+
+Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (most):
+
+    x_0  original_samples, clean data      alphas_cumprod[t] = a_t = prod(1 - betas[:t + 1])
+    eps  noise, standard normal            alpha_t = sqrt(a_t), the share of signal
+    x_t  sample, noisy data                sigma_t = sqrt(1 - a_t), the share of noise
+    D    the network's prediction of x_0   lambda_t = log(alpha_t / sigma_t), half the log signal-to-noise ratio
+
+`sigmas` in an argument's or a method's name is the *ratio* sigma_t / alpha_t (the k-diffusion and EDM sigma, the
+standard deviation of the noise on unscaled data), as in every diffusers scheduler.
+"""
+
+import inspect
+import numbers
+import reprlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar, rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+VarianceType = Literal["fixed_small", "fixed_large"]
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
+
+# What a stock scheduler was left at for these goes with its own steps, not with its network
+_PASSED_OVER = ("trained_betas", "variance_type")
+
+
+@dataclass
+class MezzotintSchedulerOutput(BaseOutput):
+    """
+    Args:
+        prev_sample (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the sample after the step.
+        pred_original_sample (`torch.Tensor` of the same shape): x_0 as predicted at this step, for previews.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class MezzotintScheduler(SchedulerMixin, ConfigMixin):
+    """
+    A variance-preserving noise schedule. Its steps are linear multistep ones in data prediction, with coefficients that
+    are fitted to a checkpoint where there is a table for the number of steps and those of DPM-Solver++
+    (<https://huggingface.co/papers/2211.01095>) elsewhere; or those of DDPM
+    (<https://huggingface.co/papers/2006.11239>) and DDIM (<https://huggingface.co/papers/2010.02502>). Timesteps may be
+    fractional everywhere.
+
+    **A table** of `fitted_schedules` holds, for n steps, all that sampling needs. With D[i] the data prediction made
+    from the network's output at `taus[i]`, step i is
+
+        x[i+1] = a[i] x[i] + c[i,0] D[i] + c[i,1] D[i-1] + ...
+
+    | key | value |
+    |---|---|
+    | `num_inference_steps` | n |
+    | `guidance_scale` | the scale of classifier-free guidance that it was fitted at; 1 is off |
+    | `taus` | n timesteps given to the network, descending in `[0, num_train_timesteps - 1]` |
+    | `sigmas` | n noise levels sigma_t / alpha_t of the states, descending |
+    | `coefficients` | n rows `[a, c_0, c_1, ...]` of at most i + 2 numbers |
+    | `provenance` | what it was fitted on and how well it does; never read |
+
+    Args:
+        num_train_timesteps (`int`): how many noise levels the schedule has.
+        beta_start (`float`): the first beta of `linear`, `scaled_linear` and `sigmoid`.
+        beta_end (`float`): the last one.
+        beta_schedule (`"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"` or `"sigmoid"`): the curve of the betas.
+        trained_betas (list of `float`, *optional*): the betas themselves, each in (0, 1]; replaces the four above.
+        prediction_type (`"epsilon"`, `"sample"` or `"v_prediction"`): what the network predicts: the noise, the clean
+            sample, or the velocity `alpha_t eps - sigma_t x_0` (appendix D of <https://huggingface.co/papers/2202.00512>).
+        variance_type (`"fixed_small"` or `"fixed_large"`, *optional*): makes `step` DDPM's, with one of the two fixed
+            variances of DDPM section 3.2. `fixed_large` adds noise in the last step too unless the timesteps end in 0,
+            as `leading` ones do.
+        clip_sample (`bool`): whether predicted x_0 is clamped to `[-clip_sample_range, clip_sample_range]`.
+        clip_sample_range (`float`): that range, in the units of the network's (normalised) data.
+        thresholding (`bool`): whether predicted x_0 is thresholded dynamically, Imagen section 2.3
+            (<https://huggingface.co/papers/2205.11487>); takes the place of `clip_sample`.
+        dynamic_thresholding_ratio (`float`): the quantile of |x_0| that becomes the threshold.
+        sample_max_value (`float`): the largest threshold.
+        timestep_spacing (`"leading"`, `"linspace"` or `"trailing"`): how the timesteps of DDPM and DDIM are spread,
+            Table 2 of <https://huggingface.co/papers/2305.08891>. `trailing` starts at pure noise for every number.
+        steps_offset (`int`): added to `leading` timesteps.
+        set_alpha_to_one (`bool`): whether the last DDIM step ends on clean data (`a = 1`) or on `a_0`.
+        rescale_betas_zero_snr (`bool`): rescale the betas to zero terminal signal, Algorithm 1 of the same paper.
+        solver_order (`1`, `2` or `3`): of the multistep steps without a table, over timesteps that are uniform in
+            log sigma: 2 is DPM-Solver++(2M), 3 its third-order form. 1 is DDIM over `timestep_spacing`.
+        fitted_schedules (list of `dict`, *optional*): tables as above, made by `mezzotint fit-scheduler`; at most one
+            for each number of steps and guidance scale.
+
+    Raises:
+        ValueError: for a name that is not among the choices, betas outside (0, 1], `epsilon` with zero terminal signal
+            (pure noise does not determine x_0), or a table that is no such table.
+    """
+
+    # Stock schedulers that `from_config(scheduler.config)` turns this one into. diffusers would leave a class outside
+    # its own namespace off the list, hence `_get_compatibles`.
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+    ignore_for_config = ["fitted_schedules"]  # registered under a private name
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: BetaSchedule = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        prediction_type: PredictionType = "v_prediction",
+        variance_type: VarianceType | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: TimestepSpacing = "trailing",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        rescale_betas_zero_snr: bool = False,
+        solver_order: int = 2,
+        fitted_schedules: list[dict[str, Any]] | None = None,
+    ):
+        _check_choice("beta_schedule", beta_schedule, BetaSchedule)
+        _check_choice("prediction_type", prediction_type, PredictionType)
+        if variance_type is not None:
+            _check_choice("variance_type", variance_type, VarianceType)
+        _check_choice("timestep_spacing", timestep_spacing, TimestepSpacing)
+        if solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order must be 1, 2 or 3: got {solver_order!r}")
+        for name, least in {"num_train_timesteps": 1, "steps_offset": 0}.items():
+            value = self.config[name]
+            if not _is_number(value, numbers.Integral) or not least <= value <= 10**6:
+                raise ValueError(f"{name} must be a whole number from {least} to 1000000: got {reprlib.repr(value)}")
+        for name in ("beta_start", "beta_end", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"):
+            if not _is_number(self.config[name]):
+                raise ValueError(f"{name} must be a finite number: got {reprlib.repr(self.config[name])}")
+        if not 0 <= dynamic_thresholding_ratio <= 1:
+            raise ValueError(f"dynamic_thresholding_ratio must be in [0, 1]: got {dynamic_thresholding_ratio}")
+        for name in ("clip_sample", "thresholding", "set_alpha_to_one", "rescale_betas_zero_snr"):
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"{name} must be true or false: got {reprlib.repr(self.config[name])}")
+
+        # diffusers notes which arguments were left at their default and lets a scheduler made from this config put its
+        # own default there (`prediction_type="epsilon"`, for one): not here. Stock schedulers know nothing of tables,
+        # and would warn of them; under a private name they carry them along, and hand them back.
+        if "_use_default_values" in self.config:
+            self.register_to_config(_use_default_values=[])
+        if fitted_schedules is not None:
+            self.register_to_config(_fitted_schedules=fitted_schedules)
+
+        if trained_betas is not None:
+            betas = torch.tensor(_floats("trained_betas", trained_betas), dtype=torch.float32)
+            self.register_to_config(num_train_timesteps=len(betas))
+        elif beta_schedule == "linear":
+            betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
+        elif beta_schedule == "scaled_linear":
+            ends = (max(beta, 0) ** 0.5 for beta in (beta_start, beta_end))
+            betas = torch.linspace(*ends, num_train_timesteps, dtype=torch.float32) ** 2
+        elif beta_schedule == "squaredcos_cap_v2":
+            betas = betas_for_alpha_bar(num_train_timesteps)
+        else:  # sigmoid
+            betas = torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
+        if rescale_betas_zero_snr:
+            betas = rescale_zero_terminal_snr(betas)
+        if not bool(((betas > 0) & (betas <= 1)).all()):
+            raise ValueError(
+                f"betas must be in (0, 1]: got values from {betas.min().item():g} to {betas.max().item():g}"
+            )
+        if prediction_type == "epsilon" and bool((betas == 1).any()):
+            raise ValueError(
+                "a beta of 1 (zero terminal signal) needs a prediction_type that determines x_0 from pure noise: got "
+                "'epsilon', possible are 'v_prediction' and 'sample'"
+            )
+
+        self.betas = betas
+        self.alphas = 1.0 - betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        # log(sigma_t / alpha_t), between whose entries a fractional timestep is interpolated, as the stock solvers do
+        # when they turn a sigma into a timestep. Zero signal stands at the smallest float there, below any other entry.
+        a = self.alphas_cumprod.double().clamp(min=torch.finfo(torch.float32).tiny)
+        self.log_sigmas = (0.5 * torch.log((1 - a) / a)).float()
+
+        if fitted_schedules is not None and not isinstance(fitted_schedules, (list, tuple)):
+            raise ValueError(f"fitted_schedules must be a list of tables: got {reprlib.repr(fitted_schedules)}")
+        for table in fitted_schedules or ():
+            _check_table(table, len(self))
+        kinds = [(table["num_inference_steps"], table["guidance_scale"]) for table in fitted_schedules or ()]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"fitted_schedules may hold one table for each (steps, guidance scale): got {kinds}")
+
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
+        self.fitted_schedule: dict[str, Any] | None = None  # the table in use
+        self._rows: list[tuple[float, ...]] | None = None  # of the multistep steps, None for DDPM's and DDIM's
+        self._run: tuple[Any, ...] | None = None  # what they and the timesteps were worked out for
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls, *super()._get_compatibles()]
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        try:
+            config = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            raise ValueError(f"{json_file} must hold a JSON object: got one that is nested too deeply") from None
+        if not isinstance(config, dict):  # diffusers would fetch the repository of which a text is the name
+            raise ValueError(f"{json_file} must hold a JSON object: got {reprlib.repr(config)}")
+        name = config.get("_class_name")
+        if not isinstance(name, str) or not name.endswith("Scheduler"):
+            raise ValueError(f"{json_file} must be the configuration of a scheduler: got _class_name {name!r}")
+        return config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # The other way round too: what a stock scheduler was left at (`prediction_type="epsilon"`) is what its network
+        # was made for, and must not become our default, be it said in the config or only known from the class's name
+        passed_over = [name for name in _PASSED_OVER if name in config_dict.get("_use_default_values", [])]
+        config = _stock_defaults(config_dict.get("_class_name"), cls) | dict(config_dict)
+        tables = config.pop("_fitted_schedules", None)
+        tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
+        config["_use_default_values"] = passed_over
+        init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
+        if "_use_default_values" in config_dict:
+            hidden["_use_default_values"] = []  # of a config that was not read from a file, as `__init__` has it
+        return init_dict | {"fitted_schedules": tables}, unused, hidden
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # ------------------------------------------------------------------------------------------------ noise levels
+
+    def _alpha_cumprod(self, timesteps, like: torch.Tensor) -> torch.Tensor:
+        """a_t in float32 at each (fractional) timestep, on the device of `like` and shaped to broadcast with it."""
+        t = torch.as_tensor(timesteps, device=like.device).reshape(-1).float()  # (B,) or (1,)
+        self.alphas_cumprod = self.alphas_cumprod.to(like.device)
+        self.log_sigmas = self.log_sigmas.to(like.device)
+        low = t.floor().long()
+        high = (low + 1).clamp(max=len(self) - 1)
+        a = torch.where(
+            t == low,  # on the grid exactly what stock schedulers hold
+            self.alphas_cumprod[low],
+            torch.sigmoid(-2 * torch.lerp(self.log_sigmas[low], self.log_sigmas[high], t - low)),
+        )
+        return a.reshape(-1, *[1] * (like.ndim - 1))  # (B, 1, ..., 1)
+
+    def _alpha_sigma(self, timesteps, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha_t, sigma_t), shaped as `_alpha_cumprod`."""
+        a = self._alpha_cumprod(timesteps, like)
+        return a.sqrt(), (1 - a).sqrt()
+
+    def timesteps_to_sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """sigma_t / alpha_t at each (fractional) timestep; infinite where the schedule has no signal left.
+
+        Args:
+            timesteps (`torch.Tensor` of any shape): each in `[0, num_train_timesteps - 1]`.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=timesteps.reshape(-1))
+        return (sigma / alpha).reshape(timesteps.shape)
+
+    def sigmas_to_timesteps(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """The inverse of `timesteps_to_sigmas`: the fractional timestep of each sigma, the nearest end beyond the
+        schedule's range. `sigmas` (`torch.Tensor` of any shape): each greater than 0."""
+        grid = np.arange(len(self))
+        t = np.interp(sigmas.detach().double().log().cpu().numpy(), self.log_sigmas.double().cpu().numpy(), grid)
+        return torch.as_tensor(t, dtype=torch.float32, device=sigmas.device)
+
+    # ----------------------------------------------------------------------------- forward process, target, inverse
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The forward process in one go, q(x_t | x_0), DDPM eq. 4.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): x_0, normalised data.
+            noise (`torch.Tensor` of the same shape): standard normal.
+            timesteps (`torch.Tensor` of shape `(batch_size,)`): each in `[0, num_train_timesteps - 1]`.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=original_samples)
+        # x_t = alpha_t x_0 + sigma_t eps
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The velocity of clean `sample` and `noise`, progressive distillation appendix D; shapes as `add_noise`."""
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        # v = alpha_t eps - sigma_t x_0
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    def get_target(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The target: what the network should predict at `add_noise(original_samples, noise, timesteps)`, by
+        `prediction_type`."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return original_samples
+        return self.get_velocity(original_samples, noise, timesteps)
+
+    def predict_original_sample(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """x_0 as the network's output implies it: the inverse of `get_target` (for epsilon, DDPM eq. 15).
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network's prediction.
+            timesteps (number, or `torch.Tensor` of shape `(batch_size,)`): of `sample`.
+            sample (`torch.Tensor` of the same shape): x_t.
+        """
+        if self.config.prediction_type == "sample":
+            return model_output
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        if self.config.prediction_type == "epsilon":
+            return (sample - sigma * model_output) / alpha  # x_0 = (x_t - sigma_t eps) / alpha_t
+        return alpha * sample - sigma * model_output  # x_0 = alpha_t x_t - sigma_t v
+
+    def predict_noise(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """eps as the network's output implies it; arguments as `predict_original_sample`."""
+        if self.config.prediction_type == "epsilon":
+            return model_output
+        alpha, sigma = self._alpha_sigma(timesteps, like=sample)
+        if self.config.prediction_type == "sample":
+            return (sample - alpha * model_output) / sigma  # eps = (x_t - alpha_t x_0) / sigma_t
+        return alpha * model_output + sigma * sample  # eps = alpha_t v + sigma_t x_t
+
+    def predict_score(self, model_output: torch.Tensor, timesteps, sample: torch.Tensor) -> torch.Tensor:
+        """The score, grad log p_t(x_t): with it the same network drives Langevin dynamics, the reverse SDE and the
+        probability-flow ODE of <https://huggingface.co/papers/2011.13456> (eq. 13; DDIM is a solver of that ODE)."""
+        _, sigma = self._alpha_sigma(timesteps, like=sample)
+        return -self.predict_noise(model_output, timesteps, sample) / sigma  # score = -eps / sigma_t
+
+    # --------------------------------------------------------------------------------------------- reverse process
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        """Choose the timesteps of a sampling run, most noise first. Give a number, `timesteps` or `sigmas`.
+
+        A number of steps with fitted tables takes the one of the nearest guidance scale (in ratio), which is then in
+        `self.fitted_schedule`. Else the noise levels are uniform in log sigma from the most to the least of the
+        schedule, but that the last step, half as long again, goes on from there to no noise at all. With solver_order 1
+        or a `variance_type` the timesteps are spread as `timestep_spacing` says.
+
+        Args:
+            num_inference_steps (`int`): how many.
+            device (`str` or `torch.device`): where `self.timesteps` goes.
+            timesteps (list of `float`): the timesteps themselves, descending, each in `[0, num_train_timesteps - 1]`.
+            sigmas (list of `float`): the noise levels sigma_t / alpha_t, descending; a closing 0 may stand or not.
+            guidance_scale (`float`): that will be sampled at, for the choice of a table; 1 is off.
+
+        Raises:
+            ValueError: none or several were given, too many steps, or values out of range or order.
+        """
+        if sum(x is not None for x in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
+        if num_inference_steps is not None and not _is_number(num_inference_steps, numbers.Integral):
+            raise ValueError(f"num_inference_steps must be a whole number: got {reprlib.repr(num_inference_steps)}")
+        # the same number again, of the same config: everything is there
+        run = (num_inference_steps, str(device), guidance_scale, self.config)
+        if num_inference_steps is not None and self._run is not None and run == self._run[:-1]:
+            self.timesteps = self._run[-1]
+            self._begin_index = self._step_index = None
+            return
+        self._run = None
+
+        last = len(self) - 1
+        n = num_inference_steps
+        self.fitted_schedule = None
+        multistep = self.config.solver_order > 1 and self.config.variance_type is None
+        if sigmas is not None:
+            sigmas = _floats("sigmas", sigmas)
+            sigmas = sigmas[:-1] if sigmas[-1] == 0 else sigmas
+            if not sigmas or not all(sigma > 0 for sigma in sigmas):
+                raise ValueError(f"sigmas must be positive (a closing 0 aside): got {sigmas}")
+            grid = self.sigmas_to_timesteps(torch.tensor(sigmas)).numpy()
+        elif timesteps is not None:
+            grid = np.asarray(_floats("timesteps", timesteps))
+        elif not 1 <= n <= len(self):
+            raise ValueError(f"num_inference_steps must be in [1, {len(self)}]: got {n}")
+        elif self.config.variance_type is None and (tables := self.fitted(n)):
+            distance = [abs(np.log(max(table["guidance_scale"], 1) / max(guidance_scale, 1))) for table in tables]
+            self.fitted_schedule = tables[int(np.argmin(distance))]
+            grid = np.asarray(self.fitted_schedule["taus"], dtype=float)
+        elif multistep:
+            # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
+            levels = self.log_sigmas.double().cpu().numpy()
+            most = levels[-1] if self.betas[-1] < 1 else levels[-2]
+            grid = np.interp(most - (most - levels[0]) / (n + 0.5) * np.arange(n), levels, np.arange(len(self)))
+            grid[0] = last
+        # Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed", as stock schedulers round it
+        elif self.config.timestep_spacing == "linspace":
+            grid = np.linspace(0, last, n).round()[::-1]
+        elif self.config.timestep_spacing == "leading":
+            grid = (np.arange(n) * (len(self) // n))[::-1] + self.config.steps_offset
+        else:
+            grid = np.round(np.arange(len(self), 0, -len(self) / n)[:n]) - 1  # rounding may make it n + 1
+        if not (grid.max() <= last and grid.min() >= 0 and np.all(np.diff(grid) < 0)):
+            raise ValueError(f"timesteps must descend within [0, {last}]: got {grid.tolist()}")
+
+        self.num_inference_steps = len(grid)
+        self._grid = grid
+        whole = np.array_equal(grid, np.round(grid))
+        self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
+        self._begin_index = self._step_index = None
+        self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
+        self._run = (*run, self.timesteps)
+
+    @property
+    def fitted_schedules(self) -> list[dict[str, Any]] | None:
+        """All tables that the scheduler was made with, `None` without."""
+        return self.config.get("_fitted_schedules")
+
+    def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
+        """The tables of `fitted_schedules` for that many steps."""
+        return [table for table in self.fitted_schedules or () if table["num_inference_steps"] == num_inference_steps]
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The noise levels sigma_t / alpha_t of the states of the run, closed by 0; before `set_timesteps` those of all
+        timesteps. A float32 tensor on the CPU."""
+        if self.fitted_schedule is not None:
+            levels = torch.tensor(self.fitted_schedule["sigmas"])
+        else:
+            levels = self.timesteps_to_sigmas(self.timesteps.cpu().float())
+        return torch.cat([levels, levels.new_zeros(1)])
+
+    @property
+    def begin_index(self) -> int | None:
+        """The index of the first step, where `set_begin_index` gave one."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step, `None` before the first."""
+        return self._step_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Set the index of the timestep at which the first step is taken, for a run that starts from a picture; without
+        it the first step looks its timestep up. Call it after `set_timesteps`."""
+        self._begin_index = begin_index
+
+    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
+        """The index of the timestep in `self.timesteps` that is nearest to `timestep`."""
+        return int(np.abs(self._grid - float(timestep)).argmin())
+
+    def _multistep_rows(self, first: int = 0) -> list[tuple[float, ...]]:
+        """For each step (alpha, sigma, a, c_0, c_1, ...): alpha_t and sigma_t at the network's time, and the step's
+        coefficients: a table's, or those of DPM-Solver++ of order `solver_order` in lambda for steps from `first` on.
+        Lower orders where there are too few predictions yet, and towards the end, where the last step goes to x_0
+        itself. A table knows runs from its start only; those from the middle take DPM-Solver++ over its timesteps."""
+        n = len(self._grid)
+        # in float64 throughout: levels may lie close together
+        lambdas = -np.interp(self._grid, np.arange(len(self)), self.log_sigmas.double().cpu().numpy())
+        alpha, sigma = 1 / np.sqrt(1 + np.exp(-2 * lambdas)), 1 / np.sqrt(1 + np.exp(2 * lambdas))
+        if self.fitted_schedule is not None and first == 0:
+            rows = self.fitted_schedule["coefficients"]
+            return [(float(alpha[i]), float(sigma[i]), *map(float, rows[i])) for i in range(n)]
+        order = max(self.config.solver_order, 1 if self.fitted_schedule is None else 2)
+        rows = []
+        for i in range(n):
+            if i == n - 1:
+                row = (0.0, 1.0)
+            else:
+                h, decay = lambdas[i + 1] - lambdas[i], np.expm1(lambdas[i] - lambdas[i + 1])  # e^-h - 1
+                c = [-alpha[i + 1] * decay, 0.0, 0.0]  # alpha_t (1 - e^-h) D[i], eq. 9 at order 1
+                use = min(order, i - first + 1, n - i)
+                if use > 1 and i > first:
+                    r_0 = (lambdas[i] - lambdas[i - 1]) / h
+                    first_difference = np.array([1, -1, 0]) / r_0  # of (D[i], D[i-1], D[i-2]), over lambda / h
+                    if use == 2:  # Algorithm 2: D + (1 / 2r) (D[i] - D[i-1])
+                        c = c + -alpha[i + 1] * decay / 2 * first_difference
+                    else:  # the third-order form: two more integrals against the divided differences of D
+                        r_1 = (lambdas[i - 1] - lambdas[i - 2]) / h
+                        older = np.array([0, 1, -1]) / r_1
+                        second_difference = (first_difference - older) / (r_0 + r_1)
+                        slope = first_difference + r_0 * second_difference
+                        c = c + alpha[i + 1] * (decay / h + 1) * slope
+                        c = c - alpha[i + 1] * ((decay + h) / h**2 - 0.5) * second_difference
+                row = (sigma[i + 1] / sigma[i], *c[:use])
+            rows.append((float(alpha[i]), float(sigma[i]), *map(float, row)))
+        return rows
+
+    def previous_timestep(self, timestep: float | torch.Tensor) -> float:
+        """The timestep that a step from `timestep` leads to; negative is clean data. One that is not on the grid of
+        `set_timesteps` goes down by the grid's stride, and by 1 where no grid was set."""
+        t = float(timestep)
+        if self.num_inference_steps is None:
+            return t - 1
+        index = np.abs(self._grid - t).argmin()
+        if abs(self._grid[index] - t) < 1e-3:
+            return float(self._grid[index + 1]) if index + 1 < len(self._grid) else -1.0
+        return t - len(self) // self.num_inference_steps
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | None = None) -> torch.Tensor:
+        """`sample` as it is: a variance-preserving sample already has unit variance at every timestep."""
+        return sample
+
+    def guide(self, model_output: torch.Tensor, timesteps, gradient: torch.Tensor) -> torch.Tensor:
+        """The network's output with `gradient` added to the score it implies: classifier guidance,
+        <https://huggingface.co/papers/2105.05233>, Algorithm 2, with `gradient` = s grad log p(y | x_t).
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network's prediction.
+            timesteps (number, or `torch.Tensor` of shape `(batch_size,)`): of the sample.
+            gradient (`torch.Tensor` of the same shape): with respect to the sample.
+        """
+        alpha, sigma = self._alpha_sigma(timesteps, like=model_output)
+        if self.config.prediction_type == "epsilon":
+            return model_output - sigma * gradient  # eps' = eps - sigma_t g
+        if self.config.prediction_type == "sample":
+            return model_output + sigma**2 / alpha * gradient  # x_0' = x_0 + sigma_t^2 / alpha_t g
+        return model_output - sigma / alpha * gradient  # v' = v - sigma_t / alpha_t g
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MezzotintSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step of the reverse process, from `timestep` to `previous_timestep(timestep)`.
+
+        Multistep steps remember the predictions of the steps before, so they are taken in the order of the timesteps.
+        Those of DDPM and DDIM (`solver_order` 1 without a table, a `variance_type`, or `eta` above 0) remember nothing.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
+            timestep (`float`): of `sample`; one for the whole batch.
+            sample (`torch.Tensor` of the same shape): x_t.
+            eta (`float`): noise that is added, of DDIM: 0 is none, 1 as much as DDPM's.
+            use_clipped_model_output (`bool`): for DDIM: derive the noise again from the clipped x_0.
+            generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise that is added.
+            variance_noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
+            return_dict (`bool`): whether an output object or the tuple `(prev_sample, pred_original_sample)` comes.
+        """
+        if variance_noise is not None and generator is not None:
+            raise ValueError("step takes a generator or variance_noise, not both")
+        if self._rows is not None and eta == 0:
+            prev_sample, x_0 = self._multistep(model_output, timestep, sample)
+            if not return_dict:
+                return prev_sample, x_0
+            return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+        t = float(timestep)
+        prev_t = self.previous_timestep(t)
+        a = self._alpha_cumprod(t, like=sample)
+        if prev_t >= 0:
+            a_prev = self._alpha_cumprod(prev_t, like=sample)
+        else:
+            a_prev = self.final_alpha_cumprod.to(a) if self.config.variance_type is None else torch.ones_like(a)
+
+        x_0 = self.predict_original_sample(model_output, t, sample)
+        eps = self.predict_noise(model_output, t, sample)
+        if self.config.thresholding or self.config.clip_sample:
+            x_0 = self._clip(x_0)
+
+        # written in a, not in alpha**2: at little noise 1 - a and beta are differences of nearly equal numbers
+        beta = 1 - a / a_prev  # of this step, which may span many of the schedule's
+        variance = (1 - a_prev) / (1 - a) * beta
+        if self.config.variance_type is not None:
+            # DDPM eq. 7: the posterior mean of x_{t-1} given x_t and x_0; the two fixed variances of section 3.2
+            mean = a_prev.sqrt() * beta / (1 - a) * x_0 + (a / a_prev).sqrt() * (1 - a_prev) / (1 - a) * sample
+            std = (variance.clamp(min=1e-20) if self.config.variance_type == "fixed_small" else beta).sqrt()
+            add_noise = t > 0
+        else:
+            if use_clipped_model_output:
+                eps = (sample - a.sqrt() * x_0) / (1 - a).sqrt()
+            # DDIM eq. 16, then eq. 12, where rounding may not make the root's argument negative
+            std = eta * variance.sqrt()
+            mean = a_prev.sqrt() * x_0 + (1 - a_prev - std**2).clamp(min=0).sqrt() * eps
+            add_noise = eta > 0
+        if add_noise:
+            if variance_noise is None:
+                variance_noise = randn_tensor(
+                    model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+                )
+            mean = mean + std * variance_noise
+
+        prev_sample, x_0 = mean.to(sample.dtype), x_0.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, x_0
+        return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+
+    def _multistep(self, model_output: torch.Tensor, timestep, sample: torch.Tensor):
+        """(x[i+1], D[i]) with x[i+1] = a x[i] + sum_j c_j D[i-j]: few operations, with numbers that were worked out
+        before, and no wait for the device."""
+        if self._step_index is None:
+            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+            self._predictions: list[torch.Tensor] = []  # D[i], D[i-1], ...
+            if self._step_index > 0:
+                self._rows, self._run = self._multistep_rows(first=self._step_index), None
+            self._reads = max(map(len, self._rows)) - 3  # predictions that a step reads, at most
+        if self._step_index >= len(self._rows):
+            raise ValueError(f"all {len(self._rows)} steps have been taken: call set_timesteps before another run")
+        alpha, sigma, a, *c = self._rows[self._step_index]
+        self._step_index += 1
+
+        wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
+        if self.config.prediction_type == "sample":
+            x_0 = model_output.to(wide.dtype, copy=True)  # the next call of a captured graph writes over its output
+        elif self.config.prediction_type == "epsilon":
+            x_0 = torch.sub(wide, model_output, alpha=sigma).div_(alpha)  # (x_t - sigma_t eps) / alpha_t
+        else:
+            x_0 = torch.mul(wide, alpha).sub_(model_output, alpha=sigma)  # alpha_t x_t - sigma_t v
+        if self.config.thresholding or self.config.clip_sample:
+            x_0 = self._clip(x_0)
+
+        self._predictions = [x_0, *self._predictions[: self._reads - 1]]
+        prev_sample = torch.mul(wide, a)
+        for weight, prediction in zip(c, self._predictions, strict=False):
+            prev_sample.add_(prediction, alpha=weight)
+        return prev_sample.to(sample.dtype), x_0.to(sample.dtype)
+
+    def _clip(self, sample: torch.Tensor) -> torch.Tensor:
+        """Predicted x_0 within `clip_sample_range`; or dynamic thresholding, Imagen section 2.3: clamp each sample to
+        its own quantile of |x_0| and divide by it."""
+        if not self.config.thresholding:
+            return sample.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        flat = sample.flatten(1).float()  # (B, C*...)
+        s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)  # (B, 1)
+        s = s.clamp(min=1, max=self.config.sample_max_value)
+        return (flat.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
+
+
+def _check_choice(name: str, value: str, choices) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(choices)))}: got {value!r}")
+
+
+def _is_number(value: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 2**63  # what tensors take; no NaN
+
+
+def _floats(name: str, values: Any) -> list[float]:
+    """The numbers of an argument. Raises `ValueError` in one line where there are none, or something else."""
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        found = []
+    if not found or isinstance(values, str):
+        raise ValueError(f"{name} must be a list of numbers: got {reprlib.repr(values)}")
+    return found
+
+
+def _stock_defaults(class_name: Any, cls: type) -> dict[str, Any]:
+    """The arguments of `cls` as diffusers' scheduler of that name is left at; none for a name that is not of its."""
+    stock = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
+    if not isinstance(stock, type):
+        return {}
+    arguments, ours = (inspect.signature(kind.__init__).parameters for kind in (stock, cls))
+    found = {name: x.default for name, x in arguments.items() if name in ours and x.default is not x.empty}
+    return {"prediction_type": "epsilon"} | found  # said of those too that lack a package and show no arguments
+
+
+def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
+    """Raises `ValueError` in one line for a value that is not a table of `fitted_schedules`."""
+    needed = ("num_inference_steps", "guidance_scale", "taus", "sigmas", "coefficients")
+    if not isinstance(table, dict) or (missing := [name for name in needed if name not in table]):
+        got = f"none of {', '.join(missing)}" if isinstance(table, dict) else reprlib.repr(table)
+        raise ValueError(f"a fitted schedule must hold {', '.join(needed)}: got {got}")
+    n, taus, sigmas, rows = (table[name] for name in ("num_inference_steps", "taus", "sigmas", "coefficients"))
+    where = f"the fitted schedule of {reprlib.repr(n)} steps"
+    if not all(isinstance(x, (list, tuple)) for x in (taus, sigmas, rows)) or not all(
+        isinstance(row, (list, tuple)) for row in rows
+    ):
+        raise ValueError(f"{where} must hold lists of numbers: got {reprlib.repr(table)}")
+    lengths = {"taus": len(taus), "sigmas": len(sigmas), "coefficients": len(rows)}
+    if not _is_number(n, numbers.Integral) or set(lengths.values()) != {n}:
+        raise ValueError(f"{where} must hold {reprlib.repr(n)} of each: got {lengths}")
+    if not all(2 <= len(row) <= i + 2 for i, row in enumerate(rows)):
+        raise ValueError(f"row i of {where} must hold 2 to i + 2 coefficients: got {[len(row) for row in rows]}")
+    if not all(map(_is_number, [table["guidance_scale"], *taus, *sigmas, *(c for row in rows for c in row)])):
+        raise ValueError(f"{where} must hold finite numbers: got {table}")
+    if not all(a > b for levels in (taus, sigmas) for a, b in pairwise(levels)):
+        raise ValueError(f"taus and sigmas of {where} must descend: got {list(taus)} and {list(sigmas)}")
+    if taus[0] > num_train_timesteps - 1 or taus[-1] < 0 or sigmas[-1] <= 0:
+        raise ValueError(
+            f"taus of {where} must be in [0, {num_train_timesteps - 1}] and sigmas above 0: got {list(taus)} and "
+            f"{list(sigmas)}"
+        )
