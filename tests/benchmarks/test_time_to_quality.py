@@ -164,7 +164,7 @@ def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch,
     assert time_to_emoji.main([*flags, *(["--peer"] if peer else [])]) == 0
     ((side, config),) = asked
     assert side == ("peer" if peer else "ours") and config.max_train_steps == 77
-    assert config.unet == stock if peer else config.unet["linear_skip_size"] == 8
+    assert config.unet == stock if peer else config.unet["linear_skip_size"] == 4
     assert peer or config.balance_column == "subgroup"  # the recipe's
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[0] == "1,234" and float(row[1][:-1]) < 50 and float(row[3]) > 50 and row[4] == "no"

@@ -183,13 +183,15 @@ class MezzotintImg2ImgPipeline(
         text = run._read_text(run.unet, embeds, mask)
         x = run.encode(image.to(shape), shape.shape[2:]).expand_as(shape)
         lower = (1.0, 0.0)  # what clean data and noise are multiplied with below the step
-        for t in run.progress_bar(schedule.flip(0)):
-            upper = run._level(run.scheduler, t)
-            ratio, found = upper[0] / lower[0], x
-            for _ in range(num_iterations):
-                output = run.unet(found.to(run.unet.dtype), t, **text, return_dict=False)[0].float()
-                found = ratio * x + (upper[1] - ratio * lower[1]) * run.scheduler.predict_noise(output, t, found)
-            x, lower = found, upper
+        with run.progress_bar(total=len(schedule)) as progress_bar:
+            for t in schedule.flip(0):
+                upper = run._level(run.scheduler, t)
+                ratio, found = upper[0] / lower[0], x
+                for _ in range(num_iterations):
+                    output = run.unet(found.to(run.unet.dtype), t, **text, return_dict=False)[0].float()
+                    found = ratio * x + (upper[1] - ratio * lower[1]) * run.scheduler.predict_noise(output, t, found)
+                x, lower = found, upper
+                progress_bar.update()
         self.maybe_free_model_hooks()
         if not x.isfinite().all():
             raise ValueError("the network must predict finite numbers, but this picture's way to noise ended in others")
