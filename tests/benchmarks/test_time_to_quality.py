@@ -141,7 +141,7 @@ def test_sets_of_captions_are_judged_by_captions_of_the_test_split(captioned, tm
 
 @pytest.mark.parametrize("peer", [False, True])
 def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch, capsys, make_unet, peer):
-    """Of a run that leaves an untrained network: what it draws is not recognised."""
+    """A run that leaves an untrained network has a row too: what it draws is not recognised."""
     stock = quality._stock(8, 3, [8, 8], [False, True], norm_num_groups=4, attention_head_dim=2)
     scale = quality.Scale(8, 3, {}, stock, settings={"caption_column": ["text"]}, classes=False)
     monkeypatch.setitem(quality.SCALES, "emoji-64", scale)

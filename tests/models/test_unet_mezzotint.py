@@ -407,7 +407,7 @@ def test_a_linear_skip_can_be_the_optimal_denoiser_of_gaussian_data(dims, block)
 
 @torch.no_grad()
 def test_the_basis_of_a_linear_skip_is_the_cosine_transform():
-    """Of a picture in scipy's convention, and of the three colours."""
+    """The coefficients of a picture are scipy's, along both axes and the three colours."""
     unet = MezzotintUNetModel(**TINY | {"patch_size": 2, "linear_skip_size": 4})
     picture = randn(1, 3, 4, 4)
     expected = scipy.fft.dctn(picture[0].numpy(), norm="ortho")

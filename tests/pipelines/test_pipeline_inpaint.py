@@ -33,7 +33,7 @@ def picture() -> torch.Tensor:
 
 @pytest.fixture
 def mask() -> torch.Tensor:
-    """Of the lower half and a spot above."""
+    """A mask of the lower half and a spot above."""
     mask = torch.zeros(1, 8, 8)
     mask[:, 4:], mask[:, 1, 2] = 1, 1
     return mask

@@ -242,8 +242,9 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         f"attention, cheap from {ATTENTION[what]} {what} down: levels of {', '.join(map(str, sides))} {what}",
     )
     block = patch if LINEAR % patch else math.gcd(downsample_factor(range(levels), patch), LINEAR)
-    if "linear_skip_size" not in given and block > 1:
-        settle("unet.linear_skip_size", block, f"filters blocks of {block} px past the network, which learns sooner")
+    if block > 1:
+        reason = f"filters blocks of {block} px past the network, which learns sooner"
+        fixed["linear_skip_size"] = settle("unet.linear_skip_size", block, reason)
     if "block_out_channels" in given:
         return max(given["block_out_channels"])
 
@@ -253,7 +254,6 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,
         "patch_size": patch,
-        "linear_skip_size": given.get("linear_skip_size", block if block > 1 else None),
         "transformer_layers_per_block": attention,
     }
     unit = math.lcm(fixed["attention_head_dim"], fixed["norm_num_groups"])  # which must divide every level

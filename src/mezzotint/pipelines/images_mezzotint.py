@@ -45,6 +45,14 @@ class MezzotintImageMixin:
         height, width = (whole - size for whole, size in zip(spatial, image.shape[2:], strict=True))
         return F.pad((image - mean) / std, (0, width, 0, height), mode="replicate")
 
+    @staticmethod
+    def for_each(name: str, pictures: torch.Tensor, prompts: int, num_images_per_prompt: int = 1) -> torch.Tensor:
+        """One of `pictures`, or one for each prompt, repeated for all that are drawn. Raises `ValueError` in one line
+        for another number of them; `name` is the argument's."""
+        if len(pictures) not in (1, prompts):
+            raise ValueError(f"{name} needs one entry, or one for each of {prompts} prompts: got {len(pictures)}")
+        return pictures.expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+
     def read_mask(self, mask_image, spatial: tuple[int, int]) -> torch.Tensor:
         """The masks as one tensor of shape `(masks, 1, height, width)`, 1 where a picture is to be drawn and 0 where it
         is to stay. Raises `ValueError` in one line for what is no mask of pictures of the size `spatial`."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What the inputs of a call may be, whatever the task: each check raises in one line, with the rule and what it got.
+"""Checks of a call's inputs, whatever the task: each raises in one line, with the rule and what it got.
 
 Shared by all pipelines: in a saved one this text stands in place of the line that imports it.
 """

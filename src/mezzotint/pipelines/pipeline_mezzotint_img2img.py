@@ -110,14 +110,12 @@ class MezzotintImg2ImgPipeline(
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
         prompts = batch_size // num_images_per_prompt
-        if len(image) not in (1, prompts):
-            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
+        image = self.for_each("image", image, prompts, num_images_per_prompt)
 
         # 4. Choose the timesteps; the pictures are noised to the level of the first one
         schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, spatial, generator, latents)
         latents = run.encode(image.to(noise), noise.shape[2:])
-        latents = latents.expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
         latents = run.scheduler.add_noise(latents, noise, schedule[:1].expand(batch_size))
 
         # 5. Denoise
@@ -176,12 +174,10 @@ class MezzotintImg2ImgPipeline(
         image = self.read_image(image)
         run = self.for_one_call(guidance)
         (embeds, mask), _, prompts = run.prepare_conditions(guidance, 1, *text, prompts=len(image))
-        if len(image) not in (1, prompts):
-            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
+        image = self.for_each("image", image, prompts).to(self._execution_device, torch.float32)
         schedule = run.choose_timesteps(guidance, num_inference_steps, None, None)
-        shape = run.draw_noise(prompts, image.shape[2:], None, None)
         text = run._read_text(run.unet, embeds, mask)
-        x = run.encode(image.to(shape), shape.shape[2:]).expand_as(shape)
+        x = run.encode(image, run.padded(image.shape[2:]))
         lower = (1.0, 0.0)  # what clean data and noise are multiplied with below the step
         with run.progress_bar(total=len(schedule)) as progress_bar:
             for t in schedule.flip(0):

@@ -121,10 +121,8 @@ class MezzotintInpaintPipeline(
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
         prompts = batch_size // num_images_per_prompt
-        if len(image) not in (1, prompts):
-            raise ValueError(f"image needs one entry, or one for each of {prompts} prompts: got {len(image)}")
-        if len(mask) not in (1, prompts):
-            raise ValueError(f"mask_image needs one entry, or one for each of {prompts} prompts: got {len(mask)}")
+        image = self.for_each("image", image, prompts, num_images_per_prompt)
+        mask = self.for_each("mask_image", mask, prompts, num_images_per_prompt)
 
         # 4. Choose the timesteps; what is known is noised to the level of each, always with the same noise
         if num_resamples > 1 and "solver_order" in run.scheduler.config:
@@ -133,10 +131,7 @@ class MezzotintInpaintPipeline(
             run.scheduler = type(run.scheduler).from_config(run.scheduler.config, solver_order=1, **fitted)
         schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, spatial, generator, latents)
-        image, mask = (
-            x.to(noise).expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
-            for x in (image, mask)
-        )
+        image, mask = image.to(noise), mask.to(noise)
         known = run.encode(image, noise.shape[2:])
         padding = [whole - size for whole, size in zip(noise.shape[2:], spatial, strict=True)]
         drawn = F.pad(mask, (0, padding[1], 0, padding[0]), value=1.0) > 0

@@ -300,12 +300,16 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         self._num_timesteps = self._origin._num_timesteps = len(schedule) - first
         return schedule[first:]
 
+    def padded(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The sizes rounded up to what the U-Net can halve."""
+        # A U-Net of an older file has no patches and does not say it
+        factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
+        return tuple(-(-size // factor) * factor for size in spatial)
+
     def draw_noise(self, batch_size: int, spatial: Sequence[int], generator, latents) -> torch.Tensor:
         """Standard normal noise (or `latents`) in float32, of shape `(batch_size, channels, *spatial)` with the sizes
         rounded up to what the U-Net can halve."""
-        # A U-Net of an older file has no patches and does not say it
-        factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
-        shape = (batch_size, self.unet.config.in_channels, *(-(-size // factor) * factor for size in spatial))
+        shape = (batch_size, self.unet.config.in_channels, *self.padded(spatial))
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
         if latents is None:
@@ -543,7 +547,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
 
     @staticmethod
     def _level(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
-        """What clean data and noise are multiplied with at a timestep, in the scale of the scheduler's samples."""
+        """The factors of clean data and of noise at a timestep, in the scale of the scheduler's samples."""
         one, zero = torch.ones(1, 1, 1, 1, device=timestep.device), torch.zeros(1, 1, 1, 1, device=timestep.device)
         pairs = ((one, zero), (zero, one))
         data, noise = (float(scheduler.add_noise(*pair, timestep.reshape(1))) for pair in pairs)
