@@ -10,6 +10,7 @@ checkpoints (one after each update), the second epoch, the finished pipeline.
 import json
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -163,4 +164,6 @@ def test_of_two_launches_in_one_folder_one_runs_and_the_other_is_refused(tmp_pat
     last = whole(folder)
     processes = start(folder, 1, settings | {"max_train_steps": last + 1})
     assert ended(processes, 300) and processes[0].exitcode == 0, output.read_text()
-    assert f"going on from step {last}\n" in output.read_text() and not (folder / ".mezzotint").exists()
+    # A checkpoint that was complete when its writer was killed, and had not got its name yet, is found as well
+    going_on = int(re.search(r"^going on from step (\d+)$", output.read_text(), re.MULTILINE)[1])
+    assert going_on in (last, last + 1) and not (folder / ".mezzotint").exists()
