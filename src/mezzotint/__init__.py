@@ -9,6 +9,8 @@ from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
+from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
+from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
@@ -18,5 +20,7 @@ __all__ = [
     "MezzotintInpaintPipeline",
     "MezzotintPipeline",
     "MezzotintScheduler",
+    "MezzotintSegmentPipeline",
     "MezzotintUNetModel",
+    "MezzotintUpscalePipeline",
 ]

@@ -351,7 +351,7 @@ class MezzotintLinearSkip(nn.Module):
 
     Args:
         conv: the kind of convolution, which says how many spatial axes there are.
-        in_channels, out_channels: of the sample and of the prediction, which has its first channels.
+        in_channels, out_channels: of the sample, with what is given beside it, and of the prediction.
         axes: how many spatial axes there are.
         block_size: positions of a block along each axis.
         embed_dim: channels of the embedding.
@@ -376,9 +376,12 @@ class MezzotintLinearSkip(nn.Module):
         cosines = torch.ones(1, 1)
         for _ in range(axes):
             cosines = torch.kron(cosines, cosine_basis(block_size))  # (p^axes, p^axes)
-        colours = cosine_basis(in_channels)  # of RGB: about the luma, and two of chroma
+        # Of RGB: about the luma, and two of chroma; of a picture beside the sample likewise, on the same channels
+        sizes = [min(out_channels, in_channels - first) for first in range(0, in_channels, out_channels)]
+        colours = torch.block_diag(*map(cosine_basis, sizes))
+        channels = torch.cat([torch.eye(out_channels, size) for size in sizes], dim=1)
         analysis = torch.kron(colours, cosines)
-        synthesis = torch.kron(torch.eye(out_channels, in_channels) @ colours.T, cosines.T.contiguous())
+        synthesis = torch.kron(channels @ colours.T, cosines.T.contiguous())
         dim, stride = len(analysis), block_size // hidden_size
         self.analysis = conv(dim, dim, 1, bias=False)
         self.gain = zero_init(nn.Linear(embed_dim, dim))
@@ -491,8 +494,9 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             values = config[name]
             if not isinstance(values, (list, tuple)) or not all(map(_is_finite, values)):
                 raise ValueError(f"{name} must be a list of finite numbers: got {reprlib.repr(values)}")
-            if len(values) not in (1, config.in_channels):
-                raise ValueError(f"{name} needs 1 or in_channels ({config.in_channels}) values: got {len(values)}")
+            channels = "out_channels" if "out_channels" in config else "in_channels"  # of which the data have as many
+            if len(values) not in (1, config[channels]):
+                raise ValueError(f"{name} needs 1 or {channels} ({config[channels]}) values: got {len(values)}")
         std = torch.tensor(config.sample_std, device="cpu")  # as it will be read, in float32
         if std.min() <= 0 or std.max() > 1e6:
             raise ValueError(f"sample_std must be positive and at most 1e6: got {tuple(config.sample_std)}")

@@ -74,8 +74,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
     Args:
         sample_size (`int` or `(int, ...)`, *optional*): the size trained at, the pipeline's default: one number, or one
             for each spatial axis.
-        in_channels (`int`): channels of the noisy sample.
-        out_channels (`int`): channels of the prediction.
+        in_channels (`int`): channels of the input: the noisy sample's, and those of what is known beside it.
+        out_channels (`int`): channels of the noisy sample and of the prediction.
         spatial_dims (`1`, `2` or `3`): how many spatial axes a sample has.
         block_out_channels (tuple of `int`): channels at each level, full resolution first; each level halves it.
         layers_per_block (`int`): units at each level, down and up alike.
@@ -98,6 +98,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             the network, coefficient by coefficient (`MezzotintLinearSkip`); a multiple of `patch_size` and a divisor of
             `downsample_factor`. The other layers are left with what a filter cannot do, which makes them learn much
             sooner. `None` is no such path.
+        condition (`dict`, *optional*): what the channels beyond `out_channels` hold, for the pipelines: `task`, the one
+            that the network is trained for (`"inpaint"`, `"upscale"` with its `scale`, `"segment"` with its
+            `num_classes`). They are a picture, and last a channel that says how little is known of it, from 0 to 1.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -124,8 +127,16 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         augment_dim: int | None = None,
         patch_size: int = 1,
         linear_skip_size: int | None = None,
+        condition: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if condition is not None and not (isinstance(condition, dict) and isinstance(condition.get("task"), str)):
+            raise ValueError(f"condition must name the task, {{'task': name}}: got {condition!r}")
+        if condition is not None and in_channels < out_channels + 2:
+            raise ValueError(
+                "with a condition, in_channels must be out_channels, those of a picture, and one more: got "
+                f"{in_channels} and out_channels {out_channels}"
+            )
         units, common = self._add_encoder()
 
         # Decoder: the encoder's units in reverse, each reading its twin's output too
@@ -274,8 +285,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
     ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
         """
         Args:
-            sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): the noisy sample, normalised. Every
-                spatial size a multiple of `downsample_factor`, which is `patch_size * 2 ** (levels - 1)`.
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, *spatial)`): the noisy sample, normalised, and
+                after its channels those of the condition, where the network reads one. Every spatial size
+                a multiple of `downsample_factor`, which is `patch_size * 2 ** (levels - 1)`.
             timestep (number, or `torch.Tensor` of shape `()` or `(batch_size,)`): may be fractional.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, cross_attention_dim)`): the text, or
                 what `project_text` made of it and of its mask.

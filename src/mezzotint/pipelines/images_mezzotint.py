@@ -24,10 +24,10 @@ class MezzotintImageMixin:
     unet: Any
     image_processor: Any
 
-    def read_image(self, image) -> torch.Tensor:
-        """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1]. Raises `ValueError` in
-        one line for what is no such thing."""
-        channels = self.unet.config.in_channels
+    def read_image(self, image, channels: int | None = None) -> torch.Tensor:
+        """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1], by default with the
+        sample's channels. Raises `ValueError` in one line for what is no such thing."""
+        channels = channels or self.unet.config.out_channels
         images = _alike("image", image, {1: "L", 4: "RGBA"}.get(channels, "RGB"))
         if not isinstance(images[0], Image.Image) and images[0].ndim not in (3, 4):
             raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")

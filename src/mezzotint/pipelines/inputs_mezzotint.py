@@ -51,6 +51,8 @@ class MezzotintInputsMixin:
     guidance_unet: Any
     classifier: Any
     _callback_tensor_inputs: list[str]
+    # Tasks that a network may be trained for whose samples a pipeline draws
+    tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale")
 
     def check_inputs(
         self,
@@ -69,6 +71,13 @@ class MezzotintInputsMixin:
         """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
         them. Guidance and text have checks of their own."""
         _check_unet(self.unet)
+        if (task := self.trained_for["task"]) not in self.tasks:
+            best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
+            best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
+            raise ValueError(
+                f"{type(self).__name__} needs weights that are trained for {' or '.join(self.tasks)}: got some for "
+                f"{task}, which {best.get(task, 'a newer version of mezzotint')} takes"
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
         counts["num_images_per_prompt"] = num_images_per_prompt
@@ -92,6 +101,12 @@ class MezzotintInputsMixin:
         if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
             possible, got = self._callback_tensor_inputs, _shown(unknown)
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+    @property
+    def trained_for(self) -> dict[str, Any]:
+        """What the U-Net's config says of the task that it is trained for: its name as `task`, and what goes with it;
+        `{"task": "text_to_image"}` where it says nothing."""
+        return dict(self.unet.config.get("condition") or {"task": "text_to_image"})
 
     def check_guidance(self, guidance: MezzotintGuidance) -> None:
         """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Inpainting, with any checkpoint: what a mask covers is drawn, the rest stays. After each step the known part is put
-back, at the noise level of then (<https://huggingface.co/papers/2011.13456>, appendix I.2).
+"""Inpainting: what a mask covers is drawn, the rest stays. With weights that are trained for it the network reads the
+picture and the mask; with any others the known part is put back after each step, at the noise level of then
+(<https://huggingface.co/papers/2011.13456>, appendix I.2).
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -18,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from PIL import Image
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.conditions_mezzotint import masked_condition
 from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
@@ -29,8 +31,9 @@ SOURCE = Path(__file__).read_bytes()
 class MezzotintInpaintPipeline(
     MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
 ):
-    """Inpainting and outpainting. Its components are described at `MezzotintSamplingMixin`;
-    `MezzotintInpaintPipeline.from_pipe(pipe)` takes those of a pipeline of another task."""
+    """Inpainting and outpainting, better with weights that are trained for it (`train.py --task inpaint`). Its components
+    are described at `MezzotintSamplingMixin`; `MezzotintInpaintPipeline.from_pipe(pipe)` takes those of a pipeline of
+    another task."""
 
     pipeline_tag = "image-to-image"
 
@@ -81,7 +84,8 @@ class MezzotintInpaintPipeline(
                 what the picture holds there.
             num_resamples (`int`): times that each step is taken, with new noise in between, so that what is drawn and
                 what is known come together (RePaint, <https://huggingface.co/papers/2201.09865>, section 4.2). The cost
-                is that of so many times the steps, which are of the first order then and want to be many.
+                is that of so many times the steps, which are of the first order then and want to be many. Weights that
+                are trained for the task need none.
             num_inference_steps (`int`): denoising steps at strength 1.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that is
                 started from, and that the known part is mixed with.
@@ -111,6 +115,11 @@ class MezzotintInpaintPipeline(
                           num_resamples=num_resamples)  # fmt: skip
         self.check_guidance(guidance)
         self.check_text(*text)
+        trained = self.trained_for["task"] == "inpaint"
+        if trained and num_resamples > 1:
+            raise ValueError(
+                f"num_resamples is for weights that are not trained for inpainting: got {num_resamples}, possible is 1"
+            )
         image = self.read_image(image)
         spatial = image.shape[2:]
         mask = self.read_mask(mask_image, (spatial[0], spatial[1]))
@@ -156,8 +165,9 @@ class MezzotintInpaintPipeline(
             eta,
             generator,
             *callback,
-            after_step=put_back,
+            after_step=None if trained else put_back,
             num_resamples=num_resamples,
+            condition=masked_condition(known, drawn.to(known)) if trained else None,
         )
 
         # 6. Back to pixels, with those that are known from the picture itself

@@ -309,7 +309,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
     def draw_noise(self, batch_size: int, spatial: Sequence[int], generator, latents) -> torch.Tensor:
         """Standard normal noise (or `latents`) in float32, of shape `(batch_size, channels, *spatial)` with the sizes
         rounded up to what the U-Net can halve."""
-        shape = (batch_size, self.unet.config.in_channels, *self.padded(spatial))
+        shape = (batch_size, self.unet.config.out_channels, *self.padded(spatial))
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
         if latents is None:
@@ -408,6 +408,8 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         after_step: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
         num_resamples: int = 1,
+        condition: torch.Tensor | None = None,
+        evaluate: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Denoise `latents` along the `schedule` until clean data is left: the network and the scheduler take turns.
         Called on a copy that `for_one_call` made and `choose_timesteps` set.
@@ -421,6 +423,11 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
                 it: of the sample and the step's number, counted from 0.
             num_resamples (`int`): times that each step is taken; before each but the first the sample is noised again
                 to the level that the step begins at (RePaint, <https://huggingface.co/papers/2201.09865>, algorithm 1).
+            condition (`torch.Tensor` of shape `(pictures, channels, *spatial)`, *optional*): what the network reads
+                beside the sample: a picture, and a last channel that says how little is known of it, from 0 to 1. By
+                default, for a network that reads one, nothing is known.
+            evaluate (function, *optional*): takes a network with the arguments of its call, and returns its prediction,
+                in the place of that call.
 
         Raises:
             ValueError: where the result is not finite, and for what a callback may not return.
@@ -452,14 +459,24 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         if guidance_unet is not None:
             branches["uncond"] = (guidance_unet, rows)
         dtype, texts = self.unet.dtype, {}
+        if condition is None and self.unet.config.in_channels > self.unet.config.out_channels:
+            channels = self.unet.config.in_channels - self.unet.config.out_channels
+            condition = latents.new_zeros(len(latents), channels, *latents.shape[2:])
+            condition[:, -1] = 1  # nothing is known
 
         def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             network, rows = branches[branch]
+            if condition is not None:
+                beside = torch.cat([condition] * (len(model_input) // len(condition)))
+                model_input = torch.cat([model_input, beside], dim=1)
             if branch not in texts:
                 text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
                 texts[branch] = self._read_text(network, *text)
             with network.cache_context(branch) if caches else nullcontext():  # what it keeps is the branch's own
-                output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
+                if evaluate is None:
+                    output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
+                else:
+                    output = evaluate(network, model_input.to(dtype), timestep, **texts[branch])
             return output.float()  # the steps are taken in float32 whatever the network's precision
 
         # 3. Step by step

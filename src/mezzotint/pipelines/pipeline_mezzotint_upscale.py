@@ -1,0 +1,200 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Super-resolution: a small picture is drawn again, larger, by a network that reads the small one (SR3,
+<https://huggingface.co/papers/2104.07636>). Pictures of any size are drawn in overlapping tiles, which agree at every
+step, so that there are no seams (MultiDiffusion, <https://huggingface.co/papers/2302.08113>).
+
+Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
+imports; components arrive as arguments.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.guiders import BaseGuidance
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.conditions_mezzotint import enlarged_condition
+from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+
+class MezzotintUpscalePipeline(
+    MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
+):
+    """Super-resolution, with weights that are trained for it (`train.py --task upscale`). Its components are described
+    at `MezzotintSamplingMixin`."""
+
+    pipeline_tag = "image-to-image"
+    tasks = ("upscale",)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
+        noise_level: float = 0.0,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
+        num_inference_steps: int = 20,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider: BaseGuidance | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        classifier_scale: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw `image` as many times as large as the weights were trained for. Arguments that are not listed here are
+        those of `MezzotintPipeline`.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what the picture shows; by default nothing is said of it.
+            image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
+                `(pictures, channels, height, width)`, both in [0, 1], or a list): the small picture, of any size: one,
+                or one for each prompt, all of one size.
+            noise_level (`float`): in [0, 1), standard deviation of the noise that is mixed into the small picture
+                (conditioning augmentation): the higher, the more is drawn anew. 0 trusts every pixel; for pictures that
+                a model drew, or a camera under a poor light, 0.1 to 0.3 let faults be mended.
+            tile_size (`int`, *optional*): pixels of the result, along each axis, that the network sees at a time; by
+                default as many as it was trained at. What memory a call needs goes by it, not by the picture.
+            tile_overlap (`int`, *optional*): pixels that neighbouring tiles share; by default a quarter of a tile.
+            latents (`torch.Tensor` of shape `(pictures, channels, height, width)` of the result, *optional*): the noise
+                that is started from.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take, for weights that are
+                not trained for it, and where the result is not finite.
+        """
+        # 1. Check the inputs
+        guider = self.guider if guider is None else guider
+        guidance = MezzotintGuidance(
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
+        )
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = (num_inference_steps, timesteps, sigmas)
+        if not _is_number(noise_level) or not 0 <= noise_level < 1:
+            raise ValueError(f"noise_level must be a number from 0 up to 1, and below it: got {_shown(noise_level)}")
+        counts = {"tile_size": tile_size, "tile_overlap": tile_overlap}
+        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback,
+                          **{name: value for name, value in counts.items() if value is not None})  # fmt: skip
+        self.check_guidance(guidance)
+        image = self.read_image(image)
+        if prompt is None and prompt_embeds is None and self.unet.config.cross_attention_dim is not None:
+            prompt = [""] * len(image)
+        text = (
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
+        self.check_text(*text)
+        scale = self.trained_for["scale"]
+        spatial = tuple(scale * size for size in image.shape[2:])
+        tile, overlap = self._tiles(tile_size, tile_overlap)
+
+        # 2. What changes in a call is a copy's
+        run = self.for_one_call(guidance, cross_attention_kwargs)
+
+        # 3. Encode the text, and that to steer away from where there is guidance by one
+        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
+        image = self.for_each("image", image, batch_size // num_images_per_prompt, num_images_per_prompt)
+
+        # 4. Choose the timesteps; the small picture is enlarged, with some noise
+        schedule = run.choose_timesteps(guidance, *steps)
+        latents = run.draw_noise(batch_size, spatial, generator, latents)
+        image = image.to(latents)
+        small = run.encode(image, tuple(-(-size // scale) for size in latents.shape[2:]))
+        noise = None
+        if noise_level > 0:
+            noise = randn_tensor(small.shape, generator=generator, device=small.device, dtype=small.dtype)
+        height, width = (scale * size for size in small.shape[2:])
+        level = torch.full((batch_size,), float(noise_level))
+        condition = enlarged_condition(small, (height, width), level, noise)
+        condition = condition[:, :, : latents.shape[2], : latents.shape[3]]
+
+        # 5. Denoise, tile by tile
+        def in_tiles(network, inputs: torch.Tensor, timestep: torch.Tensor, **text: Any) -> torch.Tensor:
+            corners = [_corners(size, tile, overlap) for size in inputs.shape[2:]]
+            if len(corners[0]) == len(corners[1]) == 1:
+                return network(inputs, timestep, **text, return_dict=False)[0]
+            total = torch.zeros(len(inputs), self.unet.config.out_channels, *inputs.shape[2:], device=inputs.device)
+            weight = torch.zeros(inputs.shape[2:], device=inputs.device)
+            for top, left in itertools.product(*corners):
+                place = (..., slice(top, top + tile), slice(left, left + tile))
+                found = network(inputs[place].contiguous(), timestep, **text, return_dict=False)[0].float()
+                ramps = [_ramp(size, overlap, found.device) for size in found.shape[2:]]
+                share = ramps[0][:, None] * ramps[1]
+                total[place] += share * found
+                weight[place] += share
+            return total / weight
+
+        latents = run.denoise(
+            latents * run.scheduler.init_noise_sigma,
+            schedule,
+            text,
+            guidance,
+            eta,
+            generator,
+            *callback,
+            condition=condition,
+            evaluate=in_tiles,
+        )
+
+        # 6. Back to pixels
+        images = latents
+        if output_type != "latent":
+            images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _tiles(self, tile_size: int | None, tile_overlap: int | None) -> tuple[int, int]:
+        """Pixels of a tile along each axis, rounded up to what the U-Net can halve, and those that neighbours share.
+        Raises `ValueError` in one line for an overlap that leaves nothing of a tile."""
+        if tile_size is None:
+            trained = self.unet.config.sample_size
+            tile_size = max(trained) if isinstance(trained, (list, tuple)) else trained or 64
+        (tile,) = self.padded([tile_size])
+        overlap = max(tile // 4, 1) if tile_overlap is None else tile_overlap
+        if overlap >= tile:
+            raise ValueError(f"tile_overlap must be below tile_size, {tile}: got {overlap}")
+        return tile, overlap
+
+
+def _corners(size: int, tile: int, overlap: int) -> list[int]:
+    """Where the tiles of an axis begin."""
+    if size <= tile:
+        return [0]
+    return [*range(0, size - tile, tile - overlap), size - tile]
+
+
+def _ramp(size: int, overlap: int, device: torch.device) -> torch.Tensor:
+    """The weight of each position of a tile, of shape `(size,)`: it falls towards both ends over the overlap."""
+    place = torch.arange(size, device=device) + 0.5
+    return (torch.minimum(place, size - place) / overlap).clamp(max=1)
