@@ -107,6 +107,8 @@ def fit_scheduler(args: argparse.Namespace) -> None:
     if card.of_a_run(Path(source)):
         card.check(Path(source))
     pipe = load_pipeline(source, name, device=args.device)
+    if (task := pipe.trained_for["task"]) != "text_to_image":
+        raise UserError(f"the checkpoint must be trained for text_to_image, whose steps are fitted: got {task}")
     if not isinstance(pipe.scheduler, MezzotintScheduler):
         raise UserError(f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}")
     number("teacher_steps", int, args.teacher_steps, at_most(len(pipe.scheduler)))
@@ -115,7 +117,7 @@ def fit_scheduler(args: argparse.Namespace) -> None:
         prompts, scales = [""], [1.0]
     # rows are dealt out to the prompts in turn, so each must get as many
     count = math.ceil(args.noises / len(prompts)) * len(prompts)
-    shape = (pipe.unet.config.in_channels, *sample_size(pipe, name))
+    shape = (pipe.unet.config.out_channels, *sample_size(pipe, name))
     if source != folder and args.output_dir:
         pipe.save_pretrained(folder)
 

@@ -4,6 +4,8 @@
 mezzotint sample runs/digits "a handwritten seven" --output seven.png
 mezzotint sample runs/digits "a handwritten one" --image seven.png --strength 0.6
 mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper_half.png
+mezzotint sample runs/digits-upscale --image seven.png --scale 2
+mezzotint sample runs/digits-segment --image seven.png --output ink.png
 """
 
 import argparse
@@ -16,24 +18,46 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline
+from mezzotint import (
+    MezzotintImg2ImgPipeline,
+    MezzotintInpaintPipeline,
+    MezzotintSegmentPipeline,
+    MezzotintUpscalePipeline,
+)
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SIDE, Rule, at_least, at_most, writable_file
 from mezzotint_training.modalities.images import EXTENSIONS, open_picture
 from mezzotint_training.networks.saved import load_pipeline
 
+# What an image is for, by what it is given with and by what the weights are trained for, and what goes with it
+WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "img2img": (MezzotintImg2ImgPipeline, ("image", "strength")),
+    "inpaint": (MezzotintInpaintPipeline, ("image", "mask", "strength", "num_resamples")),
+    "upscale": (MezzotintUpscalePipeline, ("image", "scale", "noise_level")),
+    "segment": (MezzotintSegmentPipeline, ("image",)),
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("sample", __doc__)
     parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
-    parser.add_argument("prompt", nargs="+", help="one or more texts, each of which becomes a row of pictures")
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        help="one or more texts, each of which becomes a row of pictures; enlarging and segmenting need none",
+    )
     parser.add_argument("--output", default="sample.png", help="the picture file to write")
     parser.number(
         "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
     )
     parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
-    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="weight of the guidance; 1 turns it off")
+    parser.number(
+        "guidance_scale",
+        float,
+        *GUIDANCE,
+        help="weight of the guidance; by default 2, and 1, which turns it off, without a prompt",
+    )
     parser.number(
         "guidance_interval",
         float,
@@ -43,7 +67,12 @@ def main(argv: list[str] | None = None) -> int:
         help="noise levels that are guided, in sigma; by default all",
     )
     parser.add_argument("--negative_prompt", help="a text to guide away from; by default the empty text")
-    parser.add_argument("--image", type=text, help="a picture file to start from, of whose size the drawn ones are")
+    parser.add_argument(
+        "--image",
+        type=text,
+        help="a picture file to start from, of whose size the drawn ones are; or to enlarge or divide into classes, "
+        "with weights that are trained for it",
+    )
     parser.add_argument(
         "--mask", type=text, help="a picture file of the same size: what is white is drawn, what is black stays"
     )
@@ -55,6 +84,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.number(
         "num_resamples", int, at_least(1), at_most(1000), help="times that each step is taken, with a mask (RePaint)"
+    )
+    parser.number(
+        "scale",
+        int,
+        at_least(2),
+        at_most(8),
+        help="times to enlarge the image, as often as the weights are trained for",
+    )
+    parser.number(
+        "noise_level",
+        float,
+        Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
+        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
     )
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
@@ -73,7 +115,8 @@ def sample(args: argparse.Namespace) -> None:
     if output.suffix.lower() not in EXTENSIONS:
         raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
     given = {name: value for name, value in vars(args).items() if value is not None}
-    for name, needed in (("mask", "image"), ("strength", "image"), ("num_resamples", "mask")):
+    needs = {"mask": "image", "strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
+    for name, needed in needs.items():
         if name in given and needed not in given:
             raise UserError(f"{name} goes with --{needed}: got it alone")
     for name in ("height", "width"):
@@ -81,28 +124,44 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"{name} is that of the image: leave one of --{name} and --image out")
     pictures = {name: read(name, given[name]) for name in ("image", "mask") if name in given}
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
-    task = {"height": args.height, "width": args.width}
+    trained, prompts = pipe.trained_for, args.prompt
+    task = {"height": args.height, "width": args.width, "num_images_per_prompt": args.num_images_per_prompt}
     if pictures:
-        pipe = (MezzotintInpaintPipeline if "mask" in pictures else MezzotintImg2ImgPipeline).from_pipe(pipe)
-        task = {"mask_image" if name == "mask" else name: picture for name, picture in pictures.items()}
-        task |= {name: given[name] for name in ("strength", "num_resamples") if name in given}
+        kind = "inpaint" if "mask" in pictures else trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
+        cls, takes = WITH_IMAGE[kind]
+        if unfit := [name for name in needs if name in given and name not in takes]:
+            raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
+        if "scale" in given and given["scale"] != trained["scale"]:
+            raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {args.scale}")
+        pipe = cls.from_pipe(pipe)
+        names = {"mask": "mask_image"}
+        task = {names.get(name, name): given[name] for name in takes if name in given and name not in pictures}
+        task |= {names.get(name, name): picture for name, picture in pictures.items()}
+        task.pop("scale", None)
+        if not prompts and kind in ("upscale", "segment"):
+            prompts = [""]
+        task["ensemble_size" if kind == "segment" else "num_images_per_prompt"] = args.num_images_per_prompt
+    if not prompts:
+        raise UserError("prompt must be given, one text or more: got none")
+    guidance_scale = args.guidance_scale or (2.0 if args.prompt else 1.0)
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
-    count = len(args.prompt) * args.num_images_per_prompt
+    count = len(prompts) * args.num_images_per_prompt
     try:
-        images = pipe(
-            args.prompt,
+        (images, *_) = pipe(
+            prompts,
             **task,
             num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
+            guidance_scale=guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
             negative_prompt=args.negative_prompt,
-            num_images_per_prompt=args.num_images_per_prompt,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
-        ).images
+            return_dict=False,
+        )
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
     # Encoded before a file is opened, which may hold another picture
-    grid, encoded = make_image_grid(images, rows=len(args.prompt), cols=args.num_images_per_prompt), io.BytesIO()
+    images = [image.convert("RGB") if image.mode == "P" else image for image in images]
+    grid, encoded = make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), io.BytesIO()
     grid.save(encoded, Image.registered_extensions()[output.suffix.lower()])
     output.write_bytes(encoded.getvalue())
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")

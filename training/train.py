@@ -30,11 +30,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler
+import mezzotint
+from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import Interrupted, UserError, exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows, sized
 from mezzotint_training.engine import checkpoint, plan
 from mezzotint_training.engine.position import Position
@@ -59,6 +61,7 @@ from mezzotint_training.networks.components import make_trainable, new_component
 from mezzotint_training.networks.saved import pretrained_components
 from mezzotint_training.networks.text import TextEncoding
 from mezzotint_training.publishing.checks import problems
+from mezzotint_training.publishing.examples import examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
 
 
@@ -117,7 +120,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     unet, text_encoder = (learner.models.get(name, components[name]) for name in ("unet", "text_encoder"))
     encode = TextEncoding(text_encoder, components["tokenizer"], accelerator, trained="text_encoder" in learner.models)
     validation = Validation(source.validation_samples(), config.train_batch_size, accelerator)
-    copying = CopyWatch(source.known, source.held_out, config.num_copy_samples)
+    shown = examples(config, source.held_out or source.known)
+    # A drawing for a picture that is trained on is to be near it
+    copying = CopyWatch(source.known, source.held_out, 0 if TASKS[config.task].given else config.num_copy_samples)
+    pipeline = getattr(mezzotint, TASKS[config.task].pipeline)
 
     # 3. Go on where an earlier session of the run stopped
     position = Position(config, began)
@@ -203,12 +209,12 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             # Once in a while: the loss on samples that are not trained on, and drawings
             if position.due(config.validation_steps):
                 line |= validation.look(position.step, unet, scheduler, encode, learner)
-                prompts = bool(config.validation_prompts) and not position.finished
+                prompts = bool(shown.prompts) and not position.finished
                 if (prompts or copying.passes) and (learner.sharded or main):
                     with learner.averaged():
-                        pipe = MezzotintPipeline(**components).to(accelerator.device)
+                        pipe = pipeline(**components).to(accelerator.device)
                         if prompts:
-                            draw_samples(pipe, config, output_dir, position.step, accelerator)
+                            draw_samples(pipe, config, shown, output_dir, position.step, accelerator)
                         line |= copying.look(position.step, pipe, tell)
                         encode.release()
             if line:
@@ -234,7 +240,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         if main:
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": validation.history.last}
             measured = figures(position, meter, learner, components, **counts, plan=planned)
-            finish(MezzotintPipeline(**components | published), config, output_dir, measured, accelerator)
+            finish(pipeline(**components | published), config, output_dir, measured, accelerator, shown)
     end_together(accelerator)
     return output_dir
 

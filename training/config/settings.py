@@ -58,6 +58,16 @@ class TrainConfig:
         False, "print what the run would do and cost, measured over its first steps, and stop", on_resume="free"
     )
 
+    # What is learned
+    task: Literal["text_to_image", "inpaint", "upscale", "segment"] = setting(
+        "text_to_image",
+        "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes",
+    )
+    scale: int = setting(2, "how many times larger --task upscale draws a picture", at_least(2), at_most(8))
+    num_classes: int = setting(
+        2, "classes in mask_column, for --task segment, the first being 0", at_least(2), at_most(256)
+    )
+
     # Where to start from
     pretrained_model_name_or_path: str | None = setting(
         None, "fine-tune this saved pipeline (folder or Hub name); its text encoder, scheduler and data scale are kept"
@@ -102,6 +112,9 @@ class TrainConfig:
     caption_column: list[str] = setting(
         ["text"],
         "columns of captions, or templates ('{text}, {keywords}'); where a picture has several, one is drawn each time",
+    )
+    mask_column: str = setting(
+        "mask", "the column of class maps for --task segment: pictures of class numbers; of two, 255 is the second too"
     )
     caption_weights: list[float] | None = setting(
         None,
@@ -167,6 +180,13 @@ class TrainConfig:
     logit_std: float = setting(1.2, "standard deviation of log sigma", ABOVE_0, on_resume="branch")
     proportion_empty_prompts: float = setting(
         0.1, "share of captions that are dropped, from which guidance learns", SHARE, on_resume="branch"
+    )
+
+    proportion_empty_conditions: float = setting(
+        0.1,
+        "share of what is read beside the sample (--task) that is dropped, so that nothing is known",
+        SHARE,
+        on_resume="branch",
     )
 
     # Optimisation

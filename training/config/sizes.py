@@ -13,6 +13,7 @@ import torch
 
 from mezzotint import MezzotintUNetModel
 from mezzotint.models.blocks_mezzotint import downsample_factor
+from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import PATCH, at_least, at_most, known_arguments, number, shown
 from mezzotint_training.config.settings import TrainConfig
@@ -249,8 +250,7 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         return max(given["block_out_channels"])
 
     arguments = known_arguments(given, MezzotintUNetModel) | {
-        "in_channels": facts.channels,
-        "out_channels": facts.channels,
+        **tasks.channels(config, facts.channels),
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,
         "patch_size": patch,

@@ -19,9 +19,10 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment
 from mezzotint_training.data.captions import Captions, Choices, drawn
+from mezzotint_training.data.conditions import condition_of, sample_of
 from mezzotint_training.data.rows import NUMBER, cells, column
 from mezzotint_training.engine.progress import progress_bar
-from mezzotint_training.modalities.images import open_picture, read_header, read_picture
+from mezzotint_training.modalities.images import open_picture, read_header, read_mask, read_picture
 
 # Decoded pictures of a set that takes no more than this are kept in memory
 CACHE_BYTES = 2**31
@@ -59,7 +60,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         if channels not in (1, 3):
             raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
         self.rows, self.config, self.channels, self.size = rows, config, channels, size
-        self.cells = rows.select_columns(config.image_column)
+        self.cells = rows.select_columns(pixel_columns(config))
         self.captions = Captions(rows, config)
         self.numbers = column(rows, NUMBER).to_numpy() if NUMBER in rows.column_names else np.arange(len(rows))
         self.buckets = buckets or [size]
@@ -122,7 +123,8 @@ class CaptionedImages(torch.utils.data.Dataset):
         return open_picture(self.cells[index][self.config.image_column])
 
     def pixels(self, index: int) -> torch.Tensor | None:
-        """A row's picture as bytes (channels, height, width), or `None` for a bad row under `on_bad_row=skip`.
+        """A row's picture as bytes (channels, height, width), or `None` for a bad row under `on_bad_row=skip`. For
+        `task=segment` its class numbers are a last channel.
 
         Raises:
             UserError: for a bad picture under `on_bad_row=stop`, with its file or row.
@@ -132,8 +134,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         if index in self.faults:
             return None
         try:
-            cell = self.cells[index][self.config.image_column]
-            return read_picture(cell, self.channels, self.buckets[self.bucket[index]])
+            return read_pixels(self.config, self.cells[index], self.channels, self.buckets[self.bucket[index]])
         except ValueError as error:
             self._bad(index, str(error))
 
@@ -151,7 +152,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         for index in self.spread(limit):
             pixels = self.pixels(int(index))
             if pixels is not None:
-                x = pixels.double() / 127.5 - 1
+                x = pixels[: self.channels].double() / 127.5 - 1
                 total, square, count = total + x.mean((1, 2)), square + x.square().mean((1, 2)), count + 1
         mean = total / count
         std = (square / count - mean.square()).clamp(min=1e-4).sqrt()
@@ -179,6 +180,26 @@ class CaptionedImages(torch.utils.data.Dataset):
         return make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy) | {"bad": bad}
 
 
+def pixel_columns(config: TrainConfig) -> list[str]:
+    """The columns that pixels are read from."""
+    return [config.image_column, *([config.mask_column] if config.task == "segment" else [])]
+
+
+def read_pixels(config: TrainConfig, row: dict, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    """The pixels of a row's cells, as `CaptionedImages.pixels` has them.
+
+    Raises:
+        ValueError: for a picture or a class map that cannot be read, in one line.
+    """
+    picture = read_picture(row[config.image_column], channels, size)
+    if config.task != "segment":
+        return picture
+    try:
+        return torch.cat([picture, read_mask(row[config.mask_column], config.num_classes, size)])
+    except ValueError as error:
+        raise ValueError(f"its {config.mask_column}: {error}") from None
+
+
 def make_item(
     config: TrainConfig,
     epoch: int,
@@ -202,25 +223,29 @@ def make_item(
 
     Returns:
         a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` (a number in [0, 1)) and
-        `caption`; with `augment_probability`, `augment_labels` too.
+        `caption`; with `augment_probability`, `augment_labels` too, and for a task that reads one, `condition`.
     """
     generator = np.random.default_rng([config.seed, epoch, index, copy])  # which for copy 0 is that of the other three
     caption, dropped, flip, uniform, seed = generator.random(5).tolist()
     if config.random_flip and flip < 0.5:
         pixels = pixels.flip(-1)
-    sample = pixels.float().div_(127.5).sub_(1).sub_(mean).div_(std)
+    sample = sample_of(config, pixels, mean, std)
     text = "" if dropped < config.proportion_empty_prompts else drawn(captions, caption)
     item = {"caption": text, "uniform": uniform}
     if config.augment_probability > 0:
         sample, item["augment_labels"] = augment(sample, generator, config.augment_probability)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
+    condition = condition_of(config, sample, pixels, [config.seed, epoch, index, copy])
+    if condition is not None:
+        item["condition"] = condition
     return item | {"sample": sample, "noise": noise}
 
 
 def collate(items: list[dict]) -> dict:
-    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`; lists of
+    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels` and
+    `condition`; lists of
     `captions` and of `bad`, the lines on bad rows that were met."""
-    tensors = [name for name in ("sample", "noise", "augment_labels") if name in items[0]]
+    tensors = [name for name in ("sample", "noise", "augment_labels", "condition") if name in items[0]]
     return {
         **{name: torch.stack([item[name] for item in items]) for name in tensors},
         "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),

@@ -120,7 +120,8 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     rows, image, captions = splits[split], config.image_column, config.caption_column
     if rows.features is None:  # of a stream
         raise UserError(f"image_column {image!r} must hold pictures: got columns of unknown types")
-    for flag, entry in (("image_column", image), *(("caption_column", entry) for entry in captions)):
+    masks = [("mask_column", config.mask_column)] if config.task == "segment" else []
+    for flag, entry in (("image_column", image), *masks, *(("caption_column", entry) for entry in captions)):
         for name in columns_of(entry) if flag == "caption_column" else [entry]:
             if name not in rows.features:
                 what, hint = f"{flag} {entry!r}", ""
@@ -129,9 +130,10 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
                 elif flag == "caption_column" and rows.builder_name == "imagefolder":
                     hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
                 raise UserError(f"{what} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
-    feature = rows.features[image]
-    if not isinstance(feature, datasets.Image):
-        raise UserError(f"image_column {image!r} must hold pictures: got {feature}")
+    pictures = {"image_column": image} | ({"mask_column": config.mask_column} if config.task == "segment" else {})
+    for flag, name in pictures.items():
+        if not isinstance(feature := rows.features[name], datasets.Image):
+            raise UserError(f"{flag} {name!r} must hold pictures: got {feature}")
     for entry in captions:
         if is_template(entry):
             check_fields(entry, rows.features)
@@ -142,7 +144,9 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
             raise UserError(f"caption_column {entry!r} must hold text or lists of text: got {feature}")
     if isinstance(rows, datasets.Dataset):
         rows = composed(rows, captions)
-    return rows.cast_column(image, datasets.Image(decode=False))
+    for name in pictures.values():
+        rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
 
 
 def composed(rows: datasets.Dataset, entries: list[str]) -> datasets.Dataset:

@@ -27,9 +27,11 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
+from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.data import balance
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
-from mezzotint_training.data.dataset import CaptionedImages, collate
+from mezzotint_training.data.conditions import condition_of, sample_of
+from mezzotint_training.data.dataset import CaptionedImages, collate, pixel_columns
 from mezzotint_training.data.lint import lint
 from mezzotint_training.data.rows import cells, column, held_out, load_splits
 from mezzotint_training.data.streaming import CaptionedStream, Stream, load_stream
@@ -71,9 +73,8 @@ def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) 
     """
     first = first_picture(rows.known, config)
     saved = components["unet"].config if components else None
-    channels = (saved.in_channels if saved else config.unet.get("in_channels")) or (
-        1 if first.mode in ("1", "L", "I", "I;16") else 3
-    )
+    asked = config.unet.get("in_channels") if config.task == "text_to_image" else None
+    channels = (picture_channels(saved) if saved else asked) or (1 if first.mode in ("1", "L", "I", "I;16") else 3)
     height, width = picture_size(config, components, first)
     known = (tuple(saved.block_out_channels), saved.patch_size) if saved else ()
     return Facts(None if rows.stream is not None else len(rows.known), height, width, channels, *known)
@@ -88,6 +89,12 @@ def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]
     derived = derive(config, facts)
     config = applied(config, derived)
     level_factor(config, facts)
+    if config.task == "upscale" and (facts.height % config.scale or facts.width % config.scale):
+        raise UserError(
+            f"resolution must be a multiple of scale, {config.scale}, for upscaling: got {facts.height}x{facts.width}"
+        )
+    if config.task == "segment" and config.augment_probability > 0:
+        raise UserError("augment_probability would mix the classes of --task segment: leave one of the two out")
     return config, derived
 
 
@@ -106,7 +113,7 @@ def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
             _add_texts(captions, column(part, name))
         spread = np.linspace(0, len(part) - 1, min(len(part), FINGERPRINTED)).astype(int)
         spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
-        for cell in cells(part.select(spread), config.image_column):
+        for cell in itertools.chain(*(cells(part.select(spread), name) for name in pixel_columns(config))):
             content, path = cell["bytes"] or b"", Path(cell["path"] or "")
             with contextlib.suppress(OSError, ValueError):  # of a bad row
                 content = content or (path.read_bytes() if path.is_file() else b"")
@@ -261,8 +268,10 @@ def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
     for index in images.spread(count).tolist():
         pixels = images.pixels(index)
         if pixels is not None:
-            sample = (pixels.float() / 127.5 - 1 - images.mean) / images.std
-            items.append({"sample": sample, "caption": images.captions[index][0]})
+            sample = sample_of(images.config, pixels, images.mean, images.std)
+            item = {"sample": sample, "caption": images.captions[index][0]}
+            condition = condition_of(images.config, sample, pixels, [0, 0, index, 0], drop=False)
+            items.append(item if condition is None else item | {"condition": condition})
     return items
 
 

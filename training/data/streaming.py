@@ -21,10 +21,9 @@ from datasets.distributed import split_dataset_by_node
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.captions import choices, none_of
-from mezzotint_training.data.dataset import CaptionedImages, collate, make_item
+from mezzotint_training.data.dataset import CaptionedImages, collate, make_item, pixel_columns, read_pixels
 from mezzotint_training.data.rows import checked_split, held_out, load_splits
 from mezzotint_training.data.templates import columns_of, reader
-from mezzotint_training.modalities.images import read_picture
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
 FEW_FILES = 64
@@ -57,7 +56,7 @@ def load_stream(config: TrainConfig) -> Stream:
     for name, flag in asked.items():
         # a set on the Hub may come with threads that decode, which only `decode` takes off
         rows = checked_split(config, splits, flag, name).decode(False)
-        used = (config.image_column, *(name for entry in config.caption_column for name in columns_of(entry)))
+        used = (*pixel_columns(config), *(name for entry in config.caption_column for name in columns_of(entry)))
         kept = dict.fromkeys((*used, "__url__"))  # the last is the tar's name
         rows = rows.select_columns([column for column in kept if column in rows.features])
         if flag == "dataset_split" and config.max_train_samples is not None:
@@ -74,7 +73,7 @@ def _head(rows: datasets.IterableDataset, config: TrainConfig) -> datasets.Datas
     first = []
     try:
         for row in rows.take(min(HEAD_ROWS, config.shuffle_buffer_size)):
-            first.append(row | {config.image_column: _fetched(row[config.image_column])})
+            first.append(row | {name: _fetched(row[name]) for name in pixel_columns(config)})
     except Exception as error:  # see `load_splits`
         raise UserError(f"the set cannot be read from row {len(first)} on: {one_line(error)}") from None
     columns = {name: [row[name] for row in first] for name in rows.features or ()}
@@ -240,7 +239,8 @@ class CaptionedStream:
             message = f"caption in {where} {none_of(self.config, f'must be text: got {got!r}')}"
         else:
             try:
-                pixels = read_picture(_fetched(cell), self.channels, self.size)
+                cells = {name: _fetched(row[name]) for name in pixel_columns(self.config)}
+                pixels = read_pixels(self.config, cells, self.channels, self.size)
                 return make_item(self.config, epoch, index, pixels, captions, self.mean, self.std)
             except (ValueError, FileNotFoundError) as error:
                 message = f"picture in {where} cannot be read: {one_line(error)}"

@@ -51,6 +51,7 @@ def denoising_loss(
     encoder_hidden_states: torch.Tensor | None = None,
     encoder_attention_mask: torch.Tensor | None = None,
     augment_labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The simple loss of DDPM (eq. 14) on the scheduler's target, for each sample. On velocities, of data of unit
     variance, it has EDM's weighting: lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + 1) / sigma^2 is |v - v_0|^2.
@@ -63,6 +64,7 @@ def denoising_loss(
         timesteps (`torch.Tensor` of shape `(batch_size,)`): in `[0, num_train_timesteps - 1]`, fractional or not.
         encoder_hidden_states (`torch.Tensor`, *optional*): the text, with its `encoder_attention_mask`.
         augment_labels (`torch.Tensor`, *optional*): how each sample was augmented.
+        condition (`torch.Tensor` of shape `(batch_size, channels, *spatial)`, *optional*): what is known of each.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`: the mean squared error of each sample, in float32.
@@ -70,7 +72,7 @@ def denoising_loss(
     noisy = scheduler.add_noise(samples, noise, timesteps)  # the forward process, in closed form
     target = scheduler.get_target(samples, noise, timesteps)
     output = unet(
-        noisy,
+        noisy if condition is None else torch.cat([noisy, condition], dim=1),
         timesteps,
         encoder_hidden_states=encoder_hidden_states,
         encoder_attention_mask=encoder_attention_mask,
@@ -94,7 +96,7 @@ def training_loss(
         config: the run's settings, which say how noise levels are drawn.
         unet, scheduler: as of `denoising_loss`.
         batch: `sample` and `noise` of shape `(batch_size, channels, *spatial)`, `uniform` in [0, 1) of shape
-            `(batch_size,)`, `captions`, and `augment_labels` where samples are augmented.
+            `(batch_size,)`, `captions`, `augment_labels` where samples are augmented, and the `condition` of a task.
         encode: captions to `(encoder_hidden_states, encoder_attention_mask)`.
         accelerator: of the run.
 
@@ -114,4 +116,5 @@ def training_loss(
             encoder_hidden_states=text,
             encoder_attention_mask=mask,
             augment_labels=tensors.get("augment_labels"),
+            condition=tensors.get("condition"),
         )

@@ -74,6 +74,29 @@ def read_picture(cell: dict | None, channels: int, size: tuple[int, int]) -> tor
     return torch.from_numpy(array.copy()).permute(2, 0, 1)  # (C, H, W)
 
 
+def read_mask(cell: dict | None, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
+    """The class map of a cell as bytes (1, height, width), scaled and cropped as `read_picture` does the picture; no
+    class is mixed with another. Pixels are class numbers, and of two classes 255 is the second one too.
+
+    Raises:
+        ValueError: for one that cannot be read, has several channels or other numbers, in one line.
+    """
+    height, width = size
+    with _faults_in_one_line():
+        picture = open_picture(cell)
+        if picture.mode not in ("1", "L", "P"):
+            raise ValueError(f"a class map must have one channel of whole numbers up to 255: got mode {picture.mode}")
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint8))
+        if picture.size != (width, height):
+            picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.NEAREST)
+        classes = np.array(picture)
+        if num_classes == 2:
+            classes[classes == 255] = 1
+        if classes.max() >= num_classes:
+            raise ValueError(f"class numbers must be below num_classes, {num_classes}: got {classes.max()}")
+    return torch.from_numpy(classes)[None]
+
+
 def _opened(cell: dict | None, at_least: int | None = None) -> Image.Image:
     """A cell's picture with its header read and no more. One of so many pixels that Pillow warns of a decompression
     bomb (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million) is refused here, before it takes any memory."""
@@ -126,6 +149,12 @@ def _faults_in_one_line():
     except Exception as error:  # see open_picture
         line = re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split()))  # always the same for a picture
         raise ValueError(line[:300] or type(error).__name__) from None
+
+
+def as_picture(pixels: torch.Tensor) -> Image.Image:
+    """Bytes (channels, height, width) of 1 or 3 channels as a picture."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def unit(pixels: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import channels, condition
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.networks.adapters import add_adapters
@@ -24,18 +25,21 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)
-    given = {"spatial_dims": 2, "out_channels": data.channels, "cross_attention_dim": text_encoder.config.hidden_size}
+    text_dim = text_encoder.config.hidden_size
+    given = {"spatial_dims": 2, **channels(config, data.channels), "cross_attention_dim": text_dim}
+    if config.task == "text_to_image":
+        del given["in_channels"]  # which says the channels of the pictures
     for name, value in given.items():
         if config.unet.get(name, value) != value:
             raise UserError(f"the unet's {name} must be {value} for this data and text: got {config.unet[name]!r}")
-    mean, std = data.statistics()
+    mean, std = data.statistics() if config.task != "segment" else ([0.0], [1.0])
     arguments = {
-        "in_channels": data.channels,
-        "out_channels": data.channels,
-        "cross_attention_dim": text_encoder.config.hidden_size,
+        **channels(config, data.channels),
+        "cross_attention_dim": text_dim,
         "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
         "sample_mean": mean,
         "sample_std": std,
+        "condition": condition(config),
         **known_arguments(config.unet, MezzotintUNetModel),
     }
     try:

@@ -17,6 +17,7 @@ from mezzotint import hub, markdown
 from mezzotint.hub import is_path, public, signed
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.engine.files import write_text
 from mezzotint_training.metrics.table import table
 
@@ -130,13 +131,15 @@ def card_text(
         saved = json.loads(scheduler.read_text(encoding="utf-8"))
         schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    name = "lora.md.jinja" if settings.get("adapter") else "text_to_image.md.jinja"
+    task = TASKS[settings.get("task", "text_to_image")]
+    name = "lora.md.jinja" if settings.get("adapter") else task.card
     head = front_matter(settings, grid)
     card = template(name).render(
         **head.to_dict(),
         card_data=head.to_yaml(),
         name=os.path.basename(os.path.abspath(folder)),
         settings=settings,
+        task=task,
         metrics=metrics,
         grid=grid,
         evaluation=evaluation,
@@ -152,21 +155,22 @@ def card_text(
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """One of `model_cards/`, compiled once in a process."""
-    source = importlib.resources.files("mezzotint.model_cards").joinpath(name)
-    return jinja2.Template(source.read_text(encoding="utf-8"))
+    """One of `model_cards/`, compiled once in a process; those of the tasks fill in the first one's blocks."""
+    folder = importlib.resources.files("mezzotint.model_cards")
+    loader = jinja2.FunctionLoader(lambda other: folder.joinpath(other).read_text(encoding="utf-8"))
+    return jinja2.Environment(loader=loader).get_template(name)
 
 
 def front_matter(settings: dict[str, Any], grid: str | None) -> ModelCardData:
     """The card's front matter."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    dataset = settings.get("dataset_name")
+    dataset, task = settings.get("dataset_name"), TASKS[settings.get("task", "text_to_image")]
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=task.tag,
         license=settings.get("license"),
         datasets=[dataset] if dataset and dataset != "digits" and not is_path(dataset) else None,
         base_model=base if base and not is_path(base) else None,
-        tags=["mezzotint", "diffusion", "text-to-image", *(["lora"] if settings.get("adapter") else [])],
+        tags=["mezzotint", "diffusion", task.tag, *(["lora"] if settings.get("adapter") else [])],
         widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
     )

@@ -52,7 +52,7 @@ def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> l
     for setting, what in (("license", "under which licence the weights are"), ("dataset_license", "whose the data is")):
         if settings.get(setting) is None:
             found.append(Problem(f"the card will not say {what}: {setting} is not set", False))
-    if not settings.get("validation_prompts"):
+    if not settings.get("validation_prompts") and settings.get("task", "text_to_image") == "text_to_image":
         found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
     later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
     refused = refusals(name, f"---\n{front_matter(settings, None)}\n---\n", api)

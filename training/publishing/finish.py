@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
-from mezzotint import MezzotintPipeline, hub
+from mezzotint import hub
 from mezzotint_training.config.errors import CannotGoOn, one_line
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.files import aside, replacing, sync, write_text
@@ -27,41 +28,50 @@ from mezzotint_training.engine.report import Meter, finite
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.adapters import save_adapters
 from mezzotint_training.publishing import card
+from mezzotint_training.publishing.examples import Examples
 
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
 # weights in another number of files, and code of another version
 KIND = re.compile(r"(.+?)(?:_v[0-9a-f]{8}\.py|(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?)")
 
 
-def draw_samples(pipe, config: TrainConfig, output_dir: Path, step: int, accelerator: Accelerator) -> str | None:
-    """Draw the validation prompts, a column each, every row from its own noise; write the grid as PNG and to trackers.
+def draw_samples(
+    pipe, config: TrainConfig, shown: Examples, output_dir: Path, step: int, accelerator: Accelerator
+) -> str | None:
+    """Draw the examples, a column each, every row from its own noise, between what is given and the truth where there
+    are such; write the grid as PNG and to trackers.
 
     Returns:
         the PNG's path, relative to `output_dir`; `None` where the network draws nothing that is finite, which is said.
     """
     pipe.set_progress_bar_config(disable=True)
-    prompts, rows = config.validation_prompts, config.num_validation_images
+    rows = config.num_validation_images
     images = []
     try:
         for row in range(rows):
             with torch.autocast(accelerator.device.type, enabled=False):
-                images += pipe(
-                    prompts,
+                (drawn, *_) = pipe(
+                    shown.prompts,
+                    **shown.inputs,
                     num_inference_steps=config.num_inference_steps,
                     guidance_scale=config.guidance_scale,
-                    generator=[torch.Generator().manual_seed(config.seed + row) for _ in prompts],
-                ).images
+                    generator=[torch.Generator().manual_seed(config.seed + row) for _ in shown.prompts],
+                    return_dict=False,
+                )
+                images += drawn
     except ValueError as error:
         accelerator.print(f"the validation prompts are not drawn at step {step}: {one_line(error)}")
         return None
     name = f"samples/step-{step:06d}.png"
     if not accelerator.is_main_process:  # of a sharded network, which all must call
         return name
+    rows = rows + bool(shown.given) + bool(shown.truth)
+    images = [*shown.given, *images, *shown.truth]
     scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
     size = [scale * x for x in images[0].size]
-    shown = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
-    shown = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in shown]
-    grid = make_image_grid(shown, rows=rows, cols=len(prompts))
+    cells = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
+    cells = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in cells]
+    grid = make_image_grid(cells, rows=rows, cols=len(shown.prompts))
     (output_dir / "samples").mkdir(exist_ok=True)
     new = aside(output_dir, "samples.png")
     grid.save(new, "PNG")
@@ -124,7 +134,12 @@ def figures(
 
 
 def finish(
-    pipe: MezzotintPipeline, config: TrainConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator
+    pipe: DiffusionPipeline,
+    config: TrainConfig,
+    output_dir: Path,
+    metrics: dict[str, Any],
+    accelerator: Accelerator,
+    shown: Examples,
 ) -> dict[str, Any]:
     """Write the finished pipeline, or its adapters, and its figures; load it back as a stranger would; draw the card's
     pictures; upload. Whenever it is interrupted, the folder holds the pipeline that was there, or the new one, or one
@@ -133,6 +148,7 @@ def finish(
     Args:
         pipe: with the weights to publish.
         metrics: what `figures` returned; of a finished run that is run again (`updates` 0), what is there stays.
+        shown: what to draw.
 
     Returns:
         the figures that are in `metrics.json`.
@@ -154,16 +170,16 @@ def finish(
         if again and (output_dir / "scheduler").is_dir():  # which may have been fitted to these weights since
             pipe.scheduler = type(pipe.scheduler).from_pretrained(output_dir / "scheduler")
         pipe.save_pretrained(new)
-        loaded, index = MezzotintPipeline.from_pretrained(new), MezzotintPipeline.config_name
+        loaded, index = type(pipe).from_pretrained(new), type(pipe).config_name
     else:
         index = save_adapters(new, pipe.unet, pipe.text_encoder).name
-        loaded = MezzotintPipeline.from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
+        loaded = type(pipe).from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
         loaded.load_lora_weights(new)
         loaded.unet.register_to_config(sample_size=pipe.unet.config.sample_size)  # that the adapters were trained at
     loaded.to(accelerator.device)
     grid = None
-    if config.validation_prompts:
-        grid = draw_samples(loaded, config, output_dir, metrics["steps"], accelerator)
+    if shown.prompts:
+        grid = draw_samples(loaded, config, shown, output_dir, metrics["steps"], accelerator)
     # Of a row that was left out its number is published, not the path of its picture
     if found := (metrics.get("plan") or {}).get("data"):
         found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]

@@ -31,9 +31,9 @@ SOURCE = Path(__file__).read_bytes()
 class MezzotintInpaintPipeline(
     MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
 ):
-    """Inpainting and outpainting, better with weights that are trained for it (`train.py --task inpaint`). Its components
-    are described at `MezzotintSamplingMixin`; `MezzotintInpaintPipeline.from_pipe(pipe)` takes those of a pipeline of
-    another task."""
+    """Inpainting and outpainting, with any weights, and with better ones that are trained for it (`train.py --task
+    inpaint`). Its components are described at `MezzotintSamplingMixin`; `MezzotintInpaintPipeline.from_pipe(pipe)`
+    takes those of a pipeline of another task."""
 
     pipeline_tag = "image-to-image"
 

@@ -40,8 +40,8 @@ class MezzotintSegmentOutput(BaseOutput):
             shape `(pictures, height, width)`, int64): the likeliest class of each pixel.
         probabilities (`np.ndarray`, or `torch.Tensor` for `output_type="pt"`, of shape `(pictures, classes, height,
             width)`): the share of the drawings in which a pixel is of a class.
-        uncertainty (`np.ndarray` or `torch.Tensor` of shape `(pictures, height, width)`): in [0, 1], the entropy of these
-            shares, 1 where all classes are alike.
+        uncertainty (`np.ndarray` or `torch.Tensor` of shape `(pictures, height, width)`): in [0, 1], the entropy of
+            these shares, 1 where all classes are alike.
     """
 
     prediction: Any
@@ -167,7 +167,8 @@ class MezzotintSegmentPipeline(
 
 
 def _painted(classes: np.ndarray, num_classes: int) -> Image.Image:
-    """A map of class numbers as a picture: the first class is black, of two the other is white, of more each has a hue."""
+    """A map of class numbers as a picture: the first class is black, of two the other is white, of more each has a
+    hue."""
     colours = [(0, 0, 0), (255, 255, 255)]
     if num_classes > 2:
         hues = [colorsys.hsv_to_rgb(i / (num_classes - 1), 0.8, 1.0) for i in range(num_classes - 1)]

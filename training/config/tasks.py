@@ -1,0 +1,52 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What a task is, a line each: its pipeline, its card and its column. What a network reads for it beside the sample is
+made in `data/conditions.py`."""
+
+from typing import Any, NamedTuple
+
+from mezzotint.pipelines.conditions_mezzotint import class_bits
+from mezzotint_training.config.settings import TrainConfig
+
+
+class Task(NamedTuple):
+    """
+    Attributes:
+        pipeline: the name of its class in `mezzotint`.
+        tag: its name on the Hub.
+        card: its template in `model_cards/`.
+        given: what the trained network is given, in words; empty where that is the text alone.
+    """
+
+    pipeline: str
+    tag: str
+    card: str
+    given: str = ""
+
+
+TASKS = {
+    "text_to_image": Task("MezzotintPipeline", "text-to-image", "text_to_image.md.jinja"),
+    "inpaint": Task("MezzotintInpaintPipeline", "image-to-image", "inpaint.md.jinja", "pictures with a hole"),
+    "upscale": Task("MezzotintUpscalePipeline", "image-to-image", "upscale.md.jinja", "small pictures"),
+    "segment": Task("MezzotintSegmentPipeline", "image-segmentation", "segment.md.jinja", "pictures"),
+}
+
+
+def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
+    """The U-Net's `in_channels` and `out_channels` for pictures of so many channels."""
+    drawn = class_bits(config.num_classes) if config.task == "segment" else pictures
+    beside = 0 if config.task == "text_to_image" else pictures + 1  # a picture, and how little is known of it
+    return {"in_channels": drawn + beside, "out_channels": drawn}
+
+
+def picture_channels(unet: Any) -> int:
+    """The channels of the pictures that a U-Net of this config is trained on."""
+    task = (unet.get("condition") or {}).get("task")
+    return unet.in_channels - unet.out_channels - 1 if task == "segment" else unet.out_channels
+
+
+def condition(config: TrainConfig) -> dict[str, Any] | None:
+    """What a U-Net's config says of the task, of one that reads a condition."""
+    if config.task == "text_to_image":
+        return None
+    about = {"upscale": {"scale": config.scale}, "segment": {"num_classes": config.num_classes}}
+    return {"task": config.task, **about.get(config.task, {})}
