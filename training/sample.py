@@ -133,7 +133,7 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
         if "scale" in given and given["scale"] != trained["scale"]:
             raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {args.scale}")
-        pipe = cls.from_pipe(pipe)
+        pipe = cls(**pipe.components)
         names = {"mask": "mask_image"}
         task = {names.get(name, name): given[name] for name in takes if name in given and name not in pictures}
         task |= {names.get(name, name): picture for name, picture in pictures.items()}

@@ -36,7 +36,8 @@ def widened(unet: MezzotintUNetModel, config: TrainConfig) -> MezzotintUNetModel
     """The same network with the input channels of the task, whose weights are zero (as Stable Diffusion's inpainting
     began), and where there is a linear skip with gains of zero."""
     shape = tasks.channels(config, unet.config.out_channels) | {"condition": tasks.condition(config)}
-    new = type(unet).from_config({**unet.config, **shape}).to(unet.dtype)
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}  # which ones are defaults
+    new = type(unet)(**config | shape).to(unet.dtype)
     old, weights = unet.state_dict(), new.state_dict()
     for name, weight in weights.items():
         if name == "conv_in.weight":
