@@ -35,7 +35,7 @@ def test_every_task_is_a_setting():
 @pytest.mark.parametrize("task", LEARNED)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(runs, tmp_path, task):
     shutil.copytree(runs[task] / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
-    assert_same_end(trained(tmp_path / "run", task=task, **LONG, **SHOWN), runs[task])
+    assert_same_end(trained(tmp_path / "run", task=task, resume_from_checkpoint="latest", **LONG, **SHOWN), runs[task])
 
 
 @pytest.mark.parametrize("task", LEARNED)
