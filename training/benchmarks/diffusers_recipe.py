@@ -65,7 +65,8 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
 
     Args:
         config: the settings of a run of `train.py` on square pictures from a `train_data_dir`.
-        cached_text: encode each caption once, before the first step, which the script does not do (a frozen encoder).
+        cached_text: encode each caption once, before the first step, which the script does not do (a frozen encoder);
+            with `cache_dir` once for all runs of a benchmark, which are of one set and one encoder.
         stock_unet: `config.unet` are the arguments of diffusers' U-Net, which predicts the noise; and captions are
             dropped as guidance needs it, which the script's elder brother for SDXL does.
     """
@@ -122,7 +123,14 @@ def train(config: TrainConfig, cached_text: bool = False, stock_unet: bool = Fal
     if cached_text:
         captions = {text for row in texts(rows) for _, some in row for text in some}
         captions |= {""} if stock_unet else set()
-        hidden = dict(zip(sorted(captions), padded_states(text_encoder, tokenizer, sorted(captions)), strict=True))
+        kept = Path(config.cache_dir, "padded.pt") if config.cache_dir else None
+        if kept is not None and kept.is_file():
+            hidden = torch.load(kept)
+        else:
+            hidden = dict(zip(sorted(captions), padded_states(text_encoder, tokenizer, sorted(captions)), strict=True))
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(hidden, kept)
 
     def preprocess(examples: dict) -> dict:
         captions = [drawn(row, random.random()) for row in texts(examples)]

@@ -131,6 +131,7 @@ def prepare(name: str, data: str | None, folder: Path, text: str | None = None) 
         train_data_dir=data, resolution=[scale.size], unet=scale.ours, num_validation_samples=0, report_to="none",
         text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=32,
         text_encoder_name_or_path=str(folder / "text"), checkpointing_steps=10**6, validation_steps=10**6,
+        cache_dir=str(folder / "cache"),
         **scale.settings,
     )  # fmt: skip
     if not (folder / "text").is_dir():
