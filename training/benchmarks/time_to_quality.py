@@ -15,8 +15,9 @@ trained on the real training split (`quality.py`). It is taken of the peer's ave
 at the end of runs of that length.
 
 Time is processor time of a run with --threads threads, from reading the data to the last update; wall time is shown
-beside it. Captions are encoded once for all runs of a side, before the first that counts. The ratio is that of the time at which ours is as good as the peer at its end, between two runs by
-interpolation on logarithms, for each seed; its interval is Student's.
+beside it. Captions are encoded once for all runs of a side, before the first that counts. The ratio is that of the time
+at which ours is as good as the peer at its end, between two runs by interpolation on logarithms, for each seed; its
+interval is Student's.
 """
 
 import argparse
