@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from mezzotint import MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.config import tasks
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.recipe import RECIPES, recipes
 from mezzotint_training.config.rules import known_arguments
@@ -26,16 +27,18 @@ def settings_of(recipe: str) -> TrainConfig:
 @pytest.mark.parametrize("recipe", recipes())
 def test_its_networks_fit_together(recipe):
     settings = settings_of(recipe)
+    shape = tasks.channels(settings, 3)
     with torch.device("meta"):
         text_encoder, tokenizer = new_text_encoder(settings)
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
-        unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments)
+        unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments, **shape)
         height, width = picture_size(settings, None, Image.new("RGB", (8, 8)))
         level_factor(settings, Facts(None, height, width, 3))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
-        assert unet(torch.zeros(2, 3, height, width), torch.zeros(2), text).sample.shape == (2, 3, height, width)
+        found = unet(torch.zeros(2, shape["in_channels"], height, width), torch.zeros(2), text).sample
+        assert found.shape == (2, shape["out_channels"], height, width)
     MezzotintScheduler(**known_arguments(settings.scheduler, MezzotintScheduler))
-    longest = max(len(tokenizer(prompt).input_ids) for prompt in settings.validation_prompts)
+    longest = max((len(tokenizer(prompt).input_ids) for prompt in settings.validation_prompts), default=0)
     assert longest <= settings.max_text_length
 
 

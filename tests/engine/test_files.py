@@ -21,6 +21,7 @@ from mezzotint_training.config.errors import CannotGoOn, UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import files as writing
 from mezzotint_training.engine.files import hold, write_text
+from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import finish
 
 forked = multiprocessing.get_context("fork")
@@ -180,7 +181,7 @@ def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(m
         with hold(folder):
             writing.clear(folder)
             (folder / "recipe.yaml").write_text(config.to_yaml())
-            finish(pipe, config, folder, METRICS | {"steps": steps}, accelerator)
+            finish(pipe, config, folder, METRICS | {"steps": steps}, accelerator, Examples([]))
 
     def killed(folder: Path, moment: int, events) -> None:
         def count(event: str, _) -> None:
@@ -238,7 +239,7 @@ def test_an_old_pipeline_in_other_files_leaves_none_behind(make_pipe, tmp_path):
     users = ("notes_v01234567.py", "unet/my.safetensors", "unet/notes.txt")
     for name in (*stale, *users):
         (tmp_path / name).write_text("there")
-    finish(make_pipe(), config, tmp_path, METRICS | {"steps": 6}, accelerator)
+    finish(make_pipe(), config, tmp_path, METRICS | {"steps": 6}, accelerator, Examples([]))
     assert not any((tmp_path / name).exists() for name in stale)
     assert all((tmp_path / name).read_text() == "there" for name in users)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}

@@ -373,15 +373,18 @@ def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch
     assert inner.square().mean().item() == pytest.approx((1 + 1 / (27 * patch**2)) / 3, rel=0.05)
 
 
+LATER = ["patch_size", "linear_skip_size", "condition"]  # arguments that older configs do not have
+
+
 def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
     unet = make_unet()
-    config = {name: value for name, value in unet.config.items() if name not in ("patch_size", "linear_skip_size")}
+    config = {name: value for name, value in unet.config.items() if name not in LATER}
     old = MezzotintUNetModel.from_config(config).eval()
     old.load_state_dict(unet.state_dict())
     assert old.config.patch_size == 1 and torch.equal(old(**inputs()).sample, unet(**inputs()).sample)
     assert old.config.linear_skip_size is None and old.linear_skip is None
     order = list(inspect.signature(MezzotintUNetModel).parameters)
-    assert order[-2:] == ["patch_size", "linear_skip_size"]  # what is passed in order stays
+    assert order[-3:] == LATER  # what is passed in order stays
 
 
 @pytest.mark.parametrize("dims, block", [(1, 4), (2, 2), (2, 4), (3, 2)])
@@ -416,13 +419,17 @@ def test_the_basis_of_a_linear_skip_is_the_cosine_transform():
 
 @torch.no_grad()
 def test_a_linear_skip_hands_on_the_channels_that_are_predicted():
-    """Where the gains are one, it is the identity on as many channels as there are in and out."""
-    for channels in (2, 6):
+    """Where the gains are one, it is the identity on as many channels as there are in and out, and adds the channels of
+    a picture beside the sample to these."""
+    for channels in (2, 3, 6):
         unet = MezzotintUNetModel(**TINY | {"in_channels": 4, "out_channels": channels, "linear_skip_size": 2})
         unet.linear_skip.gain.bias.fill_(1)
         kwargs = inputs() | {"sample": randn(2, 4, 8, 8)}
         output = unet(**kwargs).sample
-        close(output[:, :4], kwargs["sample"][:, :channels])
+        expected = kwargs["sample"][:, :channels].clone()
+        if channels < 4:
+            expected[:, : 4 - channels] += kwargs["sample"][:, channels:]
+        close(output[:, :4], expected)
         assert not output[:, 4:].any()
 
 
@@ -1065,8 +1072,8 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"transformer_layers_per_block": (1,)}, "one entry for each of block_out_channels: got 1 for 2"),
         ({"block_out_channels": (16, 30)}, r"multiples of norm_num_groups \(4\).*: got 30"),
         ({"attention_head_dim": 12}, r"of attention_head_dim \(12\): got 16"),
-        ({"sample_mean": (0.0, 0.0)}, r"sample_mean needs 1 or in_channels \(3\) values: got 2"),
-        ({"sample_std": ()}, r"sample_std needs 1 or in_channels \(3\) values: got 0"),
+        ({"sample_mean": (0.0, 0.0)}, r"sample_mean needs 1 or out_channels \(3\) values: got 2"),
+        ({"sample_std": ()}, r"sample_std needs 1 or out_channels \(3\) values: got 0"),
         ({"sample_std": (1.0, 0.0, 1.0)}, r"sample_std must be positive and at most 1e6: got \(1.0, 0.0, 1.0\)"),
         ({"sample_std": (1e12,)}, "sample_std must be positive and at most 1e6: got"),
         ({"sample_std": (1e-300,)}, r"sample_std must be positive and at most 1e6: got \(1e-300,\)"),

@@ -149,7 +149,7 @@ def test_pictures_of_every_kind_start_alike(make_img2img):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_every_kind_are_read_alike(make_img2img, channels):
     """Grey, coloured and with transparency, without a warning."""
-    pipe = make_img2img(in_channels=channels)
+    pipe = make_img2img(in_channels=channels, out_channels=channels)
     array = np.random.default_rng(0).integers(0, 256, (2, 8, 8, channels), dtype=np.uint8)
     tensor = torch.from_numpy(array).movedim(-1, 1) / 255
     pil = [Image.fromarray(x.squeeze()) for x in array]

@@ -295,7 +295,7 @@ class GaussianUNet(torch.nn.Module):
             "sample_mean": (0.0,),
             "sample_std": (1.0,),
         }
-        size = {"sample_size": tuple(mean.shape[1:]), "in_channels": len(mean)}
+        size = {"sample_size": tuple(mean.shape[1:]), "in_channels": len(mean), "out_channels": len(mean)}
         self.config = SimpleNamespace(**defaults | size | config)
         a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
         self.log_sigmas = 0.5 * np.log((1 - a) / a)

@@ -62,10 +62,10 @@ from mezzotint_training.modalities.images import as_picture, unit
 
 UNET = {
     "patch_size": 2,
-    "block_out_channels": [64, 96, 160],
+    "block_out_channels": [32, 64, 128],
     "transformer_layers_per_block": [0, 0, 1],
     "layers_per_block": 1,
-    "norm_num_groups": 16,
+    "norm_num_groups": 8,
     "attention_head_dim": 32,
     "linear_skip_size": 4,
 }

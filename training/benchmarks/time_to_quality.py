@@ -138,6 +138,9 @@ def measure(args: argparse.Namespace, log: Log, root: Path, output: Path) -> Non
         if "seed" in what:
             show(found, judge, output / f"{args.scale}-peer-{config.seed}.png")
 
+    for side, config in (("peer", peer), ("ours", ours)):  # whose captions are encoded here, if they are frozen
+        run(side, replace(config, max_train_steps=1, logging_steps=1, output_dir=str(root / f"{side}-first")), threads)
+
     # 1. The peer's batch and learning rate, by a seed that is used for nothing else; and whether it had better end at
     # zero. A run of any batch has the same time
     steps = {}

@@ -106,7 +106,7 @@ class MezzotintInputsMixin:
     def trained_for(self) -> dict[str, Any]:
         """What the U-Net's config says of the task that it is trained for: its name as `task`, and what goes with it;
         `{"task": "text_to_image"}` where it says nothing."""
-        return dict(self.unet.config.get("condition") or {"task": "text_to_image"})
+        return dict(getattr(self.unet.config, "condition", None) or {"task": "text_to_image"})
 
     def check_guidance(self, guidance: MezzotintGuidance) -> None:
         """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""
