@@ -83,7 +83,8 @@ def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
         (["{tmp}/tiny", "a", "--image", "{tmp}/none.png"], "image {tmp}/none.png"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/tiny/model_index.json"], "image {tmp}/tiny/model_index.json"),
         (["{tmp}/tiny", "a", "--image", "x", "--height", "8"], "leave one of --height and --image out"),
-        (["{tmp}/tiny", "a", "--image", "x", "--strength", "0"], "strength must be above 0 and up to 1: got 0"),
+        (["{tmp}/tiny", "a", "--image", "x", "--strength", "1.5"], "strength must be in [0, 1]: got 1.5"),
+        (["{tmp}/tiny", "a", "--image", "{tmp}/moving.gif"], "it has several frames: give one of them"),
         (["{tmp}/none/at/all", "a"], "{tmp}/none/at/all"),
         (["{tmp}", "a"], "model_index.json"),
         (["{tmp}/tiny", "a", "--num_inference_steps", "1001"], "num_inference_steps must be in [1, 1000]: got 1001"),
@@ -91,6 +92,8 @@ def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(folder, tmp_path, capsys, argv, words):
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 255)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     before = sorted(tmp_path.rglob("*"))
     assert sample(*(x.format(tmp=tmp_path) for x in argv)) == 2
     err = capsys.readouterr().err

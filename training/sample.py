@@ -26,8 +26,8 @@ from mezzotint import (
 )
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SIDE, Rule, at_least, at_most, writable_file
-from mezzotint_training.modalities.images import EXTENSIONS, open_picture
+from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SHARE, SIDE, Rule, at_least, at_most, writable_file
+from mezzotint_training.modalities.images import EXTENSIONS, open_picture, read_header
 from mezzotint_training.networks.saved import load_pipeline
 
 # What an image is for, by what it is given with and by what the weights are trained for, and what goes with it
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.number(
         "strength",
         float,
-        Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
+        SHARE,
         help="part of the steps that is taken from the picture on; by default 0.8, and 1 with a mask",
     )
     parser.number(
@@ -174,7 +174,10 @@ def read(name: str, path: str) -> Image.Image:
         UserError: for a file that is not there, or holds no picture.
     """
     with loading(f"{name} {path}"):
-        return open_picture({"bytes": Path(path).read_bytes(), "path": None})
+        cell = {"bytes": Path(path).read_bytes(), "path": None}
+        if read_header(cell).animated:
+            raise ValueError("it has several frames: give one of them")
+        return open_picture(cell)
 
 
 if __name__ == "__main__":

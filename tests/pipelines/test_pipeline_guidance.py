@@ -33,8 +33,8 @@ class Affine(torch.nn.Module):
         super().__init__()
         self.gain, self.dtype, self.device, self.batches = gain, torch.float32, torch.device("cpu"), []
         self.config = SimpleNamespace(
-            sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), cross_attention_dim=16, sample_mean=(0.0,),
-            sample_std=(1.0,),
+            sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), cross_attention_dim=16,
+            sample_mean=(0.0,), sample_std=(1.0,),
         )  # fmt: skip
 
     def forward(self, sample, timestep, encoder_hidden_states=None, encoder_attention_mask=None, return_dict=True):
@@ -334,8 +334,8 @@ class Normal(torch.nn.Module):
         super().__init__()
         self.prediction_type, self.dtype, self.device = prediction_type, torch.float32, torch.device("cpu")
         self.config = SimpleNamespace(
-            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), cross_attention_dim=None, sample_mean=(0.0,),
-            sample_std=(1.0,),
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), cross_attention_dim=None,
+            sample_mean=(0.0,), sample_std=(1.0,),
         )  # fmt: skip
         self.scheduler = MezzotintScheduler()
 

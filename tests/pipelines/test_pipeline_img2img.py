@@ -2,6 +2,7 @@
 of timesteps and a network whose predictions are known in closed form."""
 
 import inspect
+import io
 import warnings
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from PIL import Image
 from test_pipeline_mezzotint import PROMPT, close, draw, encode, seeded
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.modalities.images import read_picture
 
 TABLE = {"num_inference_steps": 4, "guidance_scale": 2.0, "taus": [990.5, 700.25, 400.5, 100.0]}
 TABLE |= {"sigmas": [100.0, 5.0, 1.0, 0.2], "coefficients": [[0.7, 0.6], [0.1, 0.9], [0.5, 0.4], [0.0, 1.0]]}
@@ -67,14 +69,29 @@ def test_steps_are_those_that_stable_diffusion_takes(make_img2img, picture, name
 
 @pytest.mark.parametrize("tables", [None, [TABLE]])
 @pytest.mark.parametrize("interval", [None, (0.5, 50.0)])
-def test_full_strength_is_text_to_image_of_the_noised_picture(make_pipe, picture, tables, interval):
+def test_full_strength_is_text_to_image(make_pipe, picture, tables, interval):
     pipe = make_pipe(scheduler=MezzotintScheduler(fitted_schedules=tables))
     img2img = MezzotintImg2ImgPipeline.from_pipe(pipe)
     drawn = draw(img2img, image=picture, strength=1.0, guidance_interval=interval)
-    noise = torch.randn(1, 3, 8, 8, generator=seeded(0))
-    noised = pipe.scheduler.add_noise(2 * picture - 1, noise, pipe.scheduler.timesteps[:1])
-    assert torch.equal(drawn, draw(pipe, latents=noised, guidance_interval=interval))
-    assert img2img.num_timesteps == 4
+    assert torch.equal(drawn, draw(pipe, guidance_interval=interval)) and img2img.num_timesteps == 4
+
+
+def test_no_strength_gives_the_picture_back_to_the_bit(make_img2img):
+    pipe = make_img2img(sample_mean=(0.1, 0.2, 0.3), sample_std=(0.4,), patch_size=2)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    for back in pipe("a red boot", Image.fromarray(pixels), strength=0, num_images_per_prompt=2).images:
+        np.testing.assert_array_equal(back, pixels)
+
+
+def test_what_is_transparent_lies_on_white_as_in_training(make_img2img):
+    array = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    array[:4, :, 3] = 0
+    (back,) = make_img2img()("a red boot", Image.fromarray(array, "RGBA"), strength=0).images
+    content = io.BytesIO()
+    Image.fromarray(array, "RGBA").save(content, "PNG")
+    trained = read_picture({"bytes": content.getvalue(), "path": None}, 3, (8, 8))
+    np.testing.assert_array_equal(np.asarray(back), trained.permute(1, 2, 0))
+    assert (np.asarray(back)[:4] == 255).all()
 
 
 def test_a_fitted_schedule_is_begun_in_its_middle(make_img2img, picture):
@@ -174,7 +191,8 @@ def test_pictures_of_a_prompt_and_lists_of_generators(make_img2img, picture):
 @pytest.mark.parametrize(
     ("kwargs", "rule"),
     [
-        ({"strength": 0}, "strength must be a number above 0 and up to 1: got 0"),
+        ({"strength": 1.01}, r"strength must be a number in \[0, 1\]: got 1.01"),
+        ({"strength": float("nan")}, r"strength must be a number in \[0, 1\]: got nan"),
         ({"strength": "a"}, "strength must be a number .*: got 'a'"),
         ({"strength": 0.1}, "strength must leave one of 4 steps, at least 0.25: got 0.1"),
         ({"image": None}, "image must be a picture, an array or a tensor, or a list of them: got None"),

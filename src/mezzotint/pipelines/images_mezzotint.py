@@ -85,4 +85,12 @@ def _alike(name: str, images: Any, mode: str) -> list[Any]:
         raise ValueError(f"{name} must be a picture, an array or a tensor, or a list of them: got {_shown(given)}")
     if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
         raise ValueError(f"all pictures of {name} must have one size: got {sorted(sizes)}")
-    return [x.convert(mode) for x in images] if kinds == {Image.Image} else images
+    return [_opaque(x, mode) for x in images] if kinds == {Image.Image} else images
+
+
+def _opaque(picture: Image.Image, mode: str) -> Image.Image:
+    """A picture in a `mode`; where that knows no transparency, on white, as training has it."""
+    if mode != "RGBA" and picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert(mode)

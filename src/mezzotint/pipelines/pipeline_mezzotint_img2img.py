@@ -70,9 +70,10 @@ class MezzotintImg2ImgPipeline(
             image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
                 `(pictures, channels, height, width)`, both in [0, 1], or a list): what to start from: one, or one for
                 each prompt, all of one size, which is that of the result.
-            strength (`float`): above 0 and up to 1, the part of the steps that is taken: the last `int(steps *
-                strength)`, from the noise level where they begin. 1 keeps next to nothing of the picture. A fitted
-                schedule gives its timesteps only, unless it is begun at its start.
+            strength (`float`): in [0, 1], the part of the steps that is taken: the last `int(steps * strength)`, from
+                the noise level where they begin. 0 gives the picture back as it is, 1 is text to image (with custom
+                timesteps it is mixed with noise at the first of them). A fitted schedule gives its timesteps only,
+                unless it is begun at its start.
             num_inference_steps (`int`): denoising steps at strength 1.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that the
                 pictures are mixed with.
@@ -96,8 +97,8 @@ class MezzotintImg2ImgPipeline(
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
-        if not _is_number(strength) or not 0 < strength <= 1:
-            raise ValueError(f"strength must be a number above 0 and up to 1: got {_shown(strength)}")
+        if not _is_number(strength) or not 0 <= strength <= 1:
+            raise ValueError(f"strength must be a number in [0, 1]: got {_shown(strength)}")
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback)
         self.check_guidance(guidance)
         self.check_text(*text)
@@ -112,19 +113,25 @@ class MezzotintImg2ImgPipeline(
         prompts = batch_size // num_images_per_prompt
         image = self.for_each("image", image, prompts, num_images_per_prompt)
 
-        # 4. Choose the timesteps; the pictures are noised to the level of the first one
-        schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, spatial, generator, latents)
-        latents = run.encode(image.to(noise), noise.shape[2:])
-        latents = run.scheduler.add_noise(latents, noise, schedule[:1].expand(batch_size))
+        image = image.to(noise)
+        latents = run.encode(image, noise.shape[2:])
+        if strength > 0:
+            # 4. Choose the timesteps; the pictures are noised to the level of the first one
+            schedule = run.choose_timesteps(guidance, *steps, strength)
+            if strength == 1 and timesteps is None and sigmas is None:  # of the picture nothing is left
+                latents = noise * run.scheduler.init_noise_sigma
+            else:
+                latents = run.scheduler.add_noise(latents, noise, schedule[:1].expand(batch_size))
 
-        # 5. Denoise
-        latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
+            # 5. Denoise
+            latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
+            image = self.decode(latents, spatial)
 
         # 6. Back to pixels
         images = latents
         if output_type != "latent":
-            images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
+            images = self.image_processor.postprocess(image, output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
