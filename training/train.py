@@ -109,7 +109,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
 
     # 2. The models, what trains them, and how they are looked at
     torch.manual_seed(config.seed)
-    components = components or new_components(config, source.data)
+    components = components or new_components(config, source.data, source.attributes)
     height, width = source.data.size
     components["unet"].register_to_config(sample_size=height if height == width else (height, width))
     source.normalise(components["unet"].config)

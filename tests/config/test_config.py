@@ -342,7 +342,7 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     otherwise."""
     on_resume = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(TrainConfig)}
     assert {name for name, how in on_resume.items() if how == "same"} == {
-        "task", "scale", "num_classes", "mask_column",
+        "task", "scale", "num_classes", "mask_column", "label_column", "attribute_columns",
         "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",
         "max_text_length", "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers",
         "dataset_name", "dataset_config_name", "dataset_split", "image_column", "caption_column", "balance_column",
@@ -354,7 +354,7 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     assert {name for name, how in on_resume.items() if how == "branch"} == {
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
         "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts", "on_bad_row",
-        "proportion_empty_conditions",
+        "proportion_empty_conditions", "proportion_empty_attributes",
         "weighting_scheme", "logit_mean", "logit_std", "caption_weights", "balance_power",
     }  # fmt: skip
     assert set(on_resume.values()) == {"same", "branch", "free"}

@@ -373,7 +373,7 @@ def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch
     assert inner.square().mean().item() == pytest.approx((1 + 1 / (27 * patch**2)) / 3, rel=0.05)
 
 
-LATER = ["patch_size", "linear_skip_size", "condition"]  # arguments that older configs do not have
+LATER = ["patch_size", "linear_skip_size", "condition", "attributes"]  # arguments that older configs do not have
 
 
 def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
@@ -384,7 +384,7 @@ def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
     assert old.config.patch_size == 1 and torch.equal(old(**inputs()).sample, unet(**inputs()).sample)
     assert old.config.linear_skip_size is None and old.linear_skip is None
     order = list(inspect.signature(MezzotintUNetModel).parameters)
-    assert order[-3:] == LATER  # what is passed in order stays
+    assert order[-4:] == LATER  # what is passed in order stays
 
 
 @pytest.mark.parametrize("dims, block", [(1, 4), (2, 2), (2, 4), (3, 2)])

@@ -113,6 +113,10 @@ class TrainConfig:
         ["text"],
         "columns of captions, or templates ('{text}, {keywords}'); where a picture has several, one is drawn each time",
     )
+    label_column: str | None = setting(
+        None, "a column of classes that the network reads beside the caption: names, or whole numbers"
+    )
+    attribute_columns: list[str] = setting([], "columns of numbers that the network reads beside the caption")
     mask_column: str = setting(
         "mask", "the column of class maps for --task segment: pictures of class numbers; of two, 255 is the second too"
     )
@@ -185,6 +189,13 @@ class TrainConfig:
     proportion_empty_conditions: float = setting(
         0.1,
         "share of what is read beside the sample (--task) that is dropped, so that nothing is known",
+        SHARE,
+        on_resume="branch",
+    )
+
+    proportion_empty_attributes: float = setting(
+        0.1,
+        "share of each attribute (label_column, attribute_columns) that is dropped, from which guidance learns",
         SHARE,
         on_resume="branch",
     )

@@ -8,15 +8,18 @@ Where rows come from is said in `rows.py`, which of them an update holds in `bat
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from diffusers.training_utils import find_nearest_bucket
 from PIL import Image
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.augment import augment
 from mezzotint_training.data.captions import Captions, Choices, drawn
 from mezzotint_training.data.conditions import condition_of, sample_of
@@ -42,6 +45,9 @@ class CaptionedImages(torch.utils.data.Dataset):
             that of the most pictures then, once `read_all` has seen them.
         mean, std: of each channel, in [-1, 1] units; samples are normalised with them. Set after `statistics`.
 
+    Attributes:
+        attributes: what is said of a picture beside its caption, if anything is; set after `mean` and `std`.
+
     Positions count the rows that are good as far as is known before step 1. A picture that turns out bad later, under
     `on_bad_row=skip`, gives its place (its noise, too) to another of the same size, drawn by the same key: batches are
     full, and a run still is a function of its seed.
@@ -66,6 +72,8 @@ class CaptionedImages(torch.utils.data.Dataset):
         self.buckets = buckets or [size]
         self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        self.attributes: Attributes | None = None
+        self.columns: dict[str, pa.Array] | None = None  # of attributes, read when they are asked for
         self.faults: dict[int, str] = {}
         self.cache: list[torch.Tensor | None] | None = None
         for index, fault in self.captions.bad():
@@ -177,7 +185,16 @@ class CaptionedImages(torch.utils.data.Dataset):
             else:
                 raise UserError(f"no picture could be read; the first: {bad[0]}")
         captions = self.captions.choices(index)
-        return make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy) | {"bad": bad}
+        item = make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy) | {"bad": bad}
+        if self.attributes is not None:
+            item["attributes"] = self.attributes.drawn(self.said_of(index), [self.config.seed, epoch, number, copy])
+        return item
+
+    def said_of(self, index: int) -> dict[str, Any]:
+        """A row's cells of the columns of attributes."""
+        if self.columns is None:
+            self.columns = {name: column(self.rows, name) for name in attribute_columns(self.config).values()}
+        return {name: cells[index].as_py() for name, cells in self.columns.items()}
 
 
 def pixel_columns(config: TrainConfig) -> list[str]:
@@ -242,10 +259,10 @@ def make_item(
 
 
 def collate(items: list[dict]) -> dict:
-    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels` and
-    `condition`; lists of
+    """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`,
+    `condition` and `attributes`; lists of
     `captions` and of `bad`, the lines on bad rows that were met."""
-    tensors = [name for name in ("sample", "noise", "augment_labels", "condition") if name in items[0]]
+    tensors = [name for name in ("sample", "noise", "augment_labels", "condition", "attributes") if name in items[0]]
     return {
         **{name: torch.stack([item[name] for item in items]) for name in tensors},
         "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),

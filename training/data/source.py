@@ -29,6 +29,7 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.data import balance
+from mezzotint_training.data.attributes import Attributes, specification
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.conditions import condition_of, sample_of
 from mezzotint_training.data.dataset import CaptionedImages, collate, pixel_columns
@@ -134,6 +135,7 @@ class Source:
 
     Attributes:
         data: what is trained on.
+        attributes: the set's own specification of them, `None` without any.
         known: rows of it that are at hand: all, or the first of a stream.
         held_out: rows that are not trained on, if there are any.
         bad: a line for each bad row that this process has met so far.
@@ -161,6 +163,7 @@ class Source:
             if images is not None:
                 images.read_all(progress=accelerator.is_local_main_process)
         self.data.size = self.known.size
+        self.attributes = specification(config, rows.known)
         self.bad = set(self.known.bad)
         self.values = None  # of each picture, to be balanced
         if config.balance_column is not None:
@@ -194,6 +197,9 @@ class Source:
                 data.mean, data.std = (
                     torch.tensor(values).reshape(-1, 1, 1) for values in (network.sample_mean, network.sample_std)
                 )
+                if network.get("attributes") or self.attributes:
+                    known = network.get("attributes") or {}
+                    data.attributes = Attributes(self.config, known, self.known.rows.features)
 
     def validation_samples(self) -> tuple[list, list] | None:
         """Held-out pictures and as many that are trained on, up to `num_validation_samples`, always the same, as
@@ -269,9 +275,13 @@ def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
         pixels = images.pixels(index)
         if pixels is not None:
             sample = sample_of(images.config, pixels, images.mean, images.std)
-            item = {"sample": sample, "caption": images.captions[index][0]}
+            item: dict[str, Any] = {"sample": sample, "caption": images.captions[index][0]}
             condition = condition_of(images.config, sample, pixels, [0, 0, index, 0], drop=False)
-            items.append(item if condition is None else item | {"condition": condition})
+            if condition is not None:
+                item["condition"] = condition
+            if images.attributes is not None:
+                item["attributes"] = images.attributes.vector(images.said_of(index))
+            items.append(item)
     return items
 
 

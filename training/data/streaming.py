@@ -20,6 +20,7 @@ from datasets.distributed import split_dataset_by_node
 
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.captions import choices, none_of
 from mezzotint_training.data.dataset import CaptionedImages, collate, make_item, pixel_columns, read_pixels
 from mezzotint_training.data.rows import checked_split, held_out, load_splits
@@ -56,7 +57,11 @@ def load_stream(config: TrainConfig) -> Stream:
     for name, flag in asked.items():
         # a set on the Hub may come with threads that decode, which only `decode` takes off
         rows = checked_split(config, splits, flag, name).decode(False)
-        used = (*pixel_columns(config), *(name for entry in config.caption_column for name in columns_of(entry)))
+        used = (
+            *pixel_columns(config),
+            *attribute_columns(config).values(),
+            *(name for entry in config.caption_column for name in columns_of(entry)),
+        )
         kept = dict.fromkeys((*used, "__url__"))  # the last is the tar's name
         rows = rows.select_columns([column for column in kept if column in rows.features])
         if flag == "dataset_split" and config.max_train_samples is not None:
@@ -111,6 +116,7 @@ class CaptionedStream:
             raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
         self.config, self.channels, self.size, self.rank, self.world = config, channels, size, rank, world
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        self.attributes: Attributes | None = None
         self.head = stream.head
         self.readers = [reader(entry, stream.head.features) for entry in config.caption_column]
         held = stream.held_out.select_columns(config.image_column) if stream.held_out is not None else []
@@ -241,7 +247,10 @@ class CaptionedStream:
             try:
                 cells = {name: _fetched(row[name]) for name in pixel_columns(self.config)}
                 pixels = read_pixels(self.config, cells, self.channels, self.size)
-                return make_item(self.config, epoch, index, pixels, captions, self.mean, self.std)
+                item = make_item(self.config, epoch, index, pixels, captions, self.mean, self.std)
+                if self.attributes is not None:
+                    item["attributes"] = self.attributes.drawn(row, [self.config.seed, epoch, index, 0])
+                return item
             except (ValueError, FileNotFoundError) as error:
                 message = f"picture in {where} cannot be read: {one_line(error)}"
             except OSError as error:  # of the network: no fault of the row's

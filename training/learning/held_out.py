@@ -26,8 +26,8 @@ class HeldOutLoss:
     """Pictures with fixed noise at each of `LEVELS`, shared out to the processes.
 
     Args:
-        items: a dict with `sample` (channels, height, width), `caption` and perhaps `condition` for each picture, the
-            same in all processes.
+        items: a dict with `sample` (channels, height, width), `caption` and perhaps `condition` and `attributes` for
+            each picture, the same in all processes.
         batch_size: of the forward passes.
         accelerator: of the run.
     """
@@ -74,13 +74,15 @@ class HeldOutLoss:
                 ]
             )
             timesteps = torch.tensor([LEVELS[i] for _, i, _ in batch]) * (scheduler.config.num_train_timesteps - 1)
-            condition = None
-            if "condition" in batch[0][2]:
-                condition = torch.stack([item["condition"] for _, _, item in batch]).to(self.accelerator.device)
+            more = {
+                name: torch.stack([item[name] for _, _, item in batch]).to(self.accelerator.device)
+                for name in ("condition", "attributes")
+                if name in batch[0][2]
+            }
             tensors = (x.to(self.accelerator.device) for x in (samples, noise, timesteps))
             with self.accelerator.autocast():
                 text = encode([item["caption"] for _, _, item in batch])
-                mine.append(denoising_loss(unet, scheduler, *tensors, *text, condition=condition))
+                mine.append(denoising_loss(unet, scheduler, *tensors, *text, **more))
         gathered = self.accelerator.gather(torch.cat(mine)).double().cpu().numpy()  # one process after the other
         losses = np.empty((self.count, len(LEVELS)))
         for pair, loss in zip((pair for dealt in self.dealt for pair in dealt), gathered, strict=True):

@@ -52,6 +52,7 @@ def denoising_loss(
     encoder_attention_mask: torch.Tensor | None = None,
     augment_labels: torch.Tensor | None = None,
     condition: torch.Tensor | None = None,
+    attributes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The simple loss of DDPM (eq. 14) on the scheduler's target, for each sample. On velocities, of data of unit
     variance, it has EDM's weighting: lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + 1) / sigma^2 is |v - v_0|^2.
@@ -65,18 +66,20 @@ def denoising_loss(
         encoder_hidden_states (`torch.Tensor`, *optional*): the text, with its `encoder_attention_mask`.
         augment_labels (`torch.Tensor`, *optional*): how each sample was augmented.
         condition (`torch.Tensor` of shape `(batch_size, channels, *spatial)`, *optional*): what is known of each.
+        attributes (`torch.Tensor` of shape `(batch_size, features)`, *optional*): what is said of each beside the text.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`: the mean squared error of each sample, in float32.
     """
     noisy = scheduler.add_noise(samples, noise, timesteps)  # the forward process, in closed form
     target = scheduler.get_target(samples, noise, timesteps)
+    said = {"augment_labels": augment_labels, "attributes": attributes}
     output = unet(
         noisy if condition is None else torch.cat([noisy, condition], dim=1),
         timesteps,
         encoder_hidden_states=encoder_hidden_states,
         encoder_attention_mask=encoder_attention_mask,
-        **({} if augment_labels is None else {"augment_labels": augment_labels}),
+        **{name: value for name, value in said.items() if value is not None},
         return_dict=False,
     )[0]
     return F.mse_loss(output.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
@@ -117,4 +120,5 @@ def training_loss(
             encoder_attention_mask=mask,
             augment_labels=tensors.get("augment_labels"),
             condition=tensors.get("condition"),
+            attributes=tensors.get("attributes"),
         )

@@ -19,8 +19,9 @@ from mezzotint_training.networks.saved import check_finite
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder, train_what_is_read
 
 
-def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
-    """Untrained components: the U-Net at the data's scale, the scheduler, and a text encoder with its tokenizer."""
+def new_components(config: TrainConfig, data: CaptionedImages, attributes: dict[str, Any] | None = None) -> dict:
+    """Untrained components: the U-Net at the data's scale, reading their attributes; the scheduler; and a text encoder
+    with its tokenizer."""
     if config.text_encoder_name_or_path is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
@@ -40,6 +41,7 @@ def new_components(config: TrainConfig, data: CaptionedImages) -> dict:
         "sample_mean": mean,
         "sample_std": std,
         "condition": condition(config),
+        "attributes": attributes,
         **known_arguments(config.unet, MezzotintUNetModel),
     }
     try:

@@ -30,6 +30,7 @@ from mezzotint.models.blocks_mezzotint import (
     MezzotintBlock,
     MezzotintEncoderMixin,
     MezzotintLinearSkip,
+    _is_finite,
     depth_to_space,
     space_to_depth,
     zero_init,
@@ -101,6 +102,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         condition (`dict`, *optional*): what the channels beyond `out_channels` hold, for the pipelines: `task`, the one
             that the network is trained for (`"inpaint"`, `"upscale"` with its `scale`, `"segment"` with its
             `num_classes`). They are a picture, and last a channel that says how little is known of it, from 0 to 1.
+        attributes (`dict`, *optional*): what is said of a picture beside its text, by name: a list of classes, or mean
+            and standard deviation of a number.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -128,8 +131,17 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         patch_size: int = 1,
         linear_skip_size: int | None = None,
         condition: dict[str, Any] | None = None,
+        attributes: dict[str, list[Any]] | None = None,
     ):
         super().__init__()
+        for name, about in (attributes or {}).items():
+            classes = isinstance(about, (list, tuple)) and len(set(about)) == len(about) > 1
+            if not (classes and all(isinstance(x, str) for x in about)) and not (
+                isinstance(about, (list, tuple)) and len(about) == 2 and all(map(_is_finite, about)) and about[1] > 0
+            ):
+                raise ValueError(
+                    f"attributes must be lists of classes, or mean and standard deviation: got {about!r} for {name!r}"
+                )
         if condition is not None and not (isinstance(condition, dict) and isinstance(condition.get("task"), str)):
             raise ValueError(f"condition must name the task, {{'task': name}}: got {condition!r}")
         if condition is not None and in_channels < out_channels + 2:
@@ -147,6 +159,12 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         )
         self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_out = zero_init(conv(first, out_channels * patch_size**spatial_dims, 3, padding=1))
+        self.attribute_embedding = None
+        if attributes:
+            width, embed_dim = sum(map(len, attributes.values())), self.time_embedding.linear_2.out_features
+            self.attribute_embedding = nn.Sequential(
+                nn.Linear(width, embed_dim), nn.SiLU(), zero_init(nn.Linear(embed_dim, embed_dim))
+            )
         self.linear_skip = None
         if linear_skip_size is not None:
             embed_dim = self.time_embedding.linear_2.out_features
@@ -280,6 +298,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         encoder_hidden_states: torch.Tensor | MezzotintText | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        attributes: torch.Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
@@ -295,6 +314,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
                 there is text and 0 where there is padding.
             augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*): how each picture was
                 changed; zeros, or none at all, are an unchanged one.
+            attributes (`torch.Tensor` of shape `(batch_size, features)`, *optional*): as `attribute_vector` makes them
+                of the config's `attributes`; zeros, or none at all, are those of which nothing is known.
             cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` weighs the adapters in this call.
             return_dict (`bool`): whether a `MezzotintUNetOutput` or a tuple comes back.
 
@@ -310,12 +331,21 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
                 f"got {tuple(augment_labels.shape)}"
             )
 
+        width = None if self.attribute_embedding is None else self.attribute_embedding[0].in_features
+        if attributes is not None and attributes.shape != (sample.shape[0], width):
+            got = tuple(attributes.shape)
+            raise ValueError(f"attributes must have shape ({sample.shape[0]}, {width}), by the config's: got {got}")
+
         # 1. Conditioning
         timestep = torch.as_tensor(timestep, device=sample.device)
         embedding = self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype)
         if augment_labels is not None:
             augment_labels = augment_labels.to(sample.dtype)
         embedding = self.time_embedding(embedding, augment_labels)  # (B, E)
+        if self.attribute_embedding is not None:
+            if attributes is None:
+                attributes = embedding.new_zeros(sample.shape[0], width)
+            embedding = embedding + self.attribute_embedding(attributes.to(sample.dtype))
         text = encoder_hidden_states
         if isinstance(text, torch.Tensor):
             text = self._read_text(text, encoder_attention_mask)

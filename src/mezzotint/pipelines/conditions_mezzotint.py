@@ -1,6 +1,8 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a network reads beside the noisy sample, where it is trained for a task: a picture, and a last channel that says
-how little is known of it, 0 being all and 1 nothing. Training and sampling make it by the same functions.
+"""What a network reads beside the noisy sample and its text. Training and sampling make it by the same functions.
+
+Where it is trained for a task: a picture, and a last channel that says how little is known of it, 0 being all and 1
+nothing. Where it reads attributes, classes and numbers: a vector.
 
 Nothing known, zeros and a last channel of ones, is the same for all tasks: it is what training drops conditions to.
 
@@ -8,7 +10,9 @@ In a saved pipeline this text stands in place of the line that imports it.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,3 +96,26 @@ def bits_to_classes(bits: torch.Tensor, num_classes: int) -> torch.Tensor:
     """
     places = torch.arange(bits.shape[1], device=bits.device).reshape(1, -1, 1, 1)
     return ((bits > 0).long() << places).sum(dim=1).clamp(max=num_classes - 1)
+
+
+def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) -> torch.Tensor:
+    """Attributes as a network reads them: a class as one of as many numbers as there are, a number as its distance from
+    the mean in standard deviations and a one, in the order of their names. Zeros are an attribute of which nothing is
+    known.
+
+    Args:
+        known: of each attribute its classes, or mean and standard deviation (the U-Net's `attributes`).
+        values: a class or a number of some of them, all known.
+
+    Returns:
+        `torch.Tensor` of shape `(features,)`, float32.
+    """
+    parts = []
+    for name, about in sorted(known.items()):
+        part = torch.zeros(len(about))
+        if name in values and isinstance(about[0], str):
+            part[about.index(values[name])] = 1
+        elif name in values:
+            part[0], part[1] = (float(values[name]) - about[0]) / about[1], 1
+        parts.append(part)
+    return torch.cat(parts)

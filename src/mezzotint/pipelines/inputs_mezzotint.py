@@ -4,6 +4,7 @@
 Shared by all pipelines: in a saved one this text stands in place of the line that imports it.
 """
 
+import difflib
 import inspect
 import math
 import numbers
@@ -31,6 +32,9 @@ class MezzotintGuidance(NamedTuple):
         labels: what the classifier is to see, one or one for each prompt; in the loop their numbers, a
             `torch.Tensor` of shape `(pictures,)`.
         classifier_scale (`float`): weight of the classifier's gradient.
+        attributes: what is said beside the text, one or one for each prompt; in the loop a `torch.Tensor` of shape
+            `(pictures, features)`.
+        attribute_scale (`dict`, *optional*): weights of some of them, each for itself.
     """
 
     scale: float
@@ -39,6 +43,8 @@ class MezzotintGuidance(NamedTuple):
     guider: BaseGuidance | None
     labels: Any
     classifier_scale: float
+    attributes: Any = None
+    attribute_scale: dict[str, float] | None = None
 
 
 class MezzotintInputsMixin:
@@ -133,13 +139,46 @@ class MezzotintInputsMixin:
         for name, value in (guider.config if guider is not None else {}).items():
             if name in defaults and _is_number(defaults[name].default) and not _is_number(value):
                 raise ValueError(f"the guider's {name} must be a finite number: got {_shown(value)}")
-        if guidance.labels is not None and self.classifier is None:
-            raise ValueError("class_labels are for a classifier, which this pipeline does not have: leave them out")
-        if guidance.labels is not None and not hasattr(self.scheduler, "guide"):
+        known = getattr(self.unet.config, "attributes", None) or {}
+        self._check_attributes(known, guidance)
+        if guidance.labels is not None and self.classifier is None and "class_labels" not in known:
+            raise ValueError(
+                "class_labels are for a network that reads them, or a classifier, which this pipeline does not have: "
+                "leave them out"
+            )
+        if guidance.labels is not None and "class_labels" not in known and not hasattr(self.scheduler, "guide"):
             raise ValueError(
                 f"class_labels need a scheduler that can guide, such as MezzotintScheduler: got "
                 f"{type(self.scheduler).__name__}"
             )
+
+    @staticmethod
+    def _check_attributes(known: dict[str, list[Any]], guidance: MezzotintGuidance) -> None:
+        """Raises `ValueError` in one line for attributes that the network does not read."""
+        given, scales = guidance.attributes, guidance.attribute_scale
+        every = given if isinstance(given, list) else [given] if given is not None else []
+        if not all(isinstance(one, dict) for one in every) or given == []:
+            raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(given)}")
+        if guidance.labels is not None and "class_labels" in known:
+            labels = guidance.labels if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
+            every = [*every, *({"class_labels": label} for label in labels)]
+        for name, value in [pair for one in every for pair in one.items()]:
+            _check_known(known, name, "attributes")
+            about = known[name]
+            if isinstance(about[0], str):
+                numbered = _is_number(value, numbers.Integral) or isinstance(value, torch.Tensor)
+                if value not in about and not (numbered and 0 <= int(value) < len(about)):
+                    near = difflib.get_close_matches(str(value), about, 1)
+                    raise ValueError(f"{name} must be one of {_shown(list(about))}: got {_shown(value)}"
+                                     f"{f'; near it is {near[0]!r}' if near else ''}")  # fmt: skip
+            elif not _is_number(value):
+                raise ValueError(f"{name} must be a finite number: got {_shown(value)}")
+        if scales is not None and not (isinstance(scales, dict) and all(map(_is_number, scales.values()))):
+            raise ValueError(f"attribute_guidance_scale must be a dict of names and numbers: got {_shown(scales)}")
+        for name in scales or {}:
+            _check_known(known, name, "attribute_guidance_scale")
+        if scales and guidance.guider is not None:
+            raise ValueError("attribute_guidance_scale is of classifier-free guidance: leave it or the guider out")
 
     def check_text(
         self,
@@ -200,6 +239,13 @@ class MezzotintInputsMixin:
 def _shown(value: Any) -> str:
     """The beginning of a value's `repr`, on one line."""
     return " ".join(reprlib.repr(value).split())
+
+
+def _check_known(known: dict[str, list[Any]], name: Any, argument: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f"; near it is {near[0]!r}" if near else ""
+        raise ValueError(f"{argument} must be among {sorted(known) or 'none'}: got {_shown(name)}{hint}")
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:

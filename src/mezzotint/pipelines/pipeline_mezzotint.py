@@ -40,6 +40,8 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         guider: BaseGuidance | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
+        attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
+        attribute_guidance_scale: dict[str, float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -75,9 +77,16 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
                 outside, the step costs one branch. Of every kind of guidance.
             guider (one of `diffusers.guiders`, *optional*): in place of the pipeline's own. It works on a copy, and
                 comes back as it was.
-            class_labels (number or name, list of them or `torch.Tensor`, *optional*): what the classifier is to see:
-                one, or one for each prompt. Of a pipeline that reads no text, as many pictures as labels are drawn.
+            class_labels (number or name, list of them or `torch.Tensor`, *optional*): the class, for a network that
+                reads it, or what the classifier is to see: one, or one for each prompt. Of a pipeline that reads no
+                text, as many pictures as labels are drawn.
             classifier_scale (`float`): weight of the classifier's gradient.
+            attributes (`dict` or list of `dict`, *optional*): names and values of what the network was trained to read
+                beside the text (`unet.config.attributes`): one, or one for each prompt. What is left out is unknown.
+            attribute_guidance_scale (`dict`, *optional*): weights of some attributes by name, each an evaluation more:
+                `uncond + w (cond - uncond) + w_1 (cond_1 - cond) + ...`, where every prediction knows one attribute
+                more than the one before (InstructPix2Pix, <https://huggingface.co/papers/2211.09800>, eq. 3). Others
+                have `guidance_scale`.
             negative_prompt (`str` or list of `str`, *optional*): stands for "uncond" above in place of the empty text.
             num_images_per_prompt (`int`): pictures for each prompt, side by side in the result.
             eta (`float`): noise added in each step, for schedulers that take it (DDIM).
@@ -112,8 +121,9 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         width = default_width if width is None else width
         guider = self.guider if guider is None else guider
         guidance = MezzotintGuidance(
-            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
-        )
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
+            attribute_guidance_scale,
+        )  # fmt: skip
         text = (
             prompt,
             negative_prompt,

@@ -54,6 +54,8 @@ class MezzotintInpaintPipeline(
         guider: BaseGuidance | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
+        attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
+        attribute_guidance_scale: dict[str, float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -97,8 +99,9 @@ class MezzotintInpaintPipeline(
         # 1. Check the inputs
         guider = self.guider if guider is None else guider
         guidance = MezzotintGuidance(
-            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
-        )
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
+            attribute_guidance_scale,
+        )  # fmt: skip
         text = (
             prompt,
             negative_prompt,

@@ -55,6 +55,8 @@ class MezzotintUpscalePipeline(
         guider: BaseGuidance | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
+        attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
+        attribute_guidance_scale: dict[str, float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -94,8 +96,9 @@ class MezzotintUpscalePipeline(
         # 1. Check the inputs
         guider = self.guider if guider is None else guider
         guidance = MezzotintGuidance(
-            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale
-        )
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
+            attribute_guidance_scale,
+        )  # fmt: skip
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
         if not _is_number(noise_level) or not 0 <= noise_level < 1:

@@ -28,6 +28,7 @@ from diffusers.utils import logging, scale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mezzotint.pipelines.conditions_mezzotint import attribute_vector
 from mezzotint.pipelines.inputs_mezzotint import (
     MezzotintGuidance,
     MezzotintInputsMixin,
@@ -222,7 +223,16 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             `((prompt_embeds, prompt_attention_mask), guidance, batch_size)`: the first two hold negative and positive
             in one batch where there are both, and are `None` of a network without text.
         """
-        device = self._execution_device
+        device, known = self._execution_device, getattr(self.unet.config, "attributes", None) or {}
+        if guidance.labels is not None and "class_labels" in known:
+            labels = guidance.labels if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
+            said = guidance.attributes if isinstance(guidance.attributes, list) else [guidance.attributes or {}]
+            if 1 not in (len(labels), len(said)) and len(labels) != len(said):
+                raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(said)}")
+            count = max(len(labels), len(said))
+            labels, said = (list(some) * (count if len(some) == 1 else 1) for some in (labels, said))
+            said = [{**one, "class_labels": label} for one, label in zip(said, labels, strict=True)]
+            guidance = guidance._replace(labels=None, attributes=said)
         if guidance.labels is not None:
             labels = (
                 guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
@@ -247,6 +257,24 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             if negative_prompt_embeds is not None:
                 prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                 prompt_attention_mask = torch.cat([negative_prompt_attention_mask, prompt_attention_mask])
+        if guidance.attributes is not None:
+            said = guidance.attributes if isinstance(guidance.attributes, list) else [guidance.attributes]
+            if self.unet.config.cross_attention_dim is None and prompts == 1:
+                prompts = len(said)
+            if len(said) not in (1, prompts):
+                raise ValueError(f"attributes needs one entry, or one for each of {prompts} prompts: got {len(said)}")
+            numbered = [
+                {
+                    name: known[name][int(value)]
+                    if isinstance(known[name][0], str) and not isinstance(value, str)
+                    else value
+                    for name, value in one.items()
+                }
+                for one in said
+            ]
+            vectors = torch.stack([attribute_vector(known, one) for one in numbered]).to(device)
+            vectors = vectors.expand(prompts, -1).repeat_interleave(num_images_per_prompt, dim=0)
+            guidance = guidance._replace(attributes=vectors)
         if guidance.labels is not None:
             if len(guidance.labels) not in (1, prompts):
                 got = len(guidance.labels)
@@ -376,8 +404,8 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        two = self.guidance_unet is not None or self.unet.config.cross_attention_dim is not None
-        return self._guidance_scale > 1 and two
+        reads = self.unet.config.cross_attention_dim is not None or getattr(self.unet.config, "attributes", None)
+        return self._guidance_scale > 1 and bool(self.guidance_unet is not None or reads)
 
     @property
     def num_timesteps(self) -> int:
@@ -455,9 +483,32 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             )
         if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
             unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
-        branches = {"both": (unet, slice(None)), "cond": (unet, rows), "uncond": (unet, negative_rows)}
+        # Attributes with a weight of their own come in one after the other, over all that has the usual one
+        said, rungs = guidance.attributes, []
+        usual = said
+        if said is not None and guidance.attribute_scale:
+            places, first = {}, 0
+            for name, about in sorted(self.unet.config.attributes.items()):
+                places[name] = slice(first, first := first + len(about))
+            usual = said.clone()
+            for name in guidance.attribute_scale:
+                usual[:, places[name]] = 0
+        nothing = None if said is None else torch.zeros_like(said)
+        branches = {
+            "both": (unet, slice(None), None if said is None else torch.cat([nothing, usual])),
+            "cond": (unet, rows, usual),
+            "uncond": (unet, negative_rows, nothing),
+            "all": (unet, rows, said),
+        }
+        if said is not None and guidance.attribute_scale:
+            so_far = usual
+            for name, scale in guidance.attribute_scale.items():
+                so_far = so_far.clone()
+                so_far[:, places[name]] = said[:, places[name]]
+                branches[name] = (unet, rows, so_far)
+                rungs.append((scale, name))
         if guidance_unet is not None:
-            branches["uncond"] = (guidance_unet, rows)
+            branches["uncond"] = (guidance_unet, rows, usual)
         dtype, texts = self.unet.dtype, {}
         if condition is None and self.unet.config.in_channels > self.unet.config.out_channels:
             channels = self.unet.config.in_channels - self.unet.config.out_channels
@@ -465,13 +516,15 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             condition[:, -1] = 1  # nothing is known
 
         def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            network, rows = branches[branch]
+            network, rows, attributes = branches[branch]
             if condition is not None:
                 beside = torch.cat([condition] * (len(model_input) // len(condition)))
                 model_input = torch.cat([model_input, beside], dim=1)
             if branch not in texts:
                 text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
                 texts[branch] = self._read_text(network, *text)
+                if attributes is not None:
+                    texts[branch]["attributes"] = attributes.to(dtype)
             with network.cache_context(branch) if caches else nullcontext():  # what it keeps is the branch's own
                 if evaluate is None:
                     output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
@@ -512,7 +565,11 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
                     if guidance.rescale > 0:
                         model_output = rescale_noise_cfg(model_output, cond, guidance.rescale)
                 else:
-                    model_output = predict("cond", model_input, t)
+                    model_output = cond = predict("cond" if within[i] else "all", model_input, t)
+                if within[i] and guider is None:
+                    for scale, branch in rungs:
+                        found = predict(branch, model_input, t)
+                        model_output, cond = model_output + scale * (found - cond), found
                 if guidance.labels is not None and within[i]:
                     gradient = self.classifier.score(model_input, t, guidance.labels)
                     model_output = self.scheduler.guide(model_output, t, guidance.classifier_scale * gradient)
