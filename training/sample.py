@@ -68,6 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--negative_prompt", help="a text to guide away from; by default the empty text")
     parser.add_argument(
+        "--attributes",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="what the network was trained to read beside the text (label_column is class_labels): class_labels=7 ink=0.3",
+    )
+    parser.add_argument(
         "--image",
         type=text,
         help="a picture file to start from, of whose size the drawn ones are; or to enlarge or divide into classes, "
@@ -123,6 +129,12 @@ def sample(args: argparse.Namespace) -> None:
         if name in given and "image" in given:
             raise UserError(f"{name} is that of the image: leave one of --{name} and --image out")
     pictures = {name: read(name, given[name]) for name in ("image", "mask") if name in given}
+    said = {}
+    for one in args.attributes or ():
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise UserError(f"attributes must be name=value: got {one!r}")
+        said[name] = value
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     trained, prompts = pipe.trained_for, args.prompt
     task = {"height": args.height, "width": args.width, "num_images_per_prompt": args.num_images_per_prompt}
@@ -141,6 +153,13 @@ def sample(args: argparse.Namespace) -> None:
         if not prompts and kind in ("upscale", "segment"):
             prompts = [""]
         task["ensemble_size" if kind == "segment" else "num_images_per_prompt"] = args.num_images_per_prompt
+    if said:
+        known = pipe.unet.config.get("attributes") or {}
+        numeric = {name for name, about in known.items() if not isinstance(about[0], str)}
+        try:
+            task["attributes"] = {k: float(value) if k in numeric else value for k, value in said.items()}
+        except ValueError as error:
+            raise UserError(f"attributes must be numbers where the network reads numbers: {one_line(error)}") from None
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
     guidance_scale = args.guidance_scale or (2.0 if args.prompt else 1.0)

@@ -5,6 +5,7 @@
     python training/benchmarks/task_quality.py segment --data path/to/nuclei-64 --minutes 8
     python training/benchmarks/task_quality.py upscale --data path/to/emoji-32 --scale 2 --minutes 8
     python training/benchmarks/task_quality.py inpaint --data path/to/emoji-32 --minutes 8
+    python training/benchmarks/task_quality.py attributes --minutes 3
     python training/benchmarks/task_quality.py img2img --checkpoint model_cards/emoji-64 --data path/to/emoji-64
 
 - segment: Dice of the classes, and whether the map of doubt finds the errors (the chance that a wrong pixel has more
@@ -15,6 +16,9 @@
 - inpaint: distance in the hole and how often a two-tower model finds the caption again, over a box, a half and strokes:
   a network that is trained for it and, with one of text to image that had the same time, our loop that puts back what
   is known, and diffusers' `RePaintScheduler`; beside the nearest known pixel and biharmonic filling (scikit-image).
+- attributes: digits by class and by how much ink they have, without text: how often a support vector machine of real
+  digits reads the class, and how the ink of drawn ones follows what was asked for; classes 0 to 4 were trained on with
+  little ink only, 5 to 9 with much. Each of the two has a weight of its own.
 - img2img: faithfulness and accuracy for another picture's caption over `strength`, beside diffusers' loop with
   `DDIMScheduler` on the same weights; and how exactly a picture comes back by `invert`.
 
@@ -47,11 +51,13 @@ from mezzotint import (
     MezzotintUNetModel,
     MezzotintUpscalePipeline,
 )
+from mezzotint_training.benchmarks.digits_accuracy import reader
 from mezzotint_training.benchmarks.quality import run
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import random_mask, shrunk
 from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.digits import digits
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.metrics.accuracy import accuracy
 from mezzotint_training.metrics.distances import kernel_distance
@@ -459,11 +465,71 @@ def img2img(args: argparse.Namespace, root: Path) -> list[list[str]]:
     return [["", "scheduler", "PSNR to the picture, dB", "distance of features", "the new caption found"], *found]
 
 
+# ----------------------------------------------------------------------------------------------------------- attributes
+
+
+def attributes(args: argparse.Namespace, root: Path) -> list[list[str]]:
+    splits = digits()
+    ink = {split: [float(np.asarray(x).mean() / 255) for x in rows["image"]] for split, rows in splits.items()}
+    middle = float(np.median(ink["train"]))
+    for split, rows in splits.items():
+        rows = rows.remove_columns("mask").add_column("ink", ink[split])
+        kept = [i for i, row in enumerate(rows) if (row["ink"] < middle) == (row["label"] < 5)]
+        (root / "set").mkdir(exist_ok=True)
+        (rows.select(kept) if split == "train" else rows).to_parquet(root / "set" / f"{split}-00000-of-00001.parquet")
+    config = TrainConfig(
+        train_data_dir=str(root / "set"), label_column="label", attribute_columns=["ink"], proportion_empty_prompts=1.0,
+        max_train_minutes=args.minutes, max_train_steps=10**7, lr_scheduler="constant_with_warmup", ema_decay=0.995,
+        learning_rate=RATE, train_batch_size=64, num_validation_samples=0, validation_steps=10**6, report_to="none",
+        checkpointing_steps=10**6, output_dir=str(root / "attributes"), logging_steps=100,
+        unet={"block_out_channels": [32, 64], "transformer_layers_per_block": [0, 0], "layers_per_block": 2,
+              "norm_num_groups": 8, "attention_head_dim": 16},
+        text_encoder={"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}, max_text_length=32,
+    )  # fmt: skip
+    ended = run("ours", config, args.threads)
+    print(f"attributes: {ended.lines[-1]['step']} updates, {ended.processor:.0f} s", flush=True)
+    pipe = MezzotintPipeline.from_pretrained(config.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    svm, ceiling = reader()
+    levels = np.quantile(ink["train"], [0.1, 0.3, 0.5, 0.7, 0.9]).tolist()
+    found = [["real digits of the test split", f"{ceiling:.1%}", "", "", ""]]
+    scales: list[dict[str, float]] = [
+        {"class_labels": a, "ink": b}
+        for a, b in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0), (4.0, 1.0), (1.0, 4.0))
+    ]
+    shown_rows = []
+    for scale in scales:
+        said = [{"class_labels": str(k), "ink": level} for k in range(10) for level in levels]
+        call: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": 1.0, "output_type": "pt"}
+        generator = [torch.Generator().manual_seed(seed) for _ in said for seed in range(20)]
+        parts = []
+        for first in range(0, len(said), 10):
+            some, own = said[first : first + 10], generator[20 * first : 20 * first + 200]
+            call |= {"attributes": some, "attribute_guidance_scale": scale, "num_images_per_prompt": 20}
+            parts.append(pipe([""] * len(some), generator=own, **call).images)
+        drawn = torch.cat(parts)
+        pixels = (drawn * 255).round() / 255
+        right = torch.from_numpy(svm.predict(pixels.flatten(1).numpy())) == torch.arange(10).repeat_interleave(100)
+        got = pixels.mean((1, 2, 3)).reshape(10, 5, 20)
+        seen = torch.tensor([[(level < middle) == (k < 5) for level in levels] for k in range(10)])
+        of_each = right.reshape(10, 5, 20).float()
+        rises = (got.mean(2).diff(dim=1) > 0).float().mean()
+        slope = np.polyfit(np.tile(levels, 10), got.mean(2).flatten().numpy(), 1)[0]
+        right_of = [f"{of_each[some].mean():.1%}" for some in (seen, ~seen)]
+        name = f"class {scale['class_labels']:g}, ink {scale['ink']:g}"
+        found.append([name, *right_of, f"{rises:.0%}", f"{slope:.2f}"])
+        print(found[-1], flush=True)
+        shown_rows.append((pixels.reshape(10, 5, 20, 1, 8, 8)[3::4, :, 0].flatten(0, 1) * 255).byte())
+    grid(args.output / "attributes.png", shown_rows)
+    return [["weights", "class read, trained combinations", "held-out combinations",
+             "more ink for the next level", "ink drawn by ink asked for, slope"], *found]  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    tasks = {"segment": segment, "upscale": upscale, "inpaint": inpaint, "img2img": img2img}
+    tasks = {"segment": segment, "upscale": upscale, "inpaint": inpaint, "attributes": attributes, "img2img": img2img}
     parser.add_argument("task", choices=tasks, help="what is measured")
-    parser.add_argument("--data", required=True, help="folder of the set")
+    parser.add_argument("--data", help="folder of the set; digits need none")
     parser.add_argument("--caption_column", default="text", help="column of captions")
     parser.add_argument("--checkpoint", help="a text-to-image pipeline, for img2img")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each run's training")
