@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline, MezzotintPipeline
+from mezzotint import (
+    MezzotintImg2ImgPipeline,
+    MezzotintInpaintPipeline,
+    MezzotintPipeline,
+    MezzotintSegmentPipeline,
+    MezzotintUpscalePipeline,
+)
 from mezzotint_training import cli
 
 
@@ -73,6 +79,70 @@ def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
         np.testing.assert_array_equal(drawn, np.concatenate([np.asarray(x) for x in expected], axis=1))
         if "mask_image" in more:
             np.testing.assert_array_equal(drawn[:, :5], pixels[:, :5])
+
+
+@pytest.fixture
+def task_folders(make_pipe, tmp_path, capsys):
+    upscale = make_pipe(in_channels=7, condition={"task": "upscale", "scale": 2})
+    segment = make_pipe(in_channels=5, out_channels=1, condition={"task": "segment", "num_classes": 2})
+    upscale.save_pretrained(tmp_path / "upscale"), segment.save_pretrained(tmp_path / "segment")
+    make_pipe(attributes={"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}).save_pretrained(tmp_path / "attributes")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(tmp_path / "small.png")
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, capsys):
+    picture, path = Image.open(task_folders / "small.png"), task_folders / "drawn.png"
+    common = ["--image", task_folders / "small.png", "--num_inference_steps", 2, "--output", path]
+    assert sample(task_folders / "upscale", *common, "--scale", 2, "--noise_level", 0.2) == 0
+    assert capsys.readouterr().out == f"1 picture of 14x12: {path}\n"
+    pipe = MezzotintUpscalePipeline.from_pretrained(task_folders / "upscale")
+    expected = pipe(image=picture, noise_level=0.2, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(Image.open(path), expected.images[0])
+    assert sample(task_folders / "segment", *common, "--num_images_per_prompt", 3) == 0
+    pipe = MezzotintSegmentPipeline.from_pretrained(task_folders / "segment")
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    expected = pipe(image=picture, num_inference_steps=2, ensemble_size=3, generator=generators).prediction[0]
+    np.testing.assert_array_equal(Image.open(path), expected.convert("RGB"))
+
+
+def test_what_is_said_beside_the_text(task_folders):
+    path = task_folders / "drawn.png"
+    common = ["--num_inference_steps", 2, "--output", path]
+    said = ["--attributes", "class_labels=dog", "age=4.5"]
+    assert sample(task_folders / "attributes", "a", *common, *said) == 0
+    pipe = MezzotintPipeline.from_pretrained(task_folders / "attributes")
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    expected = pipe("a", class_labels="dog", attributes={"age": 4.5}, **call).images[0]
+    np.testing.assert_array_equal(Image.open(path), expected)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["upscale", "--image", "{tmp}/small.png", "--scale", "4"],
+            "scale must be 2, which the weights are trained for",
+        ),
+        (
+            ["upscale", "--image", "{tmp}/small.png", "--strength", "0.5"],
+            "strength is not for MezzotintUpscalePipeline",
+        ),
+        (["segment", "a"], "got some for segment, which MezzotintSegmentPipeline takes"),
+        (["segment"], "prompt must be given, one text or more: got none"),
+        (["upscale", "--scale", "2"], "scale goes with --image: got it alone"),
+        (["attributes", "a", "--attributes", "age"], "attributes must be name=value: got 'age'"),
+        (["attributes", "a", "--attributes", "age=x"], "attributes must be numbers where the network reads numbers"),
+        (["attributes", "a", "--attributes", "ages=3"], "attributes must be among ['age', 'class_labels']"),
+        (["attributes", "a", "--attributes", "class_labels=cow"], "class_labels must be one of"),
+    ],
+)
+def test_what_weights_cannot_do_is_said_in_one_line(task_folders, capsys, argv, words):
+    name, *rest = (x.format(tmp=task_folders) for x in argv)
+    assert sample(task_folders / name, *rest) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         "--attributes",
         nargs="+",
         metavar="NAME=VALUE",
-        help="what the network was trained to read beside the text (label_column is class_labels): class_labels=7 ink=0.3",
+        help="what the network was trained to read beside the text, the class as class_labels: class_labels=7 ink=0.3",
     )
     parser.add_argument(
         "--image",
