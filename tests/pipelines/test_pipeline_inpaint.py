@@ -180,10 +180,40 @@ def test_all_else_is_as_text_to_image():
     ours, theirs = (
         dict(inspect.signature(x.__call__).parameters) for x in (MezzotintInpaintPipeline, MezzotintPipeline)
     )
-    for name in ("image", "mask_image", "strength", "num_resamples"):
+    for name in ("image", "mask_image", "strength", "num_resamples", "padding_mask_crop"):
         del ours[name]
     del theirs["height"], theirs["width"]
     assert ours == theirs and list(ours) == list(theirs)
+
+
+@pytest.mark.parametrize("crop", [0, 3])
+def test_the_part_about_a_hole_is_drawn_at_the_size_trained_at_and_set_back(make_inpaint, crop):
+    pipe = make_inpaint()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    mask[10:14, 20:28] = 255
+    sizes, forward = [], pipe.unet.forward
+
+    def counted(sample, *args, **kwargs):
+        sizes.append(tuple(sample.shape[2:]))
+        return forward(sample, *args, **kwargs)
+
+    pipe.unet.forward = counted
+    call = {"num_inference_steps": 2, "generator": seeded(0), "padding_mask_crop": crop}
+    (drawn,) = pipe(PROMPT, Image.fromarray(pixels), Image.fromarray(mask), **call).images
+    same = np.asarray(drawn) == pixels
+    assert set(sizes) == {(8, 8)} and same[mask == 0].all() and same[mask > 0].mean() < 0.2
+    # Where the part is as large as what was trained at, it is drawn as it is
+    part = pixels[8:16, 20:28]
+    hole = np.zeros((40, 48), dtype=np.uint8)
+    hole[8:16, 20:28] = 255
+    (alone,) = pipe(PROMPT, Image.fromarray(part), Image.new("L", (8, 8), 255), **call | {"padding_mask_crop": None,
+                    "generator": call["generator"].manual_seed(0)}).images  # fmt: skip
+    (again,) = pipe(PROMPT, Image.fromarray(pixels), Image.fromarray(hole), **call | {"padding_mask_crop": 0,
+                    "generator": seeded(0)}).images  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(again)[8:16, 20:28], alone)
+    nothing = pipe(PROMPT, Image.fromarray(pixels), Image.new("L", (48, 40)), **call).images[0]
+    np.testing.assert_array_equal(nothing, pixels)
 
 
 def test_a_checkpoint_of_it_stands_alone(make_inpaint, picture, mask, tmp_path, monkeypatch):
@@ -214,6 +244,8 @@ def test_a_checkpoint_of_it_stands_alone(make_inpaint, picture, mask, tmp_path, 
         ({"mask_image": torch.ones(3, 8, 8)}, "^mask_image needs one entry, or one for each of 1 prompts: got 3$"),
         ({"mask_image": [Image.new("L", (8, 8)), np.ones((8, 8))]}, "^mask_image must be a picture"),
         ({"mask_image": [Image.new("L", (8, 8)), Image.new("L", (8, 7))]}, "^all pictures of mask_image must have one"),
+        ({"padding_mask_crop": -1}, "^padding_mask_crop must be a whole number of at least 0: got -1$"),
+        ({"padding_mask_crop": 1.5}, "^padding_mask_crop must be a whole number of at least 0: got 1.5$"),
         ({"num_resamples": 0}, "^num_resamples must be a positive whole number: got 0$"),
         ({"num_resamples": 1.5}, "^num_resamples must be a positive whole number: got 1.5$"),
         ({"strength": 0}, "^strength must be a number above 0 and up to 1: got 0$"),

@@ -7,7 +7,8 @@ Only the order of these steps lives here. The file travels inside checkpoints, j
 imports; components arrive as arguments.
 """
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class MezzotintInpaintPipeline(
         mask_image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
         strength: float = 1.0,
         num_resamples: int = 1,
+        padding_mask_crop: int | None = None,
         num_inference_steps: int = 20,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -88,6 +90,8 @@ class MezzotintInpaintPipeline(
                 what is known come together (RePaint, <https://huggingface.co/papers/2201.09865>, section 4.2). The cost
                 is that of so many times the steps, which are of the first order then and want to be many. Weights that
                 are trained for the task need none.
+            padding_mask_crop (`int`, *optional*): draw only the part of the picture that holds all masks, with so many
+                pixels about it, at the size that was trained at, and set it back: for small holes in large pictures.
             num_inference_steps (`int`): denoising steps at strength 1.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that is
                 started from, and that the known part is mixed with.
@@ -112,6 +116,9 @@ class MezzotintInpaintPipeline(
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
+        crop = padding_mask_crop
+        if crop is not None and (not _is_number(crop, numbers.Integral) or crop < 0):
+            raise ValueError(f"padding_mask_crop must be a whole number of at least 0: got {_shown(crop)}")
         if not _is_number(strength) or not 0 < strength <= 1:
             raise ValueError(f"strength must be a number above 0 and up to 1: got {_shown(strength)}")
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback,
@@ -126,6 +133,16 @@ class MezzotintInpaintPipeline(
         image = self.read_image(image)
         spatial = image.shape[2:]
         mask = self.read_mask(mask_image, (spatial[0], spatial[1]))
+        whole, hole, place = image, mask, None
+        if crop is not None and mask.any():
+            size = self.unet.config.sample_size
+            spatial = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+            left, top, right, bottom = self.image_processor.get_crop_region(
+                Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
+            )
+            place = (..., slice(top, bottom), slice(left, right))
+            image = _resized(image[place], spatial)
+            mask = F.interpolate(mask[place], spatial, mode="nearest")
 
         # 2. What changes in a call is a copy's
         run = self.for_one_call(guidance, cross_attention_kwargs)
@@ -177,5 +194,19 @@ class MezzotintInpaintPipeline(
         images = latents
         if output_type != "latent":
             images = torch.where(mask > 0, self.decode(latents, spatial), image)
+            if place is not None:
+                whole, hole = (
+                    self.for_each(name, x, prompts, num_images_per_prompt).to(images)
+                    for name, x in (("image", whole), ("mask_image", hole))
+                )
+                whole = whole.clone()
+                back = _resized(images, whole[place].shape[2:])
+                whole[place] = torch.where(hole[place] > 0, back, whole[place])
+                images = whole
             images = self.image_processor.postprocess(images, output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _resized(pictures: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Pictures (B, C, H, W) of another size."""
+    return F.interpolate(pictures, tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
