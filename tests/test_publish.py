@@ -184,6 +184,14 @@ def test_adapters_say_what_they_are_of(publish, tmp_path, recipe, argv, words):
     assert (code, out) == (2, "") and err.startswith("mezzotint: ") and words in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("task", ["inpaint", "upscale", "segment"])
+def test_the_tasks_are_published_and_loaded_back(hub, publish, tmp_path, task):
+    folder = trained(tmp_path / task, task=task, license="mit")
+    code, out, err = publish(folder, "--hub_model_id", f"user/{task}")
+    assert (code, err) == (0, "") and out.startswith(f"published: {hub.url}/user/{task}/commit/")
+    assert f'"Mezzotint{task.capitalize()}Pipeline"' in hub.files(f"user/{task}")["model_index.json"].decode()
+
+
 def test_a_publication_without_a_connection_to_load_it_back_by_is_told_as_such(hub, publish, folder):
     hub.fault = lambda method, path: "cut" if "/resolve/" in path else None
     code, out, err = publish(folder, "--hub_model_id", "user/one-way")

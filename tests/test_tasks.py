@@ -14,6 +14,7 @@ from test_train import assert_same_end
 from tiny_run import LONG, UNET, pictures, run, trained
 
 import mezzotint
+from mezzotint_training import cli
 from mezzotint_training.config.settings import HINTS
 from mezzotint_training.config.tasks import TASKS
 
@@ -72,6 +73,19 @@ def test_a_pipeline_of_text_to_image_learns_a_task(runs, tmp_path):
     trained(tmp_path / "again", task="inpaint", **settings)
     result = run(output_dir=tmp_path / "not", **settings)
     assert result.code == 2 and "task must be inpaint" in result.err and not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("task", LEARNED)
+def test_the_programs_know_what_it_is_trained_for(runs, tmp_path, capsys, task):
+    """A post-hoc average keeps the class; what is for text to image says so in one line."""
+    folder = trained(tmp_path / "run", task=task, posthoc_ema_steps=1, max_train_steps=4)
+    assert cli.main(["ema", str(folder), "--length", "0.1", "--output", str(tmp_path / "mean")]) == 0
+    assert json.loads((tmp_path / "mean" / "model_index.json").read_text())["_class_name"][1] == TASKS[task].pipeline
+    capsys.readouterr()
+    for argv in (["evaluate", runs[task]], ["fit-scheduler", runs[task], "--steps", "4"]):
+        assert cli.main(list(map(str, argv))) == 2
+        err = capsys.readouterr().err
+        assert "must be trained for text_to_image" in err and f"{task}" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("task", LEARNED)

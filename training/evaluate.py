@@ -142,6 +142,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         card.check(folder)
     config = data_settings(args)
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
+    if (task := pipe.trained_for["task"]) != "text_to_image":
+        raise UserError(
+            f"checkpoint must be trained for text_to_image: got one for {task}, which "
+            "training/benchmarks/task_quality.py measures"
+        )
     device = pipe.device
     number("num_inference_steps", int, args.num_inference_steps, at_most(pipe.scheduler.config.num_train_timesteps))
 

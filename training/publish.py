@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from mezzotint import hub
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.tasks import TASKS, picture_channels
 from mezzotint_training.networks.saved import load_pipeline
 
 
@@ -99,12 +101,23 @@ def draw(source: str, commit: str | None, base: str | None, revision: str | None
         with loading(f"adapters {source}"):
             pipe.load_lora_weights(source, revision=commit)
     pipe.set_progress_bar_config(disable=True)
-    prompts = {"prompt": prompt} if pipe.text_encoder is not None else {}
+    call: dict[str, Any] = {"prompt": prompt} if pipe.text_encoder is not None else {}
+    task, side = pipe.trained_for["task"], max(pipe.padded([8]))
+    if TASKS[task].given:
+        grey = torch.full((1, picture_channels(pipe.unet.config), side, side), 0.25)
+        call |= {"image": grey} | ({"mask_image": torch.ones(1, side, side)} if task == "inpaint" else {})
+        call |= {"ensemble_size": 1} if task == "segment" else {}
     try:
-        picture = pipe(**prompts, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")
+        (picture, *_) = pipe(
+            **call,
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+            return_dict=False,
+        )
     except ValueError as error:  # for a prompt that it does not take, or no picture
         raise UserError(one_line(error)) from None
-    return np.asarray(picture.images)
+    return np.asarray(picture)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from PIL import Image
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
 )
@@ -153,6 +154,8 @@ def sample(args: argparse.Namespace) -> None:
         if not prompts and kind in ("upscale", "segment"):
             prompts = [""]
         task["ensemble_size" if kind == "segment" else "num_images_per_prompt"] = args.num_images_per_prompt
+    elif type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
+        pipe = MezzotintPipeline(**pipe.components)
     if said:
         known = pipe.unet.config.get("attributes") or {}
         numeric = {name for name, about in known.items() if not isinstance(about[0], str)}

@@ -10,9 +10,11 @@ import diffusers
 import torch
 import transformers
 
+import mezzotint
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
@@ -38,8 +40,8 @@ def find_device(name: str) -> torch.device:
 def load_pipeline(
     source: str | Path, name: str = "checkpoint", revision: str | None = None, device: str = "cpu", **components: Any
 ) -> MezzotintPipeline:
-    """The pipeline of a folder or a Hub repository, by the installed package's code, every weight accounted for and
-    finite.
+    """The pipeline of a folder or a Hub repository, of the class for the task that its weights are trained for, by the
+    installed package's code, every weight accounted for and finite.
 
     Args:
         source: a folder or a Hub name.
@@ -58,6 +60,9 @@ def load_pipeline(
         pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
         for part, model in pipe.components.items():
             check_finite(part, model)
+        task = TASKS.get(pipe.trained_for["task"], TASKS["text_to_image"])
+    if task.given:
+        pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 
 
