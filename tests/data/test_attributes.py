@@ -100,6 +100,10 @@ def test_a_run_reads_them_goes_on_and_draws_by_them(tmp_path):
     assert about["class_labels"] == [str(i) for i in range(10)] and len(about["label"]) == 2
     shutil.copytree(whole / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
     assert_same_end(trained(tmp_path / "run", resume_from_checkpoint="latest", **LONG, **SAID), whole)
+    card = (whole / "README.md").read_text()
+    assert "it reads a class, of `label` (`class_labels=`), and `label` (`attributes={name: number}`); what" in card
+    plan = json.loads((whole / "metrics.json").read_text())["plan"]["data"]["columns"]
+    assert plan == {"image": ["image"], "caption": ["text"], "attributes": ["label", "label"]}
     pipe = MezzotintPipeline.from_pretrained(whole)
     pipe.set_progress_bar_config(disable=True)
 

@@ -29,7 +29,7 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.data import balance
-from mezzotint_training.data.attributes import Attributes, specification
+from mezzotint_training.data.attributes import Attributes, attribute_columns, specification
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.conditions import condition_of, sample_of
 from mezzotint_training.data.dataset import CaptionedImages, collate, pixel_columns
@@ -178,6 +178,10 @@ class Source:
         limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
         longest = min(getattr(tokenizer, "model_max_length", self.config.max_text_length), 2**31)
         found = lint(self.known, longest, **limits).facts(len(self.known), self.known.size)
+        if self.config.task == "segment":
+            found["columns"]["classes"] = [self.config.mask_column]
+        if said := attribute_columns(self.config):
+            found["columns"]["attributes"] = list(said.values())
         if self.config.balance_column is not None:
             found["balance"] = balance.facts(self.known.rows, self.config)
         return found

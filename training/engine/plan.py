@@ -279,7 +279,10 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
     """
     said: list[tuple[str, str]] = []
     if of := plan.get("data"):
-        columns = (f"{use} from {' or '.join(map(repr, names))}" for use, names in of["columns"].items())
+        columns = (
+            f"{use} from {(' and ' if use == 'attributes' else ' or ').join(map(repr, names))}"
+            for use, names in of["columns"].items()
+        )
         said.append(("columns", ", ".join(columns)))
         sides = (f"{side} {_range(of[side])}" for side in ("heights", "widths") if side in of)
         size = "x".join(map(str, of["size"]))
