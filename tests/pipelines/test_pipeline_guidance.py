@@ -382,7 +382,7 @@ def test_classifier_draws_from_the_posterior(prediction_type):
         ({"guider": ClassifierFreeGuidance(guidance_rescale=None)}, "the guider's guidance_rescale .*: got None"),
         ({"guider": ClassifierFreeGuidance(guidance_scale=float("nan"))}, "the guider's guidance_scale .*: got nan"),
         ({"guidance_scale": 10**400}, "guidance_scale must be a finite number: got 1000000000"),
-        ({"class_labels": 3}, "class_labels are for a classifier, which this pipeline does not have"),
+        ({"class_labels": 3}, "class_labels are for a network that reads them, or a classifier, which this"),
     ],
 )
 def test_guidance_that_cannot_be_is_refused(make_pipe, kwargs, rule):

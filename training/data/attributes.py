@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mezzotint.pipelines.conditions_mezzotint import attribute_vector
+from mezzotint.pipelines.conditions_mezzotint import attribute_vector, attributes_without
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import nearest, shown
 from mezzotint_training.config.settings import TrainConfig
@@ -119,10 +119,7 @@ class Attributes:
     def drawn(self, row: Mapping[str, Any], key: list[int]) -> torch.Tensor:
         """What it reads of a row in training: each attribute is dropped by itself, as often as
         `proportion_empty_attributes` says."""
-        whole, first = self.vector(row), 0
         rng = np.random.default_rng([*key, ATTRIBUTES])
-        for (_, part), chance in zip(sorted(self.known.items()), rng.random(len(self.known)), strict=True):
-            if chance < self.config.proportion_empty_attributes:
-                whole[first : first + len(part)] = 0
-            first += len(part)
-        return whole
+        chances = zip(sorted(self.known), rng.random(len(self.known)), strict=True)
+        dropped = {name for name, chance in chances if chance < self.config.proportion_empty_attributes}
+        return attributes_without(self.known, self.vector(row)[None], dropped)[0]

@@ -10,7 +10,7 @@ In a saved pipeline this text stands in place of the line that imports it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,13 @@ def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) 
             part[0], part[1] = (float(values[name]) - about[0]) / about[1], 1
         parts.append(part)
     return torch.cat(parts)
+
+
+def attributes_without(known: Mapping[str, list[Any]], vectors: torch.Tensor, names: Container[str]) -> torch.Tensor:
+    """What `attribute_vector` made, of shape `(B, features)`, with nothing known of some of the attributes."""
+    vectors, first = vectors.clone(), 0
+    for name, about in sorted(known.items()):
+        if name in names:
+            vectors[:, first : first + len(about)] = 0
+        first += len(about)
+    return vectors

@@ -28,7 +28,7 @@ from diffusers.utils import logging, scale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mezzotint.pipelines.conditions_mezzotint import attribute_vector
+from mezzotint.pipelines.conditions_mezzotint import attribute_vector, attributes_without
 from mezzotint.pipelines.inputs_mezzotint import (
     MezzotintGuidance,
     MezzotintInputsMixin,
@@ -484,29 +484,22 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
             unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
         # Attributes with a weight of their own come in one after the other, over all that has the usual one
-        said, rungs = guidance.attributes, []
-        usual = said
-        if said is not None and guidance.attribute_scale:
-            places, first = {}, 0
-            for name, about in sorted(self.unet.config.attributes.items()):
-                places[name] = slice(first, first := first + len(about))
-            usual = said.clone()
-            for name in guidance.attribute_scale:
-                usual[:, places[name]] = 0
-        nothing = None if said is None else torch.zeros_like(said)
+        said, scales = guidance.attributes, guidance.attribute_scale or {}
+        nothing = usual = None
+        rungs: dict[str, tuple[float, torch.Tensor]] = {}
+        if said is not None:
+            nothing, usual, *more = (
+                attributes_without(self.unet.config.attributes, said, names)
+                for names in (self.unet.config.attributes, *(list(scales)[i:] for i in range(len(scales) + 1)))
+            )
+            rungs = {f"with {name}": (scales[name], vector) for name, vector in zip(scales, more, strict=True)}
         branches = {
-            "both": (unet, slice(None), None if said is None else torch.cat([nothing, usual])),
+            "both": (unet, slice(None), None if nothing is None else torch.cat([nothing, usual])),
             "cond": (unet, rows, usual),
             "uncond": (unet, negative_rows, nothing),
             "all": (unet, rows, said),
+            **{name: (unet, rows, vector) for name, (_, vector) in rungs.items()},
         }
-        if said is not None and guidance.attribute_scale:
-            so_far = usual
-            for name, scale in guidance.attribute_scale.items():
-                so_far = so_far.clone()
-                so_far[:, places[name]] = said[:, places[name]]
-                branches[name] = (unet, rows, so_far)
-                rungs.append((scale, name))
         if guidance_unet is not None:
             branches["uncond"] = (guidance_unet, rows, usual)
         dtype, texts = self.unet.dtype, {}
@@ -567,7 +560,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
                 else:
                     model_output = cond = predict("cond" if within[i] else "all", model_input, t)
                 if within[i] and guider is None:
-                    for scale, branch in rungs:
+                    for branch, (scale, _) in rungs.items():
                         found = predict(branch, model_input, t)
                         model_output, cond = model_output + scale * (found - cond), found
                 if guidance.labels is not None and within[i]:
