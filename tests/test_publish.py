@@ -184,7 +184,7 @@ def test_adapters_say_what_they_are_of(publish, tmp_path, recipe, argv, words):
     assert (code, out) == (2, "") and err.startswith("mezzotint: ") and words in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("task", ["inpaint", "upscale", "segment"])
+@pytest.mark.parametrize("task", ["inpaint", "upscale", "segment", "layout"])
 def test_the_tasks_are_published_and_loaded_back(hub, publish, tmp_path, task):
     folder = trained(tmp_path / task, task=task, license="mit")
     code, out, err = publish(folder, "--hub_model_id", f"user/{task}")

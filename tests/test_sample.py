@@ -129,6 +129,7 @@ def test_what_is_said_beside_the_text(task_folders):
             ["upscale", "--image", "{tmp}/small.png", "--strength", "0.5"],
             "strength is not for MezzotintUpscalePipeline",
         ),
+        (["attributes", "a", "--mask", "{tmp}/small.png"], "mask goes with --image: got it alone"),
         (["segment", "a"], "got some for segment, which MezzotintSegmentPipeline takes"),
         (["segment"], "prompt must be given, one text or more: got none"),
         (["upscale", "--scale", "2"], "scale goes with --image: got it alone"),
@@ -148,7 +149,6 @@ def test_what_weights_cannot_do_is_said_in_one_line(task_folders, capsys, argv, 
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["{tmp}/tiny", "a", "--mask", "m.png"], "mask goes with --image: got it alone"),
         (["{tmp}/tiny", "a", "--strength", "0.5"], "strength goes with --image: got it alone"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/none.png"], "image {tmp}/none.png"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/tiny/model_index.json"], "image {tmp}/tiny/model_index.json"),

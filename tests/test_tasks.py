@@ -55,11 +55,11 @@ def test_whoever_has_no_mezzotint_loads_it(runs, task, tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     pipe = DiffusionPipeline.from_pretrained(runs[task], trust_remote_code=True)
     picture, mask = Image.new("L", (8, 8), 99), Image.new("L", (8, 8), 255)
-    call = {"inpaint": {"image": picture, "mask_image": mask}, "segment": {"image": picture}}
+    call = {"inpaint": {"image": picture, "mask_image": mask}, "layout": {"mask_image": mask}}
     (drawn, *_) = pipe("7", **call.get(task, {"image": picture}), num_inference_steps=2, return_dict=False)
     assert drawn[0].size == ((16, 16) if task == "upscale" else (8, 8))
     about = json.loads((runs[task] / "unet" / "config.json").read_text())["condition"]
-    more = {"upscale": {"scale": 2}, "segment": {"num_classes": 2}}
+    more = {"upscale": {"scale": 2}, "segment": {"num_classes": 2}, "layout": {"num_classes": 2}}
     assert about == {"task": task, **more.get(task, {})}
 
 

@@ -104,8 +104,10 @@ def draw(source: str, commit: str | None, base: str | None, revision: str | None
     call: dict[str, Any] = {"prompt": prompt} if pipe.text_encoder is not None else {}
     task, side = pipe.trained_for["task"], max(pipe.padded([8]))
     if TASKS[task].given:
+        classes = {"mask_image": torch.zeros(1, side, side, dtype=torch.uint8)}
         grey = torch.full((1, picture_channels(pipe.unet.config), side, side), 0.25)
-        call |= {"image": grey} | ({"mask_image": torch.ones(1, side, side)} if task == "inpaint" else {})
+        call |= classes if task == "layout" else {"image": grey}
+        call |= {"mask_image": torch.ones(1, side, side)} if task == "inpaint" else {}
         call |= {"ensemble_size": 1} if task == "segment" else {}
     try:
         (picture, *_) = pipe(

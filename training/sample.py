@@ -6,6 +6,7 @@ mezzotint sample runs/digits "a handwritten one" --image seven.png --strength 0.
 mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper_half.png
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
+mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
 """
 
 import argparse
@@ -21,6 +22,7 @@ from PIL import Image
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintLayoutPipeline,
     MezzotintPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
@@ -37,6 +39,7 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "inpaint": (MezzotintInpaintPipeline, ("image", "mask", "strength", "num_resamples")),
     "upscale": (MezzotintUpscalePipeline, ("image", "scale", "noise_level")),
     "segment": (MezzotintSegmentPipeline, ("image",)),
+    "layout": (MezzotintLayoutPipeline, ("mask",)),
 }
 
 
@@ -81,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
         "with weights that are trained for it",
     )
     parser.add_argument(
-        "--mask", type=text, help="a picture file of the same size: what is white is drawn, what is black stays"
+        "--mask",
+        type=text,
+        help="a picture file of the same size: what is white is drawn, what is black stays; alone, a map of classes to "
+        "be drawn, with weights that are trained for it",
     )
     parser.number(
         "strength",
@@ -122,7 +128,7 @@ def sample(args: argparse.Namespace) -> None:
     if output.suffix.lower() not in EXTENSIONS:
         raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
     given = {name: value for name, value in vars(args).items() if value is not None}
-    needs = {"mask": "image", "strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
+    needs = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
     for name, needed in needs.items():
         if name in given and needed not in given:
             raise UserError(f"{name} goes with --{needed}: got it alone")
@@ -140,8 +146,18 @@ def sample(args: argparse.Namespace) -> None:
     trained, prompts = pipe.trained_for, args.prompt
     task = {"height": args.height, "width": args.width, "num_images_per_prompt": args.num_images_per_prompt}
     if pictures:
-        kind = "inpaint" if "mask" in pictures else trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
+        kind = (
+            "layout"
+            if "image" not in pictures
+            else "inpaint"
+            if "mask" in pictures
+            else trained["task"]
+            if trained["task"] in WITH_IMAGE
+            else "img2img"
+        )
         cls, takes = WITH_IMAGE[kind]
+        if kind == "layout" and trained["task"] != "layout":
+            raise UserError("mask goes with --image: got it alone")
         if unfit := [name for name in needs if name in given and name not in takes]:
             raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
         if "scale" in given and given["scale"] != trained["scale"]:

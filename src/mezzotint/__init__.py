@@ -9,6 +9,7 @@ from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
+from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
@@ -18,6 +19,7 @@ __all__ = [
     "MezzotintClassifier",
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",
+    "MezzotintLayoutPipeline",
     "MezzotintPipeline",
     "MezzotintScheduler",
     "MezzotintSegmentPipeline",

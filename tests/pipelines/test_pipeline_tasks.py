@@ -12,6 +12,7 @@ from test_pipeline_mezzotint import PROMPT, close, seeded
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintLayoutPipeline,
     MezzotintPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
@@ -20,12 +21,14 @@ from mezzotint import (
 CONFIGS = {
     "inpaint": {"in_channels": 7, "condition": {"task": "inpaint"}},
     "upscale": {"in_channels": 7, "condition": {"task": "upscale", "scale": 2}},
+    "layout": {"in_channels": 7, "condition": {"task": "layout", "num_classes": 5}},
     "segment": {"in_channels": 5, "out_channels": 3, "condition": {"task": "segment", "num_classes": 5}},
 }
 CLASSES = {
     "inpaint": MezzotintInpaintPipeline,
     "upscale": MezzotintUpscalePipeline,
     "segment": MezzotintSegmentPipeline,
+    "layout": MezzotintLayoutPipeline,
 }
 
 
@@ -62,6 +65,7 @@ INPUTS = {
     "inpaint": {"image": PICTURE, "mask_image": MASK},
     "upscale": {"image": PICTURE[..., :4, :4]},
     "segment": {"image": PICTURE[:, :1], "ensemble_size": 2},
+    "layout": {"mask_image": torch.randint(0, 5, (1, 8, 8), generator=seeded(9))},
 }
 
 
@@ -177,6 +181,21 @@ def test_classes_are_drawn_as_bits_and_counted(make):
     torch.testing.assert_close(seen[0], torch.cat([2 * picture - 1, 0 * picture], 1).expand(3, -1, -1, -1))
 
 
+def test_a_map_of_classes_is_read_as_bits_and_drawn(make):
+    pipe, classes = make("layout"), INPUTS["layout"]["mask_image"]
+    seen = answer(pipe, lambda condition: condition[:, :3])
+    found = pipe(mask_image=classes, num_inference_steps=3, guidance_scale=1.0, output_type="pt").images
+    bits = torch.stack([(classes >> place) & 1 for place in range(3)], dim=1).float()
+    torch.testing.assert_close(found, bits)
+    torch.testing.assert_close(seen[0], torch.cat([2 * bits - 1, 0 * bits[:, :1]], 1))
+    numbers = classes[0].numpy().astype(np.uint8)
+    palette = Image.fromarray(numbers)
+    palette.putpalette([7, 7, 7] * 5)
+    for kind in (Image.fromarray(numbers), palette, numbers, classes[0].float(), [classes[0]]):
+        again = pipe(mask_image=kind, num_inference_steps=3, guidance_scale=1.0, output_type="pt").images
+        torch.testing.assert_close(again, found)
+
+
 def test_shares_and_doubt_are_those_of_the_drawings(make):
     """A network that answers by the sign of the noise it started from: a coin for each bit, pixel and drawing."""
     pipe = make("segment", in_channels=3, out_channels=1, condition={"task": "segment", "num_classes": 2})
@@ -199,7 +218,7 @@ def test_one_picture_or_one_for_each_prompt(make, task):
     two = {name: torch.cat([x, x.flip(-1)]) if isinstance(x, torch.Tensor) else x for name, x in call.items()}
     (found, *_) = pipe(["a", "b"], **two)
     assert len(found) == 2
-    with pytest.raises(ValueError, match="^image needs one entry, or one for each of 3 prompts: got 2$"):
+    with pytest.raises(ValueError, match="^(mask_)?image needs one entry, or one for each of 3 prompts: got 2$"):
         pipe(["a", "b", "c"], **two)
 
 
@@ -227,6 +246,10 @@ def test_a_checkpoint_stands_alone(make, task, tmp_path, monkeypatch):
         ("upscale", {"image": torch.full((1, 3, 4, 4), float("inf"))}, "^image must have 3 channels of finite"),
         ("upscale", {"image": torch.rand(1, 1, 4, 4)}, "^image must have 3 channels"),
         ("inpaint", {"num_resamples": 2}, "^num_resamples is for weights that are not trained for inpainting: got 2"),
+        ("layout", {"mask_image": torch.full((1, 8, 8), 5)}, "^mask_image must hold class numbers below 5: got 5$"),
+        ("layout", {"mask_image": torch.rand(1, 8, 8)}, r"^mask_image must have shape \(maps, height, width\)"),
+        ("layout", {"mask_image": Image.new("RGB", (8, 8))}, "^mask_image must have one channel of class"),
+        ("layout", {"mask_image": None}, "^mask_image must be a picture, an array or a tensor"),
         ("segment", {"ensemble_size": 0}, "^ensemble_size must be a positive whole number: got 0$"),
         ("segment", {"image": PICTURE}, "^image must have 1 channels"),
     ],

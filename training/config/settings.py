@@ -59,13 +59,14 @@ class TrainConfig:
     )
 
     # What is learned
-    task: Literal["text_to_image", "inpaint", "upscale", "segment"] = setting(
+    task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout"] = setting(
         "text_to_image",
-        "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes",
+        "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes, or to "
+        "draw what a map of classes lays out",
     )
     scale: int = setting(2, "how many times larger --task upscale draws a picture", at_least(2), at_most(8))
     num_classes: int = setting(
-        2, "classes in mask_column, for --task segment, the first being 0", at_least(2), at_most(256)
+        2, "classes in mask_column, for --task segment and layout, the first being 0", at_least(2), at_most(256)
     )
 
     # Where to start from
@@ -118,7 +119,8 @@ class TrainConfig:
     )
     attribute_columns: list[str] = setting([], "columns of numbers that the network reads beside the caption")
     mask_column: str = setting(
-        "mask", "the column of class maps for --task segment: pictures of class numbers; of two, 255 is the second too"
+        "mask",
+        "the column of class maps for --task segment and layout: pictures of class numbers; of two, 255 is one too",
     )
     caption_weights: list[float] | None = setting(
         None,

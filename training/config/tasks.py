@@ -15,26 +15,31 @@ class Task(NamedTuple):
         tag: its name on the Hub.
         card: its template in `model_cards/`.
         given: what the trained network is given, in words; empty where that is the text alone.
+        masks: whether a set needs `mask_column`.
     """
 
     pipeline: str
     tag: str
     card: str
     given: str = ""
+    masks: bool = False
 
 
 TASKS = {
     "text_to_image": Task("MezzotintPipeline", "text-to-image", "text_to_image.md.jinja"),
     "inpaint": Task("MezzotintInpaintPipeline", "image-to-image", "inpaint.md.jinja", "pictures with a hole"),
     "upscale": Task("MezzotintUpscalePipeline", "image-to-image", "upscale.md.jinja", "small pictures"),
-    "segment": Task("MezzotintSegmentPipeline", "image-segmentation", "segment.md.jinja", "pictures"),
+    "segment": Task("MezzotintSegmentPipeline", "image-segmentation", "segment.md.jinja", "pictures", masks=True),
+    "layout": Task("MezzotintLayoutPipeline", "image-to-image", "layout.md.jinja", "maps of classes", masks=True),
 }
 
 
 def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
     """The U-Net's `in_channels` and `out_channels` for pictures of so many channels."""
     drawn = class_bits(config.num_classes) if config.task == "segment" else pictures
-    beside = 0 if config.task == "text_to_image" else pictures + 1  # a picture, and how little is known of it
+    # A picture, or a map of classes, and how little is known of it
+    read = class_bits(config.num_classes) if config.task == "layout" else pictures
+    beside = 0 if config.task == "text_to_image" else read + 1
     return {"in_channels": drawn + beside, "out_channels": drawn}
 
 
@@ -48,5 +53,5 @@ def condition(config: TrainConfig) -> dict[str, Any] | None:
     """What a U-Net's config says of the task, of one that reads a condition."""
     if config.task == "text_to_image":
         return None
-    about = {"upscale": {"scale": config.scale}, "segment": {"num_classes": config.num_classes}}
-    return {"task": config.task, **about.get(config.task, {})}
+    about = {"scale": config.scale} if config.task == "upscale" else {}
+    return {"task": config.task, **about, **({"num_classes": config.num_classes} if TASKS[config.task].masks else {})}

@@ -24,7 +24,7 @@ def sample_of(config: TrainConfig, pixels: torch.Tensor, mean: torch.Tensor, std
     """x_0 of a row, (channels, height, width) in float32: its picture, normalised, or the bits of its classes."""
     if config.task == "segment":
         return classes_to_bits(pixels[None, -1:], config.num_classes)[0]
-    return unit(pixels).sub_(mean).div_(std)
+    return unit(pixels[: len(mean)]).sub_(mean).div_(std)
 
 
 def condition_of(
@@ -51,6 +51,8 @@ def condition_of(
         small = shrunk(sample, config.scale)[None]
         noise = torch.from_numpy(rng.standard_normal(small.shape, dtype=np.float32))
         found = enlarged_condition(small, (height, width), level, noise)[0]
+    elif config.task == "layout":
+        found = picture_condition(classes_to_bits(pixels[None, -1:], config.num_classes))[0]
     else:
         found = picture_condition(unit(pixels[:-1])[None])[0]
     if dropped:

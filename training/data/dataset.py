@@ -19,6 +19,7 @@ from PIL import Image
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.augment import augment
 from mezzotint_training.data.captions import Captions, Choices, drawn
@@ -132,7 +133,7 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     def pixels(self, index: int) -> torch.Tensor | None:
         """A row's picture as bytes (channels, height, width), or `None` for a bad row under `on_bad_row=skip`. For
-        `task=segment` its class numbers are a last channel.
+        tasks with maps of classes their numbers are a last channel.
 
         Raises:
             UserError: for a bad picture under `on_bad_row=stop`, with its file or row.
@@ -199,7 +200,7 @@ class CaptionedImages(torch.utils.data.Dataset):
 
 def pixel_columns(config: TrainConfig) -> list[str]:
     """The columns that pixels are read from."""
-    return [config.image_column, *([config.mask_column] if config.task == "segment" else [])]
+    return [config.image_column, *([config.mask_column] if TASKS[config.task].masks else [])]
 
 
 def read_pixels(config: TrainConfig, row: dict, channels: int, size: tuple[int, int]) -> torch.Tensor:
@@ -209,7 +210,7 @@ def read_pixels(config: TrainConfig, row: dict, channels: int, size: tuple[int, 
         ValueError: for a picture or a class map that cannot be read, in one line.
     """
     picture = read_picture(row[config.image_column], channels, size)
-    if config.task != "segment":
+    if not TASKS[config.task].masks:
         return picture
     try:
         return torch.cat([picture, read_mask(row[config.mask_column], config.num_classes, size)])

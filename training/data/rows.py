@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from mezzotint_training.config.errors import UserError, one_line, silenced
 from mezzotint_training.config.rules import nearest
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.templates import check_fields, columns_of, is_template, reader
 from mezzotint_training.modalities.images import EXTENSIONS
@@ -120,7 +121,7 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     rows, image, captions = splits[split], config.image_column, config.caption_column
     if rows.features is None:  # of a stream
         raise UserError(f"image_column {image!r} must hold pictures: got columns of unknown types")
-    masks = [("mask_column", config.mask_column)] if config.task == "segment" else []
+    masks = [("mask_column", config.mask_column)] if TASKS[config.task].masks else []
     for flag, entry in (("image_column", image), *masks, *(("caption_column", entry) for entry in captions)):
         for name in columns_of(entry) if flag == "caption_column" else [entry]:
             if name not in rows.features:
@@ -130,7 +131,7 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
                 elif flag == "caption_column" and rows.builder_name == "imagefolder":
                     hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
                 raise UserError(f"{what} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
-    pictures = {"image_column": image} | ({"mask_column": config.mask_column} if config.task == "segment" else {})
+    pictures = {"image_column": image} | dict(masks)
     for flag, name in pictures.items():
         if not isinstance(feature := rows.features[name], datasets.Image):
             raise UserError(f"{flag} {name!r} must hold pictures: got {feature}")

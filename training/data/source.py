@@ -27,7 +27,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
-from mezzotint_training.config.tasks import picture_channels
+from mezzotint_training.config.tasks import TASKS, picture_channels
 from mezzotint_training.data import balance
 from mezzotint_training.data.attributes import Attributes, attribute_columns, specification
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
@@ -94,8 +94,8 @@ def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]
         raise UserError(
             f"resolution must be a multiple of scale, {config.scale}, for upscaling: got {facts.height}x{facts.width}"
         )
-    if config.task == "segment" and config.augment_probability > 0:
-        raise UserError("augment_probability would mix the classes of --task segment: leave one of the two out")
+    if TASKS[config.task].masks and config.augment_probability > 0:
+        raise UserError(f"augment_probability would mix the classes of --task {config.task}: leave one of the two out")
     return config, derived
 
 
@@ -178,7 +178,7 @@ class Source:
         limits = {} if tokenizer is None else {"count_tokens": lambda text: len(tokenizer(text).input_ids)}
         longest = min(getattr(tokenizer, "model_max_length", self.config.max_text_length), 2**31)
         found = lint(self.known, longest, **limits).facts(len(self.known), self.known.size)
-        if self.config.task == "segment":
+        if TASKS[self.config.task].masks:
             found["columns"]["classes"] = [self.config.mask_column]
         if said := attribute_columns(self.config):
             found["columns"]["attributes"] = list(said.values())

@@ -54,6 +54,8 @@ def examples(config: TrainConfig, images: CaptionedImages) -> Examples:
         given = small.repeat_interleave(config.scale, 2).repeat_interleave(config.scale, 3)
         return Examples(prompts, {"image": small / 255}, *map(_shown, (given, pictures)))
     spread = 255 // (config.num_classes - 1)
+    if config.task == "layout":
+        return Examples(prompts, {"mask_image": pixels[:, -1]}, *map(_shown, (pixels[:, -1:] * spread, pictures)))
     inputs = {"image": pictures / 255, "ensemble_size": 1}
     return Examples(prompts, inputs, *map(_shown, (pictures, pixels[:, -1:] * spread)))
 

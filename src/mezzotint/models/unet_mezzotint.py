@@ -100,8 +100,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             `downsample_factor`. The other layers are left with what a filter cannot do, which makes them learn much
             sooner. `None` is no such path.
         condition (`dict`, *optional*): what the channels beyond `out_channels` hold, for the pipelines: `task`, the one
-            that the network is trained for (`"inpaint"`, `"upscale"` with its `scale`, `"segment"` with its
-            `num_classes`). They are a picture, and last a channel that says how little is known of it, from 0 to 1.
+            that the network is trained for (`"inpaint"`, `"upscale"` with its `scale`, `"segment"` and `"layout"` with
+            their `num_classes`). They are a picture or a map of classes, and last a channel that says how little is
+            known of it, from 0 to 1.
         attributes (`dict`, *optional*): what is said of a picture beside its text, by name: a list of classes, or mean
             and standard deviation of a number.
 

@@ -76,6 +76,28 @@ class MezzotintImageMixin:
             raise ValueError("mask_image must be between 0 (stays) and 1 (is drawn): got other numbers")
         return (found >= 0.5).float()[:, None]
 
+    def read_classes(self, mask_image, num_classes: int) -> torch.Tensor:
+        """The maps of classes as one tensor of shape `(maps, 1, height, width)`, int64. Raises `ValueError` in one line
+        for what is no such thing."""
+        maps = mask_image if isinstance(mask_image, list) else [mask_image]
+        if all(isinstance(one, Image.Image) for one in maps):
+            if modes := sorted({one.mode for one in maps} - {"1", "L", "P"}):
+                raise ValueError(f"mask_image must have one channel of class numbers: got mode {modes[0]}")
+            maps = [np.array(one).astype(np.int64) for one in maps]
+        maps = [torch.as_tensor(one) for one in _alike("mask_image", maps, "L")]
+        maps = [one[None] if one.ndim == 2 else one for one in maps]
+        found = torch.cat(maps) if all(one.ndim == 3 for one in maps) else torch.empty(0)
+        if found.ndim != 3 or found.is_floating_point() and not (found == found.round()).all():
+            raise ValueError(
+                f"mask_image must have shape (maps, height, width), of class numbers: got {_shown(mask_image)}"
+            )
+        found = found.long()
+        if num_classes == 2:
+            found = torch.where(found == 255, 1, found)
+        if not ((found >= 0) & (found < num_classes)).all():
+            raise ValueError(f"mask_image must hold class numbers below {num_classes}: got {int(found.max())}")
+        return found[:, None]
+
 
 def _alike(name: str, images: Any, mode: str) -> list[Any]:
     """One picture, array or tensor, or a list of them, as a list of one kind and one size; pictures in a `mode`."""

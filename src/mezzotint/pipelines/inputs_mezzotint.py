@@ -58,7 +58,7 @@ class MezzotintInputsMixin:
     classifier: Any
     _callback_tensor_inputs: list[str]
     # Tasks that a network may be trained for whose samples a pipeline draws
-    tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale")
+    tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale", "layout")
 
     def check_inputs(
         self,
@@ -80,6 +80,7 @@ class MezzotintInputsMixin:
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
+            best |= {"layout": "MezzotintLayoutPipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that are trained for {' or '.join(self.tasks)}: got some for "
                 f"{task}, which {best.get(task, 'a newer version of mezzotint')} takes"
