@@ -205,6 +205,9 @@ def content(folder: str | Path) -> Content:
             waiting += sorted(path.iterdir(), reverse=True)
         elif not any(fnmatchcase(name, pattern) for pattern in OF_THE_RUN):
             left_out.append(name + "/" * plain_folder)
+    for name in names - {"samples"}:
+        if (config := files.get(f"{name}/config.json")) is not None:
+            code |= _code_of_a_model(name, config)
     return Content(kind, files, left_out, sorted(code - files.keys()), title)
 
 
@@ -230,6 +233,25 @@ def _code(index: dict[str, Any]) -> set[str]:
     modules = {"": own[0] if isinstance(own, list) else None}
     modules |= {f"{name}/": library for name, (library, _) in _components(index).items()}
     return {f"{place}{x}.py" for place, x in modules.items() if x is not None and VERSIONED.fullmatch(x)}
+
+
+def _code_of_a_model(name: str, config: Path) -> set[str]:
+    """The paths of the code that a component's config names (`auto_map`), as far as it is beside it.
+
+    Raises:
+        ValueError: for an `auto_map` that is no mapping to classes in files.
+    """
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {})
+    except (ValueError, AttributeError, RecursionError):  # which loading finds
+        return set()
+    values = found.values() if isinstance(found, dict) else [found]
+    classes = [x for value in values for x in (value if isinstance(value, list) else [value]) if x is not None]
+    if not isinstance(found, dict) or not all(
+        isinstance(x, str) and re.fullmatch(r"[\w./-]+\.\w+", x) for x in classes
+    ):
+        raise ValueError(f"auto_map of {name}/config.json must name classes in files: got {repr(found)[:60]}")
+    return {f"{name}/{x.rpartition('.')[0]}.py" for x in classes if "--" not in x}  # of another repository
 
 
 def _of_pipeline(index: dict[str, Any]) -> str:

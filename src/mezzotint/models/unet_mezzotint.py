@@ -299,9 +299,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         encoder_hidden_states: torch.Tensor | MezzotintText | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
-        attributes: torch.Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        attributes: torch.Tensor | None = None,
     ) -> MezzotintUNetOutput | tuple[torch.Tensor]:
         """
         Args:
@@ -315,10 +315,10 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
                 there is text and 0 where there is padding.
             augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*): how each picture was
                 changed; zeros, or none at all, are an unchanged one.
-            attributes (`torch.Tensor` of shape `(batch_size, features)`, *optional*): as `attribute_vector` makes them
-                of the config's `attributes`; zeros, or none at all, are those of which nothing is known.
             cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` weighs the adapters in this call.
             return_dict (`bool`): whether a `MezzotintUNetOutput` or a tuple comes back.
+            attributes (`torch.Tensor` of shape `(batch_size, features)`, *optional*): as `attribute_vector` makes them
+                of the config's `attributes`; zeros, or none at all, are those of which nothing is known.
 
         Raises:
             ValueError: for a shape that the network cannot take, or text where it has none or lacks it.

@@ -32,7 +32,7 @@ SOURCE = Path(__file__).read_bytes()
 class MezzotintInpaintPipeline(
     MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
 ):
-    """Inpainting and outpainting, with any weights, and with better ones that are trained for it (`train.py --task
+    """Inpainting and outpainting, with any weights, and with those that are trained for it (`train.py --task
     inpaint`). Its components are described at `MezzotintSamplingMixin`; `MezzotintInpaintPipeline.from_pipe(pipe)`
     takes those of a pipeline of another task."""
 
