@@ -38,6 +38,18 @@ def test_a_picture_is_the_pipelines(folder, tmp_path, capsys):
     assert not np.array_equal(other, expected)
 
 
+def test_no_weight_of_guidance_is_what_was_asked_for(folder, tmp_path):
+    path, call = tmp_path / "drawn.png", {"num_inference_steps": 3}
+    assert sample(folder, "a red boot", "--output", path, "--num_inference_steps", 3, "--guidance_scale", 0) == 0
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    zero, two = (
+        pipe("a red boot", guidance_scale=scale, generator=[torch.Generator().manual_seed(0)], **call).images[0]
+        for scale in (0.0, 2.0)
+    )
+    np.testing.assert_array_equal(Image.open(path), zero)
+    assert not np.array_equal(zero, two)
+
+
 def test_prompts_are_rows_and_their_pictures_columns(folder, tmp_path, capsys):
     size = ["--height", 12, "--width", 10, "--num_inference_steps", 2, "--num_images_per_prompt", 3]
     assert sample(folder, "a red boot", "7", *size, "--output", tmp_path / "grid.png") == 0

@@ -146,15 +146,9 @@ def sample(args: argparse.Namespace) -> None:
     trained, prompts = pipe.trained_for, args.prompt
     task = {"height": args.height, "width": args.width, "num_images_per_prompt": args.num_images_per_prompt}
     if pictures:
-        kind = (
-            "layout"
-            if "image" not in pictures
-            else "inpaint"
-            if "mask" in pictures
-            else trained["task"]
-            if trained["task"] in WITH_IMAGE
-            else "img2img"
-        )
+        kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
+        if "mask" in pictures:
+            kind = "inpaint" if "image" in pictures else "layout"
         cls, takes = WITH_IMAGE[kind]
         if kind == "layout" and trained["task"] != "layout":
             raise UserError("mask goes with --image: got it alone")
@@ -181,7 +175,9 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"attributes must be numbers where the network reads numbers: {one_line(error)}") from None
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
-    guidance_scale = args.guidance_scale or (2.0 if args.prompt else 1.0)
+    guidance_scale = args.guidance_scale
+    if guidance_scale is None:
+        guidance_scale = 2.0 if args.prompt else 1.0
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     count = len(prompts) * args.num_images_per_prompt
     try:
