@@ -1,4 +1,4 @@
-"""What is said of a picture beside its caption: as it is found in a set, as it is dropped, and in runs."""
+"""Attributes of pictures: as they are found in a set, as they are dropped, and in runs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is read beside the sample: its place in an item, its chances, and class maps there and back."""
+"""Conditions of the tasks: their place in an item, their chances, and class maps there and back."""
 
 import io
 import math

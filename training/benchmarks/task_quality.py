@@ -63,7 +63,7 @@ from mezzotint_training.metrics.accuracy import accuracy
 from mezzotint_training.metrics.distances import kernel_distance
 from mezzotint_training.metrics.features import make_features
 from mezzotint_training.metrics.intervals import average, estimated
-from mezzotint_training.metrics.pictures import Real
+from mezzotint_training.metrics.pictures import Real, read
 from mezzotint_training.modalities.images import as_picture, unit
 
 UNET = {
@@ -94,14 +94,8 @@ class Set:
         self.size, self.images = size, [CaptionedImages(rows, looked_at, 3, (size, size)) for rows in parts]
         for images in self.images:
             images.read_all(progress=False)
-        self.train, self.test = (self._read(images) for images in self.images)
+        self.train, self.test = (read(images, [], "label") for images in self.images)
         (self.means, self.stds) = self.images[0].statistics()
-
-    @staticmethod
-    def _read(images: CaptionedImages) -> Real:
-        good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
-        texts = [images.captions[i] for i, _ in good]
-        return Real(torch.stack([pixels for _, pixels in good]), texts, torch.full((len(good),), -1))
 
     def trained(self, args: argparse.Namespace, root: Path, **settings: Any) -> tuple[Path, float]:
         """The folder of a run of that many minutes, and its processor time in seconds."""
@@ -156,6 +150,13 @@ def in_parts(function: Callable, *tensors: torch.Tensor, size: int = 64) -> torc
 
 def shown(figure: Any, digits: int = 2) -> str:
     return f"{figure.value:.{digits}f} ({figure.interval[0]:.{digits}f} to {figure.interval[1]:.{digits}f})"
+
+
+def found_again(judge: Any, drawn: torch.Tensor, captions: list[list[str]], data: Set) -> str:
+    """How often a two-tower model picks the caption of a picture among several, with its interval."""
+    read = accuracy(judge, Real(drawn, captions, data.test.labels[: len(drawn)]), None, data.test)
+    assert read is not None
+    return f"{read['value']:.1%} ({read['interval'][0]:.1%} to {read['interval'][1]:.1%})"
 
 
 def grid(path: Path, rows: list[torch.Tensor], count: int = 12) -> None:
@@ -355,18 +356,13 @@ def inpaint(args: argparse.Namespace, root: Path) -> list[list[str]]:
             drawn = method()
             hole = mask[:, None].expand_as(some) > 0
             error = ((drawn.float() - some.float()) / 255).square().mul(hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
-            read = accuracy(judge, Real(drawn, captions[: len(some)], data.test.labels[: len(some)]), None, data.test)
-            assert read is not None
-            value, interval = read["value"], read["interval"]
-            right = f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+            right = found_again(judge, drawn, captions, data)
             found.append([kind, name, str(cost), shown(average(error.sqrt()), 3), right])
             print(found[-1], flush=True)
             pictures.append(drawn)
         hidden = torch.where(mask[:, None] > 0, torch.tensor(128, dtype=torch.uint8), some)
         grid(args.output / f"inpaint-{kind}.png", [hidden, *pictures, some])
-    read = accuracy(judge, Real(truth, captions, data.test.labels[: len(truth)]), None, data.test)
-    assert read is not None
-    found.append(["", "the pictures themselves", "", "0", f"{read['value']:.1%}"])
+    found.append(["", "the pictures themselves", "", "0", found_again(judge, truth, captions, data)])
     return [["hole", "", "evaluations", "RMS distance in it", "caption found"], *found]
 
 
@@ -424,7 +420,7 @@ def img2img(args: argparse.Namespace, root: Path) -> list[list[str]]:
     some = data.test.pixels[: args.count]
     # Each picture is to become what the one after it shows
     captions = [*data.test.captions[1 : args.count], data.test.captions[0]]
-    prompts, labels = [texts[0] for texts in captions], data.test.labels[: len(some)]
+    prompts = [texts[0] for texts in captions]
     pipe: Any = MezzotintImg2ImgPipeline(**base.components)
     pipe.set_progress_bar_config(disable=True)
     features, found, pictures = judge(some), [], [some]
@@ -442,9 +438,7 @@ def img2img(args: argparse.Namespace, root: Path) -> list[list[str]]:
                          guidance_scale=3.0, output_type="pt").images * 255).round().byte(),
                 some, torch.arange(len(some)), size=16)  # fmt: skip
             far = 1 - F.cosine_similarity(judge(drawn), features)
-            read = accuracy(judge, Real(drawn, captions, labels), None, data.test)
-            assert read is not None
-            right = f"{read['value']:.1%} ({read['interval'][0]:.1%} to {read['interval'][1]:.1%})"
+            right = found_again(judge, drawn, captions, data)
             found.append([f"strength {strength}", name, shown(average(psnr(drawn, some))), shown(average(far)), right])
             print(found[-1], flush=True)
             if name == "MezzotintScheduler":

@@ -1,7 +1,8 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a task is, a line each: its pipeline, its card and its column. What a network reads for it beside the sample is
-made in `data/conditions.py`."""
+"""The tasks, a line each: pipeline, card and columns. What a network reads for one beside the sample is made in
+`data/conditions.py`."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mezzotint.pipelines.conditions_mezzotint import class_bits
@@ -34,6 +35,11 @@ TASKS = {
 }
 
 
+def of(settings: Mapping[str, Any]) -> Task:
+    """The task of a run by its settings as they were written down, by an older version too."""
+    return TASKS[settings.get("task", "text_to_image")]
+
+
 def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
     """The U-Net's `in_channels` and `out_channels` for pictures of so many channels."""
     drawn = class_bits(config.num_classes) if config.task == "segment" else pictures
@@ -43,10 +49,14 @@ def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
     return {"in_channels": drawn + beside, "out_channels": drawn}
 
 
+def trained_for(unet: Any) -> str:
+    """The task that a U-Net of this config is trained for."""
+    return (unet.get("condition") or {}).get("task", "text_to_image")
+
+
 def picture_channels(unet: Any) -> int:
     """The channels of the pictures that a U-Net of this config is trained on."""
-    task = (unet.get("condition") or {}).get("task")
-    return unet.in_channels - unet.out_channels - 1 if task == "segment" else unet.out_channels
+    return unet.in_channels - unet.out_channels - 1 if trained_for(unet) == "segment" else unet.out_channels
 
 
 def condition(config: TrainConfig) -> dict[str, Any] | None:

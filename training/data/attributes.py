@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What is said of a picture beside its caption: a class (`label_column`) and numbers (`attribute_columns`), as the
+"""Attributes, said of a picture beside its caption: a class (`label_column`) and numbers (`attribute_columns`), as the
 network reads them. A function of a row and a key alone; which rows there are is decided elsewhere."""
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from mezzotint.pipelines.conditions_mezzotint import attribute_vector, attribute
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import nearest, shown
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.rows import column
+from mezzotint_training.data.rows import check_column, column
 
 # The fifth word of the keys of attributes, as in `dataset.py`
 ATTRIBUTES = 7
@@ -38,9 +38,7 @@ def specification(config: TrainConfig, rows: datasets.Dataset) -> dict[str, list
     found: dict[str, list[Any]] = {}
     for attribute, name in attribute_columns(config).items():
         flag = "label_column" if attribute == LABEL else "attribute_columns"
-        if name not in rows.features:
-            known = ", ".join(map(repr, rows.features))
-            raise UserError(f"{flag} {name!r} is not there: got columns {known}{nearest(name, list(rows.features))}")
+        check_column(flag, name, rows)
         feature, values = rows.features[name], column(rows, name)
         if attribute == LABEL:
             if isinstance(feature, datasets.ClassLabel):
@@ -62,10 +60,7 @@ def specification(config: TrainConfig, rows: datasets.Dataset) -> dict[str, list
                 or pa.types.is_boolean(values.type)
             ):
                 raise UserError(f"attribute_columns {name!r} must hold numbers: got {feature}")
-            numbers = values.cast(pa.float64() if not pa.types.is_boolean(values.type) else pa.int8()).cast(
-                pa.float64()
-            )
-            numbers = numbers.to_numpy(zero_copy_only=False)
+            numbers = values.to_numpy(zero_copy_only=False).astype(float)
             numbers = numbers[np.isfinite(numbers)]
             if len(numbers) == 0 or numbers.std() == 0:
                 raise UserError(f"attribute_columns {name!r} must hold different numbers: got none or one alone")

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What is trained on by task: the sample that is to be drawn, and what the network reads beside it, made from a row's
-pixels. A function of the keys that it is given alone."""
+"""Samples and conditions by task: what is to be drawn, and what the network reads beside it, made from a row's pixels.
+A function of the keys that it is given alone."""
 
 import numpy as np
 import torch

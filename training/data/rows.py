@@ -84,11 +84,8 @@ def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[dataset
         UserError: for a split or column that isn't there or of another type; the message says what there is.
     """
     rows = checked_split(config, splits, "dataset_split", config.dataset_split)
-    if config.balance_column is not None and config.balance_column not in rows.features:
-        raise UserError(
-            f"balance_column {config.balance_column!r} is not there: got columns "
-            f"{', '.join(map(repr, rows.features))}{nearest(config.balance_column, list(rows.features))}"
-        )
+    if config.balance_column is not None:
+        check_column("balance_column", config.balance_column, rows)
     if config.max_train_samples is not None:
         rows = rows.select(range(min(config.max_train_samples, len(rows))))
     if len(rows) == 0:
@@ -148,6 +145,17 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     for name in pictures.values():
         rows = rows.cast_column(name, datasets.Image(decode=False))
     return rows
+
+
+def check_column(flag: str, name: str, rows: datasets.Dataset) -> None:
+    """Check that a column is there; `flag` is the setting that names it.
+
+    Raises:
+        UserError: for one that isn't, with the nearest.
+    """
+    if name not in rows.features:
+        known = ", ".join(map(repr, rows.features))
+        raise UserError(f"{flag} {name!r} is not there: got columns {known}{nearest(name, list(rows.features))}")
 
 
 def composed(rows: datasets.Dataset, entries: list[str]) -> datasets.Dataset:

@@ -6,7 +6,6 @@ from mezzotint import MezzotintUNetModel
 from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS
 
 
 def ready_for_task(config: TrainConfig, unet: MezzotintUNetModel) -> MezzotintUNetModel:
@@ -15,7 +14,7 @@ def ready_for_task(config: TrainConfig, unet: MezzotintUNetModel) -> MezzotintUN
     Raises:
         UserError: for a network that is trained for another task, or that cannot be widened.
     """
-    found = (unet.config.get("condition") or {}).get("task", "text_to_image")
+    found = tasks.trained_for(unet.config)
     if found == config.task:
         for name, asked in (tasks.condition(config) or {}).items():
             if unet.config.condition.get(name) != asked:
@@ -23,10 +22,10 @@ def ready_for_task(config: TrainConfig, unet: MezzotintUNetModel) -> MezzotintUN
                     f"{name} must be that of the saved pipeline, {unet.config.condition.get(name)}: got {asked}"
                 )
         return unet
-    if found != "text_to_image" or TASKS[config.task].masks:
+    if found != "text_to_image" or tasks.TASKS[config.task].masks:
         raise UserError(
             f"task must be {found}, which the saved pipeline is trained for: got {config.task}"
-            + ("; train one from scratch" if TASKS[config.task].masks else "")
+            + ("; train one from scratch" if tasks.TASKS[config.task].masks else "")
         )
     if config.adapter is not None:
         raise UserError(f"adapter cannot give a network the inputs of {config.task}: fine-tune the weights, without it")

@@ -15,9 +15,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from mezzotint import hub, markdown
 from mezzotint.hub import is_path, public, signed
+from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.recipe import read_recipe
-from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.engine.files import write_text
 from mezzotint_training.metrics.table import table
 
@@ -131,7 +131,7 @@ def card_text(
         saved = json.loads(scheduler.read_text(encoding="utf-8"))
         schedules = saved.get("_fitted_schedules") or saved.get("fitted_schedules") or []  # its name of before
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    task = TASKS[settings.get("task", "text_to_image")]
+    task = tasks.of(settings)
     name = "lora.md.jinja" if settings.get("adapter") else task.card
     head = front_matter(settings, grid)
     card = template(name).render(
@@ -164,7 +164,7 @@ def template(name: str) -> jinja2.Template:
 def front_matter(settings: dict[str, Any], grid: str | None) -> ModelCardData:
     """The card's front matter."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    dataset, task = settings.get("dataset_name"), TASKS[settings.get("task", "text_to_image")]
+    dataset, task = settings.get("dataset_name"), tasks.of(settings)
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=task.tag,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import HfApi
 
 from mezzotint.hub import refusals
+from mezzotint_training.config import tasks
 from mezzotint_training.publishing.card import front_matter
 
 # The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
@@ -52,7 +53,7 @@ def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> l
     for setting, what in (("license", "under which licence the weights are"), ("dataset_license", "whose the data is")):
         if settings.get(setting) is None:
             found.append(Problem(f"the card will not say {what}: {setting} is not set", False))
-    if not settings.get("validation_prompts") and settings.get("task", "text_to_image") == "text_to_image":
+    if not settings.get("validation_prompts") and not tasks.of(settings).given:
         found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
     later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
     refused = refusals(name, f"---\n{front_matter(settings, None)}\n---\n", api)

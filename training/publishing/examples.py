@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a run draws to show what it has learned: its validation prompts, or, for a task that starts from a picture, some
-pictures that are always the same, held out where there are any."""
+"""Examples that a run draws to show what it has learned: its validation prompts, or, for a task that starts from a
+picture, some pictures that are always the same, held out where there are any."""
 
 from typing import Any, NamedTuple
 

@@ -1,5 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a network reads beside the noisy sample and its text. Training and sampling make it by the same functions.
+"""Conditions that a network reads beside the noisy sample and its text. Training and sampling make them by the same
+functions.
 
 Where it is trained for a task: a picture, and a last channel that says how little is known of it, 0 being all and 1
 nothing. Where it reads attributes, classes and numbers: a vector.
@@ -105,7 +106,7 @@ def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) 
 
     Args:
         known: of each attribute its classes, or mean and standard deviation (the U-Net's `attributes`).
-        values: a class or a number of some of them, all known.
+        values: of some of them a number, or a class by its name or its place among them; all known.
 
     Returns:
         `torch.Tensor` of shape `(features,)`, float32.
@@ -114,7 +115,8 @@ def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) 
     for name, about in sorted(known.items()):
         part = torch.zeros(len(about))
         if name in values and isinstance(about[0], str):
-            part[about.index(values[name])] = 1
+            value = values[name]
+            part[about.index(value) if isinstance(value, str) else int(value)] = 1
         elif name in values:
             part[0], part[1] = (float(values[name]) - about[0]) / about[1], 1
         parts.append(part)
@@ -122,7 +124,7 @@ def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) 
 
 
 def attributes_without(known: Mapping[str, list[Any]], vectors: torch.Tensor, names: Container[str]) -> torch.Tensor:
-    """What `attribute_vector` made, of shape `(B, features)`, with nothing known of some of the attributes."""
+    """Vectors of `attribute_vector`, of shape `(B, features)`, with nothing known of some of the attributes."""
     vectors, first = vectors.clone(), 0
     for name, about in sorted(known.items()):
         if name in names:

@@ -4,6 +4,7 @@
 In a saved pipeline this text stands in place of the line that imports it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,13 @@ class MezzotintImageMixin:
         """The inverse of `decode`: `image` with the network's normalisation, and its edges drawn out to `spatial`."""
         config = self.unet.config
         mean, std = (torch.tensor(x).to(image).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std))
-        height, width = (whole - size for whole, size in zip(spatial, image.shape[2:], strict=True))
-        return F.pad((image - mean) / std, (0, width, 0, height), mode="replicate")
+        return self.drawn_out((image - mean) / std, spatial)
+
+    @staticmethod
+    def drawn_out(pictures: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
+        """Pictures (B, C, H, W) at the size `spatial`: their last rows and columns are repeated."""
+        height, width = (whole - size for whole, size in zip(spatial, pictures.shape[2:], strict=True))
+        return F.pad(pictures, (0, width, 0, height), mode="replicate")
 
     @staticmethod
     def for_each(name: str, pictures: torch.Tensor, prompts: int, num_images_per_prompt: int = 1) -> torch.Tensor:

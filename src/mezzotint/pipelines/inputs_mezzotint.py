@@ -111,8 +111,8 @@ class MezzotintInputsMixin:
 
     @property
     def trained_for(self) -> dict[str, Any]:
-        """What the U-Net's config says of the task that it is trained for: its name as `task`, and what goes with it;
-        `{"task": "text_to_image"}` where it says nothing."""
+        """The task that the U-Net is trained for, by its config: its name as `task`, and what goes with it;
+        `{"task": "text_to_image"}` where the config says nothing."""
         return dict(getattr(self.unet.config, "condition", None) or {"task": "text_to_image"})
 
     def check_guidance(self, guidance: MezzotintGuidance) -> None:
@@ -154,15 +154,26 @@ class MezzotintInputsMixin:
             )
 
     @staticmethod
-    def _check_attributes(known: dict[str, list[Any]], guidance: MezzotintGuidance) -> None:
+    def _attributes_of(known: dict[str, list[Any]], guidance: MezzotintGuidance) -> list[dict[str, Any]] | None:
+        """The attributes of a call, the label among them where the network reads it: one `dict`, or one for each
+        prompt; `None` where nothing is said. Raises `ValueError` in one line for what is no such thing."""
+        said = guidance.attributes
+        every: list[Any] = said if isinstance(said, list) else [said] if said is not None else []
+        if not all(isinstance(one, dict) for one in every) or said == []:
+            raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(said)}")
+        if guidance.labels is None or "class_labels" not in known:
+            return every or None
+        labels = list(guidance.labels) if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
+        every = every or [{}]
+        if 1 not in (len(labels), len(every)) and len(labels) != len(every):
+            raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(every)}")
+        count = max(len(labels), len(every))
+        labels, every = (some * (count if len(some) == 1 else 1) for some in (labels, every))
+        return [{**one, "class_labels": label} for one, label in zip(every, labels, strict=True)]
+
+    def _check_attributes(self, known: dict[str, list[Any]], guidance: MezzotintGuidance) -> None:
         """Raises `ValueError` in one line for attributes that the network does not read."""
-        given, scales = guidance.attributes, guidance.attribute_scale
-        every = given if isinstance(given, list) else [given] if given is not None else []
-        if not all(isinstance(one, dict) for one in every) or given == []:
-            raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(given)}")
-        if guidance.labels is not None and "class_labels" in known:
-            labels = guidance.labels if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
-            every = [*every, *({"class_labels": label} for label in labels)]
+        every, scales = self._attributes_of(known, guidance) or [], guidance.attribute_scale
         for name, value in [pair for one in every for pair in one.items()]:
             _check_known(known, name, "attributes")
             about = known[name]
@@ -180,6 +191,12 @@ class MezzotintInputsMixin:
             _check_known(known, name, "attribute_guidance_scale")
         if scales and guidance.guider is not None:
             raise ValueError("attribute_guidance_scale is of classifier-free guidance: leave it or the guider out")
+
+    def prompt_or_none(self, prompt, prompt_embeds, count: int) -> Any:
+        """The prompt; for a task that needs none `count` empty ones, where the network reads text and is given none."""
+        if prompt is None and prompt_embeds is None and self.unet.config.cross_attention_dim is not None:
+            return [""] * count
+        return prompt
 
     def check_text(
         self,

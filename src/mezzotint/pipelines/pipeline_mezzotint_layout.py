@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
@@ -90,10 +89,8 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         num_classes = self.trained_for["num_classes"]
         classes = self.read_classes(mask_image, num_classes)
         spatial = classes.shape[2:]
-        if prompt is None and prompt_embeds is None and self.unet.config.cross_attention_dim is not None:
-            prompt = [""] * len(classes)
         text = (
-            prompt,
+            self.prompt_or_none(prompt, prompt_embeds, len(classes)),
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
@@ -114,8 +111,7 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         # 4. Choose the timesteps; the map is read as bits
         schedule = run.choose_timesteps(guidance, *steps)
         latents = run.draw_noise(batch_size, spatial, generator, latents)
-        height, width = (whole - size for whole, size in zip(latents.shape[2:], spatial, strict=True))
-        bits = F.pad(classes_to_bits(classes.to(latents.device), num_classes), (0, width, 0, height), mode="replicate")
+        bits = self.drawn_out(classes_to_bits(classes.to(latents.device), num_classes), latents.shape[2:])
 
         # 5. Denoise
         latents = run.denoise(

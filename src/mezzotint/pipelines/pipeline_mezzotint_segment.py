@@ -109,10 +109,8 @@ class MezzotintSegmentPipeline(
         self.check_inputs(*steps, 1, eta, generator, latents, output_type, *callback, ensemble_size=ensemble_size)
         self.check_guidance(guidance)
         image = self.read_image(image, self.unet.config.in_channels - self.unet.config.out_channels - 1)
-        if prompt is None and prompt_embeds is None and self.unet.config.cross_attention_dim is not None:
-            prompt = [""] * len(image)
         text = (
-            prompt,
+            self.prompt_or_none(prompt, prompt_embeds, len(image)),
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
@@ -133,8 +131,7 @@ class MezzotintSegmentPipeline(
         # 4. Choose the timesteps; the picture is read as it is
         schedule = run.choose_timesteps(guidance, *steps)
         noise = run.draw_noise(batch_size, spatial, generator, latents)
-        height, width = (whole - size for whole, size in zip(noise.shape[2:], spatial, strict=True))
-        condition = picture_condition(F.pad(image.to(noise), (0, width, 0, height), mode="replicate"))
+        condition = picture_condition(self.drawn_out(image.to(noise), noise.shape[2:]))
 
         # 5. Denoise
         bits = run.denoise(

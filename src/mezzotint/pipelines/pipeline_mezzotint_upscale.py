@@ -108,10 +108,8 @@ class MezzotintUpscalePipeline(
                           **{name: value for name, value in counts.items() if value is not None})  # fmt: skip
         self.check_guidance(guidance)
         image = self.read_image(image)
-        if prompt is None and prompt_embeds is None and self.unet.config.cross_attention_dim is not None:
-            prompt = [""] * len(image)
         text = (
-            prompt,
+            self.prompt_or_none(prompt, prompt_embeds, len(image)),
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,

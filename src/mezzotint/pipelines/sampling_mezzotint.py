@@ -50,8 +50,8 @@ WITH_CACHE = threading.RLock()
 
 
 def _seen_without_defaults(init: Callable) -> Callable:
-    """What diffusers reads from the signature: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass over
-    the component given for an argument that has a default."""
+    """Hide a signature's defaults from diffusers: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass
+    over the component given for an argument that has a default."""
     signature = inspect.signature(init)
     bare = [x.replace(default=inspect.Parameter.empty) for x in signature.parameters.values()]
     init.__signature__ = signature.replace(parameters=bare)  # pyright: ignore[reportFunctionMemberAccess]
@@ -224,15 +224,8 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             in one batch where there are both, and are `None` of a network without text.
         """
         device, known = self._execution_device, getattr(self.unet.config, "attributes", None) or {}
-        if guidance.labels is not None and "class_labels" in known:
-            labels = guidance.labels if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
-            said = guidance.attributes if isinstance(guidance.attributes, list) else [guidance.attributes or {}]
-            if 1 not in (len(labels), len(said)) and len(labels) != len(said):
-                raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(said)}")
-            count = max(len(labels), len(said))
-            labels, said = (list(some) * (count if len(some) == 1 else 1) for some in (labels, said))
-            said = [{**one, "class_labels": label} for one, label in zip(said, labels, strict=True)]
-            guidance = guidance._replace(labels=None, attributes=said)
+        said = self._attributes_of(known, guidance) if known else None
+        guidance = guidance._replace(attributes=None, labels=None if "class_labels" in known else guidance.labels)
         if guidance.labels is not None:
             labels = (
                 guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
@@ -257,22 +250,12 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             if negative_prompt_embeds is not None:
                 prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                 prompt_attention_mask = torch.cat([negative_prompt_attention_mask, prompt_attention_mask])
-        if guidance.attributes is not None:
-            said = guidance.attributes if isinstance(guidance.attributes, list) else [guidance.attributes]
+        if said is not None:
             if self.unet.config.cross_attention_dim is None and prompts == 1:
                 prompts = len(said)
             if len(said) not in (1, prompts):
                 raise ValueError(f"attributes needs one entry, or one for each of {prompts} prompts: got {len(said)}")
-            numbered = [
-                {
-                    name: known[name][int(value)]
-                    if isinstance(known[name][0], str) and not isinstance(value, str)
-                    else value
-                    for name, value in one.items()
-                }
-                for one in said
-            ]
-            vectors = torch.stack([attribute_vector(known, one) for one in numbered]).to(device)
+            vectors = torch.stack([attribute_vector(known, one) for one in said]).to(device)
             vectors = vectors.expand(prompts, -1).repeat_interleave(num_images_per_prompt, dim=0)
             guidance = guidance._replace(attributes=vectors)
         if guidance.labels is not None:
