@@ -97,7 +97,7 @@ NEEDED = {
         (["--no_such_flag"], "unknown flag --no_such_flag"),
         (["--outpu=x"], "unknown flag --outpu=x"),
         (["--hel"], "unknown flag --hel; did you mean --help?"),
-        (["--seed"], "argument --seed: expected one argument"),
+        (["--seed"], "argument --seed: expected "),
         (["--seed", "-1"], "seed must be at least 0: got -1"),
         (["--seed", "x" * 10**5], "seed must be of type int: got 'xxx"),
         (["a\udcff"], "arguments must be text in UTF-8: got 'a\\udcff'"),

@@ -1,9 +1,13 @@
 """The sampling program against the pipeline called by hand."""
 
+import json
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mezzotint import (
     MezzotintImg2ImgPipeline,
@@ -63,6 +67,73 @@ def test_prompts_are_rows_and_their_pictures_columns(folder, tmp_path, capsys):
     for i, picture in enumerate(expected):
         row, column = divmod(i, 3)
         np.testing.assert_array_equal(grid[12 * row : 12 * row + 12, 10 * column : 10 * column + 10], picture)
+
+
+def test_seeds_are_shared_by_all_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("7\n\n  \na blue cat\n")
+    argv = ["--prompts_file", tmp_path / "prompts.txt", "--num_inference_steps", 2, "--output", tmp_path / "grid.png"]
+    assert sample(*argv, "--num_images_per_prompt", 2, "--seed", 5, 3, "--device", "cpu", folder, "a red boot") == 0
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 3, 4) * 3]
+    call = {"num_inference_steps": 2, "num_images_per_prompt": 4, "output_type": "np"}
+    expected = pipe(["a red boot", "7", "a blue cat"], generator=generators, **call).images
+    expected = np.rint(255 * expected).reshape(3, 4, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(24, 32, 3)
+    np.testing.assert_array_equal(Image.open(tmp_path / "grid.png"), expected)
+
+
+@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "DDIM"])
+def test_a_sampler_of_diffusers_is_taken_by_its_name(folder, tmp_path, name):
+    argv = ["--sampler", name, "--num_inference_steps", 3, "--output", tmp_path / "drawn.png"]
+    assert sample(folder, "a red boot", *argv) == 0
+    pipe = MezzotintPipeline.from_pretrained(folder)
+    own = pipe("a red boot", num_inference_steps=3, generator=[torch.Generator().manual_seed(0)]).images[0]
+    cls = getattr(diffusers, name.removesuffix("Scheduler") + "Scheduler")
+    pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    expected = pipe("a red boot", num_inference_steps=3, generator=[torch.Generator().manual_seed(0)]).images[0]
+    np.testing.assert_array_equal(Image.open(tmp_path / "drawn.png"), expected)
+    assert not np.array_equal(own, expected)
+
+
+def test_a_picture_tells_how_to_draw_it_again(folder, tmp_path, capsys):
+    first, again, start = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "start.png"
+    Image.effect_noise((8, 8), 90).convert("RGB").save(start)
+    argv = ["--image", start, "--seed", 3, 9, "--negative_prompt=-é", "--guidance_interval", 0.5, 4]
+    argv += ["--sampler", "DDIM"]
+    assert sample(folder, "a red boot", *argv, "--num_inference_steps", 4, "--output", first) == 0
+    assert sample("--from", first, "--output", again) == 0
+    np.testing.assert_array_equal(Image.open(first), Image.open(again))
+    assert Image.open(first).text == Image.open(again).text  # which can be drawn from in turn
+    assert sample("--from", again, folder, "7", "--seed", 3, "--output", again) == 0
+    assert sample(folder, "7", *argv, "--seed", 3, "--num_inference_steps", 4, "--output", first) == 0
+    np.testing.assert_array_equal(Image.open(first), Image.open(again))
+    Image.effect_noise((8, 8), 90).convert("RGB").save(start)
+    capsys.readouterr()
+    assert sample("--from", first, "--output", again) == 2
+    assert capsys.readouterr().err == (
+        f"mezzotint: from {first} cannot be loaded: the image {start} has changed since\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"checkpoint": "x", "prompt": ["a"], "output": "/etc/x.png"}, "it tells output, which is not of a picture"),
+        ({"checkpoint": "x", "prompt": ["a"], "seed": [-1]}, "seed must be at least 0: got -1"),
+        ({"checkpoint": "x", "prompt": ["a"], "seeds": [1]}, "unknown flag --seeds"),
+        ({"checkpoint": " ", "prompt": ["a"]}, "must not be empty"),
+        ({"prompt": ["a"]}, "checkpoint"),
+        ([], "cannot be loaded"),
+        (None, "it does not tell how it was drawn, as a PNG of mezzotint sample does"),
+    ],
+)
+def test_a_picture_that_tells_something_else_is_refused_in_one_line(tmp_path, capsys, arguments, words):
+    about = PngInfo()
+    if arguments is not None:
+        about.add_text("mezzotint", json.dumps({"arguments": arguments, "sha256": {}}))
+    Image.new("L", (8, 8)).save(tmp_path / "told.png", pnginfo=about)
+    assert sample("--from", tmp_path / "told.png") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mezzotint: ") and err.count("\n") == 1 and words in err, err
 
 
 def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
@@ -167,6 +238,11 @@ def test_what_weights_cannot_do_is_said_in_one_line(task_folders, capsys, argv, 
         (["{tmp}/tiny", "a", "--image", "x", "--height", "8"], "leave one of --height and --image out"),
         (["{tmp}/tiny", "a", "--image", "x", "--strength", "1.5"], "strength must be in [0, 1]: got 1.5"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/moving.gif"], "it has several frames: give one of them"),
+        (["{tmp}/tiny", "a", "--sampler", "DDIMM"], "got 'DDIMM'; did you mean DDIM?"),
+        (["{tmp}/tiny", "--prompts_file", "{tmp}/none.txt"], "prompts_file {tmp}/none.txt cannot be loaded"),
+        (["{tmp}/tiny", "--prompts_file", "{tmp}/moving.gif"], "prompts_file {tmp}/moving.gif cannot be loaded"),
+        (["--from", "{tmp}/none.png"], "from {tmp}/none.png cannot be loaded"),
+        (["--from", "{tmp}/moving.gif"], "it does not tell how it was drawn"),
         (["{tmp}/none/at/all", "a"], "{tmp}/none/at/all"),
         (["{tmp}", "a"], "model_index.json"),
         (["{tmp}/tiny", "a", "--num_inference_steps", "1001"], "num_inference_steps must be in [1, 1000]: got 1001"),
@@ -238,7 +314,7 @@ def test_damaged_configurations_are_one_line(folder, capsys, name, text):
 
 def test_a_picture_that_cannot_be_encoded_leaves_the_one_that_was_there(folder, tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"another picture")
-    monkeypatch.setattr(Image.Image, "save", lambda self, file, kind: (_ for _ in ()).throw(OSError("no encoder")))
+    monkeypatch.setattr(Image.Image, "save", lambda self, file, kind, **about: (_ for _ in ()).throw(OSError("no encoder")))
     assert sample(folder, "a", "--num_inference_steps", 1, "--output", tmp_path / "x.png") == 3
     assert (tmp_path / "x.png").read_bytes() == b"another picture"
 

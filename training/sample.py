@@ -7,10 +7,15 @@ mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
+mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
+mezzotint sample --from seven.png --num_inference_steps 50
+
+A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
 """
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,9 @@ from typing import Any
 import torch
 from diffusers.utils import make_image_grid
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+import mezzotint
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
@@ -29,7 +36,20 @@ from mezzotint import (
 )
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, SHARE, SIDE, Rule, at_least, at_most, writable_file
+from mezzotint_training.config.rules import (
+    COUNT,
+    GUIDANCE,
+    SEED,
+    SHARE,
+    SIDE,
+    Rule,
+    at_least,
+    at_most,
+    nearest,
+    shown,
+    writable_file,
+)
+from mezzotint_training.engine.files import digest
 from mezzotint_training.modalities.images import EXTENSIONS, open_picture, read_header
 from mezzotint_training.networks.saved import load_pipeline
 
@@ -41,21 +61,57 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "segment": (MezzotintSegmentPipeline, ("image",)),
     "layout": (MezzotintLayoutPipeline, ("mask",)),
 }
+# What goes with a picture, and with which
+NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
+TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
+UNTOLD = ("output", "device", "from", "prompts_file")  # what is of the call and not of the picture
+MANY_BYTES = 1_000_000  # more than arguments have
 
 
 def main(argv: list[str] | None = None) -> int:
+    return exit_code(lambda: sample(arguments(argv)))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments as given, beside those that a picture tells.
+
+    Raises:
+        UserError: for a flag that is unknown or breaks its rule, a file that is not there or holds something else.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (picture := getattr(args, "from")) is not None:
+        parser.set_defaults(**told_by(picture, parser))
+        args = parser.parse_args(argv)
+    if args.checkpoint is None:
+        parser.error("the following arguments are required: checkpoint")
+    if args.prompts_file is not None:
+        with loading(f"prompts_file {args.prompts_file}"):
+            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
+        args.prompt = [*args.prompt, *(line for line in lines if line.strip())]
+    return args
+
+
+def _parser() -> Parser:
     parser = Parser("sample", __doc__)
-    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
+    parser.add_argument("checkpoint", type=text, nargs="?", help="a trained pipeline: a folder or a Hub name")
     parser.add_argument(
         "prompt",
         nargs="*",
         help="one or more texts, each of which becomes a row of pictures; enlarging and segmenting need none",
+    )
+    parser.add_argument("--prompts_file", type=text, help="a text file with more prompts, one a line")
+    parser.add_argument(
+        "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
     parser.add_argument("--output", default="sample.png", help="the picture file to write")
     parser.number(
         "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
     )
     parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
+    parser.add_argument(
+        "--sampler", help="a scheduler of diffusers, such as DDIMScheduler; by default the checkpoint's own"
+    )
     parser.number(
         "guidance_scale",
         float,
@@ -113,9 +169,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
-    parser.number("seed", int, *SEED, default=0, help="seed of the starting noise")
+    parser.number(
+        "seed",
+        int,
+        *SEED,
+        nargs="+",
+        default=[0],
+        help="seed of the starting noise; of several, every row has those of each, so that prompts can be compared",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to draw on")
-    return exit_code(lambda: sample(parser.parse_args(argv)))
+    return parser
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -128,8 +191,7 @@ def sample(args: argparse.Namespace) -> None:
     if output.suffix.lower() not in EXTENSIONS:
         raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
     given = {name: value for name, value in vars(args).items() if value is not None}
-    needs = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
-    for name, needed in needs.items():
+    for name, needed in NEEDS.items():
         if name in given and needed not in given:
             raise UserError(f"{name} goes with --{needed}: got it alone")
     for name in ("height", "width"):
@@ -143,43 +205,23 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"attributes must be name=value: got {one!r}")
         said[name] = value
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
-    trained, prompts = pipe.trained_for, args.prompt
-    task = {"height": args.height, "width": args.width, "num_images_per_prompt": args.num_images_per_prompt}
-    if pictures:
-        kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
-        if "mask" in pictures:
-            kind = "inpaint" if "image" in pictures else "layout"
-        cls, takes = WITH_IMAGE[kind]
-        if kind == "layout" and trained["task"] != "layout":
-            raise UserError("mask goes with --image: got it alone")
-        if unfit := [name for name in needs if name in given and name not in takes]:
-            raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
-        if "scale" in given and given["scale"] != trained["scale"]:
-            raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {args.scale}")
-        pipe = cls(**pipe.components)
-        names = {"mask": "mask_image"}
-        task = {names.get(name, name): given[name] for name in takes if name in given and name not in pictures}
-        task |= {names.get(name, name): picture for name, picture in pictures.items()}
-        task.pop("scale", None)
-        if not prompts and kind in ("upscale", "segment"):
-            prompts = [""]
-        task["ensemble_size" if kind == "segment" else "num_images_per_prompt"] = args.num_images_per_prompt
-    elif type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
-        pipe = MezzotintPipeline(**pipe.components)
+    if args.sampler is not None:
+        pipe.scheduler = sampler(args.sampler, pipe.scheduler)
+    pipe, task = for_task(pipe, given, pictures)
     if said:
-        known = pipe.unet.config.get("attributes") or {}
-        numeric = {name for name, about in known.items() if not isinstance(about[0], str)}
-        try:
-            task["attributes"] = {k: float(value) if k in numeric else value for k, value in said.items()}
-        except ValueError as error:
-            raise UserError(f"attributes must be numbers where the network reads numbers: {one_line(error)}") from None
+        task["attributes"] = attributes(said, pipe)
+    prompts = args.prompt
+    if not prompts and type(pipe) in (MezzotintUpscalePipeline, MezzotintSegmentPipeline):
+        prompts = [""]
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
     guidance_scale = args.guidance_scale
     if guidance_scale is None:
         guidance_scale = 2.0 if args.prompt else 1.0
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
-    count = len(prompts) * args.num_images_per_prompt
+    seeds = seeds_of(args, len(prompts))
+    per_prompt = len(seeds) // len(prompts)
+    task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
     try:
         (images, *_) = pipe(
             prompts,
@@ -188,17 +230,126 @@ def sample(args: argparse.Namespace) -> None:
             guidance_scale=guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
             negative_prompt=args.negative_prompt,
-            generator=[torch.Generator().manual_seed(args.seed + i) for i in range(count)],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_dict=False,
         )
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
-    # Encoded before a file is opened, which may hold another picture
     images = [image.convert("RGB") if image.mode == "P" else image for image in images]
-    grid, encoded = make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), io.BytesIO()
-    grid.save(encoded, Image.registered_extensions()[output.suffix.lower()])
-    output.write_bytes(encoded.getvalue())
+    write(make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), output, given)
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
+
+
+def for_task(
+    pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]
+) -> tuple[MezzotintPipeline, dict[str, Any]]:
+    """The pipeline for what is given, around the components of `pipe`, and the arguments of its task.
+
+    Raises:
+        UserError: for what does not go together, or not with these weights.
+    """
+    trained = pipe.trained_for
+    if not pictures:
+        if type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
+            pipe = MezzotintPipeline(**pipe.components)
+        return pipe, {name: given.get(name) for name in ("height", "width")}
+    kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
+    if "mask" in pictures:
+        kind = "inpaint" if "image" in pictures else "layout"
+    cls, takes = WITH_IMAGE[kind]
+    if kind == "layout" and trained["task"] != "layout":
+        raise UserError("mask goes with --image: got it alone")
+    if unfit := [name for name in NEEDS if name in given and name not in takes]:
+        raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
+    if "scale" in given and given["scale"] != trained["scale"]:
+        raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {given['scale']}")
+    task = {name: (pictures | given | pictures)[name] for name in takes if name in given and name != "scale"}
+    if "mask" in task:
+        task["mask_image"] = task.pop("mask")
+    return cls(**pipe.components), task
+
+
+def attributes(said: dict[str, str], pipe: MezzotintPipeline) -> dict[str, Any]:
+    """Names and values of `--attributes`, with numbers where the network reads numbers.
+
+    Raises:
+        UserError: for a text where a number is read.
+    """
+    known = pipe.unet.config.get("attributes") or {}
+    numeric = {name for name, about in known.items() if not isinstance(about[0], str)}
+    try:
+        return {name: float(value) if name in numeric else value for name, value in said.items()}
+    except ValueError as error:
+        raise UserError(f"attributes must be numbers where the network reads numbers: {one_line(error)}") from None
+
+
+def sampler(name: str, scheduler: Any) -> Any:
+    """The scheduler of that name, with or without "Scheduler" at its end, on the noise schedule of `scheduler`.
+
+    Raises:
+        UserError: for one that does not take its configuration.
+    """
+    known = {cls.__name__: cls for cls in scheduler.compatibles}
+    cls = known.get(name) or known.get(f"{name}Scheduler")
+    if cls is None:
+        like = nearest(name, [x.removesuffix("Scheduler") for x in known])
+        raise UserError(f"sampler must be one of {', '.join(sorted(known))}: got {shown(name)}{like}")
+    with loading(f"sampler {name}"):
+        return cls.from_config(scheduler.config)
+
+
+def seeds_of(args: argparse.Namespace, prompts: int) -> list[int]:
+    """The seed of each picture, those of a prompt side by side: of one seed all pictures count on from it, of several
+    those of each prompt do from each."""
+    count = args.num_images_per_prompt
+    if len(args.seed) == 1:
+        return [args.seed[0] + i for i in range(prompts * count)]
+    return [seed + i for seed in args.seed for i in range(count)] * prompts
+
+
+def write(picture: Image.Image, output: Path, given: dict[str, Any]) -> None:
+    """Write a picture; a PNG tells the arguments that drew it. It is encoded before the file is opened, which may hold
+    another picture."""
+    kind, encoded, about = Image.registered_extensions()[output.suffix.lower()], io.BytesIO(), {}
+    if kind == "PNG":
+        told = {name: value for name, value in given.items() if name not in UNTOLD}
+        files = {name: digest(Path(told[name])) for name in ("image", "mask") if name in told}
+        about["pnginfo"] = PngInfo()
+        text = json.dumps({"version": mezzotint.__version__, "arguments": told, "sha256": files}, ensure_ascii=False)
+        about["pnginfo"].add_itxt(TOLD, text)
+    picture.save(encoded, kind, **about)
+    output.write_bytes(encoded.getvalue())
+
+
+def told_by(path: str, parser: Parser) -> dict[str, Any]:
+    """The arguments that a picture was drawn with.
+
+    Args:
+        path: of a PNG that this program wrote.
+        parser: of this program's arguments, whose rules they keep.
+
+    Raises:
+        UserError: for a file that is not there, that holds no picture or none of this program's, or whose picture was
+            made of files that have changed.
+    """
+    with loading(f"from {path}"):
+        with Image.open(path) as picture:
+            found = getattr(picture, "text", {}).get(TOLD)
+        if found is None:
+            raise ValueError("it does not tell how it was drawn, as a PNG of mezzotint sample does")
+        told = json.loads(found)
+        arguments, words = told["arguments"], []
+        for name, value in arguments.items():
+            if name in UNTOLD:
+                raise ValueError(f"it tells {name}, which is not of a picture")
+            if name not in ("checkpoint", "prompt"):
+                words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+        kept = vars(parser.parse_args(words))
+        kept |= {"checkpoint": text(arguments["checkpoint"]), "prompt": [text(x) for x in arguments["prompt"]]}
+        for name, before in told["sha256"].items():
+            if digest(Path(kept[name])) != before:
+                raise ValueError(f"the {name} {kept[name]} has changed since")
+    return {name: kept[name] for name in arguments}
 
 
 def read(name: str, path: str) -> Image.Image:

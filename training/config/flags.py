@@ -132,7 +132,9 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
                 raise UserError(f"arguments must be text in UTF-8: got {shown(word)}")
-        known, unknown = self.parse_known_args(words, namespace)
+        # Flags may stand anywhere; but what comes after `--` is none, which `intermixed` forgets
+        parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args
+        known, unknown = parse(words, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise UserError(f"unknown flag {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}")
