@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from mezzotint import MezzotintUNetModel
-from mezzotint.models.blocks_mezzotint import downsample_factor
+from mezzotint.models.encoder_mezzotint import downsample_factor
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from mezzotint import MezzotintClassifier, MezzotintPipeline, MezzotintScheduler
-from mezzotint.models.blocks_mezzotint import MezzotintEncoderMixin
+from mezzotint.models.encoder_mezzotint import MezzotintEncoderMixin
 
 TINY = {
     "num_classes": 3,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintUNetModel
-from mezzotint.models.blocks_mezzotint import downsample_factor
+from mezzotint.models.encoder_mezzotint import downsample_factor
 from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import PATCH, at_least, at_most, known_arguments, number, shown

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from mezzotint import MezzotintUNetModel
-from mezzotint.models.blocks_mezzotint import downsample_factor
+from mezzotint.models.encoder_mezzotint import downsample_factor
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig

@@ -17,7 +17,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 
-from mezzotint.models.blocks_mezzotint import MezzotintEncoderMixin, space_to_depth
+from mezzotint.models.blocks_mezzotint import space_to_depth
+from mezzotint.models.encoder_mezzotint import MezzotintEncoderMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()

@@ -28,13 +28,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from mezzotint.models.blocks_mezzotint import (
     CONV,
     MezzotintBlock,
-    MezzotintEncoderMixin,
     MezzotintLinearSkip,
-    _is_finite,
     depth_to_space,
     space_to_depth,
     zero_init,
 )
+from mezzotint.models.encoder_mezzotint import MezzotintEncoderMixin, _is_finite
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
