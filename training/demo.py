@@ -52,8 +52,7 @@ def demo(args: argparse.Namespace) -> None:
     for name, package in needed.items():
         if importlib.util.find_spec(name) is None:
             raise UserError(f"demo needs {name}; pip install '{package}' brings it")
-    # Late, so that help and refusals come at once; torch and what loads pipelines before Gradio, which a checkpoint that
-    # cannot be loaded never needs
+    # Late, so that help and refusals come at once; Gradio last, which a checkpoint that cannot be loaded never needs
     import torch
 
     from mezzotint_training.networks.saved import load_pipeline

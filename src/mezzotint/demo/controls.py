@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a visitor may set: a control for each argument that a task's pipeline takes and its checkpoint can follow. A task
-whose arguments are all here needs no line of its own."""
+"""What a visitor may set: a control for each argument that a task's pipeline takes and its checkpoint can follow. A
+task whose arguments are all here needs no line of its own."""
 
 import contextlib
 import functools
@@ -19,7 +19,8 @@ from mezzotint.demo.drawing import LARGEST, arguments_of, fitted, painted_classe
 from mezzotint.hub import RECIPE
 from mezzotint.pipelines.pipeline_mezzotint_segment import class_colours
 
-MOST_PICTURES, MOST_STEPS, SEEDS = 16, 100, 2**31
+MOST_PICTURES, MOST_STEPS = 16, 100
+NEW_SEEDS = 10**6  # few enough to be read and typed again
 CANVAS = 384  # pixels of a side that is painted on
 UNKNOWN = "(not said)"
 
@@ -55,7 +56,7 @@ class Checkpoint:
         defaults = {"num_inference_steps": steps} if isinstance(steps, int) and 1 <= steps <= MOST_STEPS else {}
         if isinstance(guidance, (int, float)) and 0 <= guidance <= 100:
             defaults["guidance_scale"] = guidance
-        return cls(pipe, name, tuple(prompts[:12]), defaults)
+        return cls(pipe, name, tuple(prompts[:8]), defaults)
 
     @functools.cached_property
     def samplers(self) -> dict[str, Any]:
@@ -81,31 +82,20 @@ class Checkpoint:
         return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
 
 
-def _in_our_words(preprocess: Callable) -> Callable:
-    @functools.wraps(preprocess)
-    def wrapped(self, payload):
+def in_our_words(component: Any) -> Any:
+    """A component that takes a picture, which from now on says in our words when a file holds none. (A class derived
+    from it would make Gradio write a file beside this one.)"""
+    preprocess = component.preprocess
+
+    def preprocess_or_say(payload):
         try:
-            return preprocess(self, payload)
+            return preprocess(payload)
         except Exception:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
-            raise gr.Error(
-                "the file must be a picture that can be opened: got another", print_exception=False
-            ) from None
+            line = "the file must be a picture that can be opened: got another"
+            raise gr.Error(line, title="Not drawn", print_exception=False) from None
 
-    return wrapped
-
-
-class Picture(gr.Image):
-    """Gradio's image, which says in our words when a file is none."""
-
-    is_template = True
-    preprocess = _in_our_words(gr.Image.preprocess)
-
-
-class Canvas(gr.ImageEditor):
-    """Gradio's image editor, likewise."""
-
-    is_template = True
-    preprocess = _in_our_words(gr.ImageEditor.preprocess)
+    component.preprocess = preprocess_or_say
+    return component
 
 
 def blank(width: int, height: int) -> Image.Image:
@@ -113,8 +103,8 @@ def blank(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), class_colours(2)[0])
 
 
-# By argument, what sets it: a function of the checkpoint and the default, None where the checkpoint cannot follow. Those
-# of `AT_HAND` are always in sight
+# By argument, what sets it: a function of the checkpoint and the default, None where the checkpoint cannot follow.
+# Those of `AT_HAND` are always in sight
 CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
     "strength": lambda about, default: gr.Slider(
         0, 1, default, label="Strength", info="how much of the picture becomes noise, and is drawn anew"
@@ -173,8 +163,8 @@ class Controls:
         self._given_pictures()
         if about.reads_text and "prompt" in self.takes:
             self.inputs["prompt"] = gr.Textbox(
-                about.prompts[0] if about.prompts else "", label="Prompt", placeholder="what the picture shows; empty: anything",
-                lines=1, max_lines=3, max_length=2000,
+                about.prompts[0] if about.prompts else "", label="Prompt", lines=1, max_lines=3, max_length=2000,
+                placeholder="what the picture shows; empty: anything",
             )  # fmt: skip
             if len(about.prompts) > 1:
                 gr.Examples([[text] for text in about.prompts], self.inputs["prompt"], label="Prompts to try")
@@ -189,11 +179,9 @@ class Controls:
             self._add(name)
         with gr.Row(equal_height=True):
             self.inputs["seed"] = gr.Number(
-                0, label="Seed", precision=0, minimum=0, maximum=SEEDS, min_width=100, scale=2
+                0, label="Seed", precision=0, minimum=0, maximum=2**53, min_width=100, scale=2
             )
-            self.inputs["new_seed"] = gr.Checkbox(
-                True, label="a new one each time", min_width=160, scale=3, container=True
-            )
+            self.inputs["new_seed"] = gr.Checkbox(True, label="new each time", min_width=160, scale=3, container=True)
         with gr.Accordion("More", open=False):
             names = list(about.samplers)
             self.inputs["sampler"] = gr.Dropdown(names, value=names[0], label="Sampler")
@@ -234,23 +222,25 @@ class Controls:
         """The picture that a task is given, and what is painted on it."""
         side = {"height": CANVAS, "elem_classes": "pixels"}
         if "image" in self.takes and "mask_image" in self.takes:
-            self.picture = Canvas(
+            self.picture = gr.ImageEditor(
                 type="pil", sources=["upload", "clipboard"], layers=False, transforms=(), label="Picture and mask",
                 brush=gr.Brush(default_size=CANVAS // 8, colors=["#f97316"], color_mode="fixed"),
                 placeholder="Drop in a picture,\nthen paint over a part", canvas_size=(CANVAS, CANVAS), **side,
             )  # fmt: skip
         elif "image" in self.takes:
-            self.picture = Picture(type="pil", sources=["upload", "clipboard"], label="Picture", **side)
+            self.picture = gr.Image(type="pil", sources=["upload", "clipboard"], label="Picture", **side)
         elif "mask_image" in self.takes:
-            colours = ["#%02x%02x%02x" % rgb for rgb in class_colours(self.about.pipe.trained_for["num_classes"])]
+            colours = [
+                f"#{r:02x}{g:02x}{b:02x}" for r, g, b in class_colours(self.about.pipe.trained_for["num_classes"])
+            ]
             height, width = (CANVAS * side // max(self.about.size) for side in self.about.size)
-            self.picture = Canvas(
+            self.picture = gr.ImageEditor(
                 blank(width, height), type="pil", sources=[], layers=False, transforms=(), label="Layout",
                 brush=gr.Brush(default_size=CANVAS // 8, colors=[*colours[1:], colours[0]], color_mode="fixed"),
                 canvas_size=(width, height), fixed_canvas=True, **side,
             )  # fmt: skip
         if self.picture is not None:
-            self.inputs["picture"] = self.picture
+            self.inputs["picture"] = in_our_words(self.picture)
 
     def _conditions(self) -> None:
         """What can be said beside the text: classes and numbers that the network reads, or a classifier's classes."""
@@ -289,7 +279,7 @@ class Controls:
         for name in ("count", "seed", "num_inference_steps", "height", "width", "num_resamples"):
             if name in values and values[name] is None:
                 raise ValueError(f"{name.replace('_', ' ')} must be a number: got nothing")
-        call["seed"] = random.randrange(SEEDS) if values["new_seed"] else int(values["seed"])
+        call["seed"] = random.randrange(NEW_SEEDS) if values["new_seed"] else int(values["seed"])
         for name, most in (("count", MOST_PICTURES), ("num_inference_steps", MOST_STEPS)):
             if not 1 <= call[name] <= most:
                 raise ValueError(f"{name.replace('_', ' ')} must be from 1 to {most}: got {call[name]}")
@@ -314,7 +304,7 @@ class Controls:
             return {}
         given = values["picture"]
         size = None if values.get("keep_size") else self.read_size
-        if not isinstance(self.picture, Canvas):
+        if not isinstance(self.picture, gr.ImageEditor):
             if given is None:
                 raise ValueError("a picture must be dropped in: got none")
             return {"image": fitted(given, size)}

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import mezzotint
 from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint.pipelines.conditions_mezzotint import bits_to_classes
-from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentOutput, class_colours, painted
+from mezzotint.pipelines.pipeline_mezzotint_segment import class_colours, painted
 
 LARGEST = 512  # pixels of a given picture's sides
 SHOWN = 256  # pixels to which small pictures are enlarged in an animation
@@ -114,14 +114,12 @@ def draw(
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"],
     )
-    if isinstance(result, MezzotintSegmentOutput):
+    if "images" in result:
+        pictures = [(picture, f"seed {seed + i}") for i, picture in enumerate(result.images)]
+    else:
         doubt = Image.fromarray((255 * result.uncertainty[0]).round().astype(np.uint8))
         pictures = [(result.prediction[0].convert("RGB"), "classes"), (doubt, "doubt: bright where drawings differ")]
-    else:
-        pictures = [(picture, f"seed {seed + i}") for i, picture in enumerate(result.images)]
-    height, width = noisy[0].shape[1:3] if noisy else (0, 0)
-    if not isinstance(result, MezzotintSegmentOutput):  # which the network may have drawn larger, to be cropped
-        width, height = result.images[0].size
+    width, height = pictures[0][0].size  # the network may have drawn them larger, to be cropped
     noisy, clean = ([state[:, :height, :width] for state in states] for states in (noisy, clean))
     return Drawing(pictures, timesteps, noisy, clean)
 
@@ -162,7 +160,7 @@ def animate(drawing: Drawing, path: str | Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, **lossless)
 
 
-# ------------------------------------------------------------------------------------------------- pictures that are given
+# ---------------------------------------------------------------------------------------------- pictures that are given
 
 
 def fitted(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
@@ -210,7 +208,7 @@ def painted_classes(canvas: Image.Image, num_classes: int, size: tuple[int, int]
     return Image.fromarray(np.argmax(shares, axis=0).astype(np.uint8))
 
 
-# --------------------------------------------------------------------------------------------------- the forward process
+# ---------------------------------------------------------------------------------------------- the forward process
 
 
 def schedule_of(pipe: Any) -> MezzotintScheduler:

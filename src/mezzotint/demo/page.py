@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The page: a tab for each task, with the steps of the reverse process to leaf through, and one for the forward process.
-Nothing leaves for the network but what a visitor is sent; nothing is kept but for the visitor who drew it."""
+"""The page: a tab for each task, with the steps of the reverse process to leaf through, and one for the forward
+process. Nothing goes to the network but what a visitor is sent, and a visitor's drawings are nobody else's."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from mezzotint.demo.controls import CANVAS, Checkpoint, Controls, Picture
+from mezzotint.demo.controls import CANVAS, Checkpoint, Controls, in_our_words
 from mezzotint.demo.drawing import Drawing, animate, as_grid, curves_of, draw, fitted, noised, schedule_of, tasks_of
 
 HOUR = 3600
@@ -30,12 +30,16 @@ CSS = """
 .pixels img, .animation img { image-rendering: pixelated; }
 .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .pixels button img, .pixels .preview img { width: 100%; height: 100%; object-fit: contain; }
+.pixels .grid-wrap { min-height: 0 !important; }
 #head h1 { font-size: 1.7rem; margin: 0 0 .1rem; }
 #head p { margin: 0; color: var(--body-text-color-subdued); }
 .summary { color: var(--body-text-color-subdued); }
 .animation img { max-width: 100%; border-radius: var(--radius-md); display: block; margin-bottom: .4rem; }
 .animation a { font-weight: 600; }
+@media (max-width: 640px) { .pixels .grid-container { grid-template-columns: 1fr 1fr !important; } }
 """
+# On a screen where what is drawn is out of sight, below the controls
+TO_THE_PICTURES = "() => { if (innerWidth < 700) document.getElementById('NAME').scrollIntoView({behavior: 'smooth'}) }"
 
 
 def make_page(about: Checkpoint, concurrency_limit: int = 1) -> gr.Blocks:
@@ -78,7 +82,7 @@ def _head(about: Checkpoint) -> str:
 
 
 @contextlib.contextmanager
-def in_our_words() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Within it what is refused becomes a line on the page; a mistake of this program goes to its log."""
     try:
         yield
@@ -101,7 +105,7 @@ class _TaskTab:
     """The tab of a task: its controls on the left, what comes of them on the right."""
 
     def __init__(self, about: Checkpoint, task: Any, concurrency_limit: int):
-        self.about = about
+        self.about, name = about, task.title.lower().replace(" ", "_")
         gr.Markdown(task.summary, elem_classes="summary")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -109,7 +113,8 @@ class _TaskTab:
             with gr.Column(scale=3, min_width=300):
                 self.gallery = gr.Gallery(
                     label="Pictures", columns=4, height="auto", object_fit="contain", format="png",
-                    elem_classes="pixels", buttons=["download", "fullscreen"], interactive=False,
+                    elem_classes="pixels", elem_id=f"{name}_pictures", buttons=["download", "fullscreen"],
+                    interactive=False,
                 )  # fmt: skip
                 self.row = gr.Row(visible=False)
                 with gr.Group(visible=False) as self.process:
@@ -121,7 +126,6 @@ class _TaskTab:
                         self.clean = gr.Image(label="Predicted clean x_0", **side)
                 self.animation = gr.HTML(elem_classes="animation")
                 self.drawing, self.chosen = gr.State(None, time_to_live=HOUR), gr.State(0)
-        name = task.title.lower().replace(" ", "_")
         outputs = [self.gallery, self.controls.inputs["seed"], self.step, self.noisy, self.clean, self.animation]
         outputs += [self.drawing, self.chosen, self.row, self.process]
         drawing = {
@@ -130,6 +134,7 @@ class _TaskTab:
             "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
         }  # fmt: skip
         self.controls.draw.click(**drawing)
+        self.controls.draw.click(None, js=TO_THE_PICTURES.replace("NAME", f"{name}_pictures"), api_visibility="private")
         if "prompt" in self.controls.inputs:
             self.controls.inputs["prompt"].submit(**drawing | {"api_visibility": "private"})
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -147,7 +152,7 @@ class _TaskTab:
 
         def handler(*values):
             *values, progress = values
-            with in_our_words():
+            with refusing():
                 call = self.controls.call(dict(zip(inputs, values, strict=True)))
 
                 def step(i: int, n: int) -> None:
@@ -165,9 +170,10 @@ class _TaskTab:
 
     def _shown(self, drawing: Drawing, seed: int) -> list[Any]:
         steps = len(drawing.timesteps)
-        noisy, clean, step = self._leaf(drawing, steps)
+        middle = -(-steps // 2)  # where noise and what is foreseen in it differ most
+        noisy, clean, step = self._leaf(drawing, middle)
         if steps:
-            step = gr.Slider(maximum=max(steps, 2), value=steps, label=step["label"])  # a slider has two ends
+            step = gr.Slider(maximum=max(steps, 2), value=middle, label=step["label"])  # a slider has two ends
         gallery = gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures)))
         seen = [gr.update(visible=True), gr.update(visible=steps > 0)]
         return [gallery, seed, step, noisy, clean, _animation(drawing), drawing, 0, *seen]
@@ -183,7 +189,7 @@ class _TaskTab:
 
     def pass_on(self, tabs: gr.Tabs, targets: list[tuple[str, Any]], forward: "_ForwardTab") -> None:
         """Buttons that take the chosen picture to where one can be given."""
-        if self.controls.task.tasks == ("segment",):
+        if not self.controls.task.pipeline_tag.endswith("-to-image"):  # nothing that could be given as a picture
             return
         with self.row:
             for title, picture in [*targets, ("forward", forward.picture)]:
@@ -202,7 +208,7 @@ def _choose(event: gr.SelectData) -> int:
 
 
 def _enlarged(drawing: Drawing | None, chosen: int) -> Image.Image:
-    with in_our_words():
+    with refusing():
         if drawing is None:
             raise ValueError("a picture must be drawn first, to be taken along: there is none yet")
         picture = drawing.pictures[min(chosen, len(drawing.pictures) - 1)][0]
@@ -234,8 +240,14 @@ class _ForwardTab:
         )  # fmt: skip
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                self.picture = Picture(
-                    type="pil", sources=["upload", "clipboard"], label="Picture x_0", height=280, elem_classes="pixels"
+                self.picture = in_our_words(
+                    gr.Image(
+                        type="pil",
+                        sources=["upload", "clipboard"],
+                        label="Picture x_0",
+                        height=280,
+                        elem_classes="pixels",
+                    )
                 )
                 self.timestep = gr.Slider(0, last, last // 4, step=1, label="Timestep t")
                 self.seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
@@ -267,7 +279,7 @@ class _ForwardTab:
             timestep: from 0, least noise, to the schedule's last.
             seed: of the noise.
         """
-        with in_our_words():
+        with refusing():
             point = curves_of(self.about.pipe, [timestep])
             said = (
                 f"x_t = **{point.signal[0]:.3f}** x_0 + **{point.noise[0]:.3f}** noise · signal-to-noise ratio "
