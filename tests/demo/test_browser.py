@@ -20,6 +20,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 from mezzotint.demo.controls import Checkpoint  # noqa: E402
 from mezzotint.demo.page import launch, make_page  # noqa: E402
+from mezzotint_training.networks.saved import load_pipeline  # noqa: E402
 
 WAIT = 60_000  # milliseconds, of a busy machine
 PROMPTS = ("a red boot", "a green hat")
@@ -114,7 +115,7 @@ def animation(visitor) -> list[np.ndarray]:
     return frames
 
 
-def draw(visitor) -> list[np.ndarray]:
+def draw(visitor, timeout: int = WAIT) -> list[np.ndarray]:
     """Press the button, wait for the picture to change, and give the animation's frames."""
     link = visitor.locator(".animation a:visible")
     before = link.get_attribute("href") if link.count() else None
@@ -123,15 +124,9 @@ def draw(visitor) -> list[np.ndarray]:
         """before => [...document.querySelectorAll('.animation a')].some(
             a => a.offsetParent && a.href && a.href !== before)""",
         arg=before,
-        timeout=WAIT,
+        timeout=timeout,
     )
     return animation(visitor)
-
-
-def picture_file(tmp_path, size=(8, 8)) -> str:
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return str(tmp_path / "picture.png")
 
 
 def test_type_press_and_see_the_picture_change(tiny):
@@ -147,7 +142,6 @@ def test_type_press_and_see_the_picture_change(tiny):
     fill(visitor, "Prompt", "a red boot")
     again = draw(visitor)
     np.testing.assert_array_equal(first[-1], again[-1])
-    fill(visitor, "number input for The reverse process: step 2 of 3, from t = 500 on", 1) if False else None
     slider = visitor.get_by_label(re.compile("^number input for The reverse process")).filter(visible=True).first
     shown = visitor.get_by_text(re.compile("step 2 of 3, from t = "))
     shown.wait_for()
@@ -246,3 +240,22 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
     visitor.wait_for_function(f"before => {said} !== before", arg=before)
     visitor.context.close()
     assert tiny.errors == []
+
+
+def test_the_readme_shows_the_page(request, browser):
+    path = request.config.getoption("--screenshot")
+    if path is None:
+        pytest.skip("--screenshot FILE writes the picture")
+    checkpoint = request.config.getoption("--screenshot-checkpoint")
+    about = Checkpoint.of(load_pipeline(checkpoint), checkpoint, os.path.basename(checkpoint))
+    shown = Served(about.pipe, browser, prompts=about.prompts, name=about.name, defaults=about.defaults)
+    visitor = shown.visit(1280, 800)
+    settle(visitor, steps=20, pictures=4)
+    visitor.set_default_timeout(10 * WAIT)
+    draw(visitor, 10 * WAIT)
+    visitor.mouse.move(0, 0)
+    visitor.wait_for_timeout(1000)
+    picture = Image.open(io.BytesIO(visitor.screenshot()))
+    picture.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+    shown.page.close(verbose=False)
+    assert os.path.getsize(path) < 200_000
