@@ -101,23 +101,26 @@ def test_a_segmentation_is_its_classes_and_where_there_is_doubt(make_pipe):
 def test_samplers_are_those_that_can_hold_the_noise_schedule(make_pipe):
     pipe = make_pipe()
     found = drawing.samplers_of(pipe)
-    assert list(found)[0] == "MezzotintScheduler" and found["MezzotintScheduler"] is pipe.scheduler
+    assert list(found)[0] == "MezzotintScheduler" and drawing.sampler_of(pipe, "MezzotintScheduler") is pipe.scheduler
     assert found.keys() >= {"DDIMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"}
     assert "EDMEulerScheduler" not in found  # whose timesteps are another function of the noise level
-    for scheduler in list(found.values())[1:]:
+    for name in list(found)[1:]:
+        scheduler = drawing.sampler_of(pipe, name)
         torch.testing.assert_close(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
         assert scheduler.config.prediction_type == "v_prediction"
+        scheduler.set_timesteps(4)
+        assert 500 < scheduler.timesteps[0] <= 999 and scheduler.timesteps[-1] >= 0
     stock = make_pipe(scheduler=DDIMScheduler.from_config(pipe.scheduler.config))
     assert list(drawing.samplers_of(stock))[0] == "DDIMScheduler"
     assert "EulerDiscreteScheduler" in drawing.samplers_of(stock)
+    with pytest.raises(ValueError, match="^sampler must be one of MezzotintScheduler, DDIMScheduler, .*: got 'Euler'$"):
+        drawing.draw(pipe, MezzotintPipeline, prompt="7", sampler="Euler")
 
 
 def test_another_sampler_draws_what_it_draws_in_the_pipeline(make_pipe):
     pipe, call = make_pipe(), {"prompt": "a red boot", "num_inference_steps": 3}
     euler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    drawn = drawing.draw(
-        pipe, MezzotintPipeline, seed=2, scheduler=drawing.samplers_of(pipe)["EulerDiscreteScheduler"], **call
-    )
+    drawn = drawing.draw(pipe, MezzotintPipeline, seed=2, sampler="EulerDiscreteScheduler", **call)
     own = drawing.draw(pipe, MezzotintPipeline, seed=2, **call).pictures[0][0]
     assert isinstance(pipe.scheduler, MezzotintScheduler)
     pipe.scheduler = euler

@@ -3,7 +3,6 @@
 task whose arguments are all here needs no line of its own."""
 
 import contextlib
-import functools
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -57,11 +56,6 @@ class Checkpoint:
         if isinstance(guidance, (int, float)) and 0 <= guidance <= 100:
             defaults["guidance_scale"] = guidance
         return cls(pipe, name, tuple(prompts[:8]), defaults)
-
-    @functools.cached_property
-    def samplers(self) -> dict[str, Any]:
-        """Schedulers by name, the pipeline's own first."""
-        return samplers_of(self.pipe)
 
     @property
     def reads_text(self) -> bool:
@@ -183,7 +177,7 @@ class Controls:
             )
             self.inputs["new_seed"] = gr.Checkbox(True, label="new each time", min_width=160, scale=3, container=True)
         with gr.Accordion("More", open=False):
-            names = list(about.samplers)
+            names = list(samplers_of(about.pipe))
             self.inputs["sampler"] = gr.Dropdown(names, value=names[0], label="Sampler")
             self._add("negative_prompt")
             if "guidance_interval" in self.takes and about.can_be_guided:
@@ -274,8 +268,7 @@ class Controls:
             ValueError: in one line, for what is missing or too much.
         """
         values = dict(values)
-        call = {name: values[name] for name in ("count", *CONTROLS) if name in values}
-        call["scheduler"] = self.about.samplers[values["sampler"]]
+        call = {name: values[name] for name in ("count", "sampler", *CONTROLS) if name in values}
         for name in ("count", "seed", "num_inference_steps", "height", "width", "num_resamples"):
             if name in values and values[name] is None:
                 raise ValueError(f"{name.replace('_', ' ')} must be a number: got nothing")

@@ -51,26 +51,33 @@ def arguments_of(cls: Any) -> dict[str, Any]:
 
 
 def samplers_of(pipe: Any) -> dict[str, Any]:
-    """Schedulers by name with the pipeline's noise schedule, its own first: those that it says are compatible, but for
-    the ones that lack a package, cannot hold that schedule, or have timesteps that the network does not know."""
-    own, last = type(pipe.scheduler), len(schedule_of(pipe)) - 1
-    found = {own.__name__: pipe.scheduler}
+    """The classes of schedulers by name that can take the pipeline's steps, its own first: those that it says are
+    compatible, but for the ones that lack a package, cannot hold its noise schedule, or have timesteps of their own."""
+    own = type(pipe.scheduler)
+    found = {own.__name__: own}
     for cls in sorted(own._get_compatibles(), key=lambda cls: cls.__name__):
         known = inspect.signature(cls.__init__).parameters
-        config = {
-            name: value for name, value in pipe.scheduler.config.items() if name in known and name != "solver_order"
-        }
-        config |= {"lower_order_final": True} if "lower_order_final" in known else {}
-        if cls is own or pipe.scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
-            continue
-        try:
-            scheduler = cls.from_config(config)
-            scheduler.set_timesteps(4)
-        except Exception:  # diffusers' own of any kind
-            continue
-        if last / 2 < float(scheduler.timesteps[0]) <= last:
-            found[cls.__name__] = scheduler
+        holds = "rescale_betas_zero_snr" in known or not pipe.scheduler.config.get("rescale_betas_zero_snr")
+        if not hasattr(cls, "_backends") and "sigma_data" not in known and holds:  # EDM's are functions of sigma
+            found[cls.__name__] = cls
     return found
+
+
+def sampler_of(pipe: Any, name: str) -> Any:
+    """The pipeline's scheduler, where that is its class's name, or a new one of the class of that name.
+
+    Raises:
+        ValueError: for a name that is not among `samplers_of`.
+    """
+    samplers = samplers_of(pipe)
+    if name not in samplers:
+        raise ValueError(f"sampler must be one of {', '.join(samplers)}: got {name!r}")
+    if samplers[name] is type(pipe.scheduler):
+        return pipe.scheduler
+    known = inspect.signature(samplers[name].__init__).parameters
+    config = {key: value for key, value in pipe.scheduler.config.items() if key in known and key != "solver_order"}
+    config |= {"lower_order_final": True} if "lower_order_final" in known else {}  # which ends on clean data
+    return samplers[name].from_config(config)
 
 
 def draw(
@@ -78,7 +85,7 @@ def draw(
     cls: Any,
     count: int = 1,
     seed: int = 0,
-    scheduler: Any = None,
+    sampler: str | None = None,
     progress: Callable[[int, int], object] = lambda step, steps: None,
     **arguments: Any,
 ) -> Drawing:
@@ -86,14 +93,14 @@ def draw(
 
     Args:
         count: pictures, the first by the seed `seed`, the next by `seed + 1`, ...
-        scheduler: one of `samplers_of`, by default the pipeline's own. Calls of several threads may share it.
+        sampler: name of one of `samplers_of`, by default the pipeline's own.
         progress: is called with each step and their number.
         arguments: of the call.
 
     Raises:
         ValueError: in one line, for what the pipeline does not take.
     """
-    run = cls(**{**pipe.components, "scheduler": pipe.scheduler if scheduler is None else scheduler})
+    run = cls(**{**pipe.components, "scheduler": sampler_of(pipe, sampler or type(pipe.scheduler).__name__)})
     run.set_progress_bar_config(disable=True)
     timesteps, noisy, clean = [], [], []
 
