@@ -46,7 +46,7 @@ def demo(args: argparse.Namespace) -> None:
 
     Raises:
         UserError: for bad input, before anything is served.
-        CannotGoOn: for a public address that cannot be had.
+        CannotGoOn: for a page that cannot be reached, here or at a public address.
     """
     needed = {"gradio": "mezzotint[demo]"} | ({"mcp": "gradio[mcp]"} if args.mcp else {})
     for name, package in needed.items():
@@ -83,6 +83,11 @@ def demo(args: argparse.Namespace) -> None:
             _, address, public = launch(page, server_name=args.host, server_port=args.port, **options)
     except OSError as error:
         raise UserError(f"host and port must be free to serve at: got {args.host}, {args.port} ({error})") from None
+    except ValueError:  # Gradio asks its own page before it says that it is there
+        page.close(verbose=False)
+        raise CannotGoOn(
+            f"the page does not answer at {args.host}: a proxy may be in its way, or a busy machine"
+        ) from None
     if args.share and public is None:
         page.close()
         raise CannotGoOn("a public address cannot be had: the tunnel of Gradio did not open")

@@ -113,7 +113,7 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         else None
     ),
     "negative_prompt": lambda about, default: (
-        gr.Textbox(label="Negative prompt", info="what to steer away from") if about.reads_text else None
+        gr.Textbox("", label="Negative prompt", info="what to steer away from") if about.reads_text else None
     ),
     "num_resamples": lambda about, default: (
         gr.Slider(1, 20, default, step=1, label="Resamples", info="times that each step is taken (RePaint)")
@@ -257,7 +257,10 @@ class Controls:
     def _add(self, name: str) -> None:
         if name in self.inputs or name not in self.takes:
             return
-        component = CONTROLS[name](self.about, self.about.defaults.get(name, self.takes[name]))
+        usual = self.takes[name]
+        if not (name == "guidance_scale" and usual == 1):  # of a task that needs no prompt to guide by
+            usual = self.about.defaults.get(name, usual)
+        component = CONTROLS[name](self.about, usual)
         if component is not None:
             self.inputs[name] = component
 

@@ -76,8 +76,7 @@ def _head(about: Checkpoint) -> str:
     pipe, (height, width) = about.pipe, about.size
     parameters = sum(p.numel() for p in pipe.unet.parameters())
     amount = f"{parameters / 1e6:.3g} million" if parameters >= 1e6 else f"{parameters:,}"
-    trained = next(iter(tasks_of(pipe))).title.lower()
-    facts = f"A diffusion model for {trained}: {width}x{height} pixels, {amount} weights in the U-Net."
+    facts = f"{tasks_of(pipe)[0].title} · {width}x{height} pixels · {amount} weights in the U-Net"
     return f"<h1>{html.escape(about.name)}</h1><p>{html.escape(facts)}</p>"
 
 
@@ -161,9 +160,11 @@ class _TaskTab:
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
                 return self._shown(drawing, call["seed"])
 
-        parameters = [inspect.Parameter(x, inspect.Parameter.POSITIONAL_OR_KEYWORD) for x in inputs]
-        tracker = inspect.Parameter("progress", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=gr.Progress())
-        handler.__signature__ = inspect.Signature([*parameters, tracker])  # pyright: ignore[reportFunctionMemberAccess]
+        usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
+        handler.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+            inspect.Parameter(x, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+            for x, default in (usual | {"progress": gr.Progress()}).items()
+        )
         said = [f"    {x}: {component.label}. {component.info or ''}".rstrip() for x, component in inputs.items()]
         handler.__name__, handler.__doc__ = name, "\n".join([self.controls.task.summary, "", "Args:", *said])
         return handler
@@ -200,7 +201,7 @@ class _TaskTab:
                 )
                 taken.success(lambda title=title: gr.Tabs(selected=title), None, tabs, api_visibility="private")
                 if title == "forward":
-                    taken.success(forward.show, forward.inputs, forward.outputs, api_visibility="private")
+                    taken.success(forward.forward_process, forward.inputs, forward.outputs, api_visibility="private")
 
 
 def _choose(event: gr.SelectData) -> int:
@@ -267,11 +268,11 @@ class _ForwardTab:
         self.inputs = [self.picture, self.timestep, self.seed]
         self.outputs = [self.dissolved, self.levels, self.shares, self.ratio]
         light = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_limit": None}
-        self.picture.change(self.show, self.inputs, self.outputs, api_name="forward_process", **light)
+        self.picture.change(self.forward_process, self.inputs, self.outputs, api_name="forward_process", **light)
         for control in (self.timestep, self.seed):
-            control.change(self.show, self.inputs, self.outputs, api_visibility="private", **light)
+            control.change(self.forward_process, self.inputs, self.outputs, api_visibility="private", **light)
 
-    def show(self, picture: Image.Image | None, timestep: float, seed: int | None):
+    def forward_process(self, picture: Image.Image | None, timestep: float, seed: int | None):
         """Noise a picture to a timestep of the model's schedule.
 
         Args:
