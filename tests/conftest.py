@@ -100,3 +100,5 @@ def pytest_addoption(parser):
     parser.addoption("--attacks", type=int, default=24, help="of the campaign of attacks")
     parser.addoption("--attacks-seed", type=int, default=0, help="that draws them")
     parser.addoption("--attacks-only", type=int, help="the number of the one to make, with all that it prints")
+    parser.addoption("--screenshot", help="file to write the README's picture of the page to")
+    parser.addoption("--screenshot-checkpoint", default="model_cards/emoji-64", help="pipeline that it shows")

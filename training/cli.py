@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
     "train-classifier": "train a classifier of noisy pictures, which steers a saved pipeline",
     "sample": "draw pictures with a trained pipeline",
+    "demo": "open a page in the browser around a trained pipeline",
     "fit-scheduler": "fit a trained pipeline's scheduler to its network: few steps that end where many would",
     "evaluate": "measure what a trained pipeline draws, against real pictures",
     "ema": "make a pipeline from another average of a run's weights",

@@ -303,7 +303,7 @@ def push(
     api = HfApi(token=token)
     uploads: dict[str, bytes | Path] = dict(files)
     if RECIPE in files:
-        uploads[RECIPE] = _public_recipe(files[RECIPE])
+        uploads[RECIPE] = public_recipe(files[RECIPE])
     new, head = False, None
     try:
         if "/" not in repo_id:
@@ -361,7 +361,7 @@ def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(name, source) for name, source in uploads.items()]
 
 
-def _public_recipe(path: Path) -> bytes:
+def public_recipe(path: Path) -> bytes:
     """A recipe as `public` makes it; one that is so already comes back byte for byte."""
     text = path.read_text(encoding="utf-8")
     try:

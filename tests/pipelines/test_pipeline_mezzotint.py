@@ -460,6 +460,35 @@ def test_callback_turns_guidance_off_midway(make_pipe):
     close(output, by_hand(pipe, pipe.scheduler.timesteps, negative=NEGATIVE, guidance_scale=3.0, change=change))
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+@pytest.mark.parametrize("name", ["Mezzotint", "DDIM", "EulerDiscrete", "DPMSolverMultistep"])
+def test_callback_is_handed_the_prediction_of_clean_data(make_pipe, monkeypatch, name, prediction_type):
+    if (name, prediction_type) == ("EulerDiscrete", "sample"):
+        pytest.skip("diffusers has no such step")
+    pipe, given, expected = make_pipe(), [], []
+    cls = MezzotintScheduler if name == "Mezzotint" else getattr(diffusers, f"{name}Scheduler")
+    pipe.scheduler = cls.from_config(MezzotintScheduler(prediction_type=prediction_type).config)
+    stock = cls.step
+
+    def step(self, model_output, timestep, sample, return_dict=True, **kwargs):
+        if name == "DPMSolverMultistep":  # which tells nobody
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            expected.append(self.convert_model_output(model_output, sample=sample))
+            return stock(self, model_output, timestep, sample, return_dict=return_dict, **kwargs)
+        output = stock(self, model_output, timestep, sample, **kwargs)
+        expected.append(output.pred_original_sample)
+        return (output.prev_sample,)
+
+    monkeypatch.setattr(cls, "step", step)
+    names = ["latents", "pred_original_sample"]
+    keep = {"callback_on_step_end": lambda pipe, i, t, tensors: given.append(tensors["pred_original_sample"])}
+    draw(pipe, guidance_scale=2.0, callback_on_step_end_tensor_inputs=names, **keep)
+    assert len(given) == len(expected) == 4
+    for found, wanted in zip(given, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_interrupt_keeps_what_was_reached(make_pipe):
     pipe, reached = make_pipe(), []
     expected = draw(pipe, output_type="latent")

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from mezzotint import hub
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import nearest, shown
@@ -77,6 +76,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def recipe_yaml(config: TrainConfig) -> str:
     """Every setting in force, as it is published, with the versions of what ran them."""
+    from mezzotint import hub  # late: it brings torch, and a program's help and refusals need none
+
     names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
     versions = {name: importlib.metadata.version(name) for name in names}
     header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())

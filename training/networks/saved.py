@@ -1,7 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Loads what was saved, for all programs: pipelines of ours and networks of transformers, whole, checked and on their
-device, or refused in one line. Whatever a folder or a repository says of itself, none of its code runs, nothing in it
-is unpickled, and no missing weight is made up."""
+device, or refused in one line. Whatever a folder or a repository says of itself, none of its code runs unless it is
+trusted in so many words, nothing in it is unpickled, and no missing weight is made up."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 
 import mezzotint
 from mezzotint import MezzotintPipeline
@@ -38,7 +39,12 @@ def find_device(name: str) -> torch.device:
 
 
 def load_pipeline(
-    source: str | Path, name: str = "checkpoint", revision: str | None = None, device: str = "cpu", **components: Any
+    source: str | Path,
+    name: str = "checkpoint",
+    revision: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    **components: Any,
 ) -> MezzotintPipeline:
     """The pipeline of a folder or a Hub repository, of the class for the task that its weights are trained for, by the
     installed package's code, every weight accounted for and finite.
@@ -48,6 +54,7 @@ def load_pipeline(
         name: of the argument that named it, for the message.
         revision: branch, tag or commit on the Hub.
         device: where to, as `--device` names it.
+        trust_remote_code: take components as the checkpoint's own code has them. The pipeline is the package's still.
         components: in place of those that are saved.
 
     Raises:
@@ -57,7 +64,11 @@ def load_pipeline(
     diffusers.utils.logging.disable_progress_bar()  # of the loading, and they stay off
     transformers.utils.logging.disable_progress_bar()
     with loading(f"{name} {source}"):
-        pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+        if trust_remote_code:
+            own = DiffusionPipeline.from_pretrained(source, revision=revision, trust_remote_code=True, **components)
+            pipe = MezzotintPipeline(**own.components)
+        else:
+            pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
         for part, model in pipe.components.items():
             check_finite(part, model)
         task = TASKS.get(pipe.trained_for["task"], TASKS["text_to_image"])

@@ -57,7 +57,10 @@ class MezzotintInputsMixin:
     guidance_unet: Any
     classifier: Any
     _callback_tensor_inputs: list[str]
-    # Tasks that a network may be trained for whose samples a pipeline draws
+    # What people see of a task where they choose one: its name, and a line on what to do
+    title: str = "Text to image"
+    summary: str = "Write what is to be drawn."
+    # Tasks that a network may be trained for whose samples a pipeline draws, first the one that it is for
     tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale", "layout")
 
     def check_inputs(

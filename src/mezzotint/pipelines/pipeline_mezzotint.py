@@ -103,10 +103,11 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
             callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, tensors)` after every
                 step; the tensors that it returns replace the pipeline's own. `pipe` is a copy of this pipeline for this
                 call alone: with `pipe._guidance_scale` and `pipe._interrupt` it steers this call and no other.
-            callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `prompt_embeds` and
-                `prompt_attention_mask` it gets; with guidance the last two hold negative and positive in one batch. The
-                network reads a text when it is new: with adapters changed in between, what they make of a text stays.
-                One of `diffusers.callbacks` says itself what it gets.
+            callback_on_step_end_tensor_inputs (list of `str`): which of `latents`, `pred_original_sample` (x_0 as
+                predicted at the step, under guidance; for previews), `prompt_embeds` and `prompt_attention_mask` it
+                gets; with guidance the last two hold negative and positive in one batch. The network reads a text when
+                it is new: with adapters changed in between, what they make of a text stays. One of
+                `diffusers.callbacks` says itself what it gets.
             cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` multiplies the weight of all adapters
                 (LoRA) of the U-Net and the text encoder in this call; 0 draws as without them.
 

@@ -32,6 +32,8 @@ class MezzotintImg2ImgPipeline(
     `MezzotintSamplingMixin`; `MezzotintImg2ImgPipeline.from_pipe(pipe)` takes those of a text-to-image pipeline."""
 
     pipeline_tag = "image-to-image"
+    title = "Image to image"
+    summary = "Drop in a picture and write what is to become of it."
 
     @torch.no_grad()
     def __call__(

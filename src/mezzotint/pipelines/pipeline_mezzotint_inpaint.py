@@ -37,6 +37,9 @@ class MezzotintInpaintPipeline(
     takes those of a pipeline of another task."""
 
     pipeline_tag = "image-to-image"
+    title = "Inpaint"
+    summary = "Drop in a picture and paint over what is to be drawn anew: the rest stays as it is."
+    tasks = ("inpaint", "text_to_image", "upscale", "layout")
 
     @torch.no_grad()
     def __call__(

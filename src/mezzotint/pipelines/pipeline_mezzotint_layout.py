@@ -31,6 +31,8 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
     described at `MezzotintSamplingMixin`."""
 
     pipeline_tag = "image-to-image"
+    title = "Layout to image"
+    summary = "Paint what is to be where: a picture is drawn of it."
     tasks = ("layout",)
 
     @torch.no_grad()

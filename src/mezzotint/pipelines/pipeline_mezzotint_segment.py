@@ -56,6 +56,8 @@ class MezzotintSegmentPipeline(
     `MezzotintSamplingMixin`."""
 
     pipeline_tag = "image-segmentation"
+    title = "Segment"
+    summary = "Drop in a picture to have it divided into classes."
     tasks = ("segment",)
 
     @torch.no_grad()
@@ -158,18 +160,21 @@ class MezzotintSegmentPipeline(
         if output_type != "pt":
             found = [x.cpu().numpy() for x in found]
         if output_type == "pil":
-            found[0] = [_painted(classes, num_classes) for classes in found[0]]
+            found[0] = [painted(classes, num_classes) for classes in found[0]]
         output = MezzotintSegmentOutput(*found)
         return output if return_dict else tuple(found)
 
 
-def _painted(classes: np.ndarray, num_classes: int) -> Image.Image:
-    """A map of class numbers as a picture: the first class is black, of two the other is white, of more each has a
-    hue."""
-    colours = [(0, 0, 0), (255, 255, 255)]
-    if num_classes > 2:
-        hues = [colorsys.hsv_to_rgb(i / (num_classes - 1), 0.8, 1.0) for i in range(num_classes - 1)]
-        colours = [(0, 0, 0), *(tuple(round(255 * x) for x in hue) for hue in hues)]
+def class_colours(num_classes: int) -> list[tuple[int, int, int]]:
+    """A colour for each class, RGB up to 255: the first is black, of two the other is white, of more each has a hue."""
+    if num_classes == 2:
+        return [(0, 0, 0), (255, 255, 255)]
+    hues = [colorsys.hsv_to_rgb(i / (num_classes - 1), 0.8, 1.0) for i in range(num_classes - 1)]
+    return [(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues)]
+
+
+def painted(classes: np.ndarray, num_classes: int) -> Image.Image:
+    """A map of class numbers, of shape `(height, width)`, as a picture in their colours, in mode `P`."""
     picture = Image.fromarray(classes.astype(np.uint8))
-    picture.putpalette(list(itertools.chain.from_iterable(colours)))
+    picture.putpalette(list(itertools.chain.from_iterable(class_colours(num_classes))))
     return picture

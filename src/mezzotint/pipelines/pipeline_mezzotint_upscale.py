@@ -36,6 +36,8 @@ class MezzotintUpscalePipeline(
     at `MezzotintSamplingMixin`."""
 
     pipeline_tag = "image-to-image"
+    title = "Upscale"
+    summary = "Drop in a small picture to have it drawn again, larger."
     tasks = ("upscale",)
 
     @torch.no_grad()

@@ -81,7 +81,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
 
     model_cpu_offload_seq = "text_encoder->unet"
     _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "prompt_attention_mask"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample", "prompt_embeds", "prompt_attention_mask"]
 
     @_seen_without_defaults
     def __init__(
@@ -554,8 +554,13 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
                     latents = after_step(latents, i)
 
                 if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for k in _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs):
+                    callback_kwargs, names = (
+                        {},
+                        _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs),
+                    )
+                    if "pred_original_sample" in names:
+                        pred_original_sample = self._predict_original_sample(model_output, t, model_input)  # noqa: F841
+                    for k in names:
                         callback_kwargs[k] = locals()[k]
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
                     if not isinstance(callback_outputs, dict):
@@ -594,6 +599,16 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         ratio = alpha / next_alpha
         noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         return ratio * latents + max(sigma**2 - (ratio * next_sigma) ** 2, 0.0) ** 0.5 * noise
+
+    def _predict_original_sample(self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor):
+        """x_0 as the network's output at `sample`, of unit variance, implies it, whatever the scheduler."""
+        if hasattr(self.scheduler, "predict_original_sample"):
+            return self.scheduler.predict_original_sample(model_output, timestep, sample)
+        (ratio,), kind = self._noise_levels(timestep.reshape(1)), self.scheduler.config.prediction_type
+        alpha, sigma = (1 + ratio**2) ** -0.5, (1 + ratio**-2) ** -0.5
+        if kind == "sample":
+            return model_output
+        return (sample - sigma * model_output) / alpha if kind == "epsilon" else alpha * sample - sigma * model_output
 
     @staticmethod
     def _level(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
