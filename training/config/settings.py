@@ -310,6 +310,12 @@ class TrainConfig:
     )
 
     # Publishing
+    load_back: bool = setting(
+        True,
+        "before the finished pipeline is put in place, load it in a process of its own, where mezzotint cannot be "
+        "imported, and compare a picture with what was trained",
+        on_resume="free",
+    )
     push_to_hub: bool = setting(False, "upload the finished pipeline", on_resume="free")
     hub_model_id: str | None = setting(
         None, "user/name of the repository to upload to; by default output_dir's name", on_resume="free"

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import shlex
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
@@ -27,7 +29,7 @@ from mezzotint_training.engine.progress import peak_memory
 from mezzotint_training.engine.report import Meter, finite
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.adapters import save_adapters
-from mezzotint_training.publishing import card
+from mezzotint_training.publishing import card, load_back
 from mezzotint_training.publishing.examples import Examples
 
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
@@ -133,6 +135,58 @@ def figures(
     }
 
 
+def check_saved(
+    pipe: DiffusionPipeline,
+    loaded: DiffusionPipeline,
+    folder: Path,
+    config: TrainConfig,
+    shown: Examples,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """See that what was saved draws the picture that was trained: loaded here, and with `load_back`, unless it is of
+    adapters, in a process of its own too, where mezzotint is not installed.
+
+    Args:
+        pipe: as it was trained.
+        loaded: the same, from `folder`; it may be on another device afterwards.
+        folder: what was saved.
+
+    Returns:
+        the verdict, as plain data; `None` where the network draws nothing that is finite, which is said.
+
+    Raises:
+        CannotGoOn: for another picture, or a pipeline that does not load elsewhere.
+    """
+    prompts = shown.prompts if config.task == "text_to_image" else []
+    drawing = load_back.drawing(loaded, prompts[0] if prompts else "", config.seed)
+    for model in (pipe.unet, pipe.text_encoder):  # what autocasts while it trains goes back to full precision
+        if model is not None:
+            extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    pipe.to(pipe.unet.device)
+    loaded.to(pipe.unet.device)
+    try:
+        trained = drawing.by(pipe)
+    except ValueError as error:
+        accelerator.print(f"the saved pipeline is not compared with the trained one: {one_line(error)}")
+        return None
+    began = time.monotonic()
+    try:
+        saved = drawing.by(loaded)
+        verdict = load_back.compare(saved, trained, time.monotonic() - began)
+        if alone := verdict.same and config.load_back and config.adapter is None:
+            saved = drawing.by(loaded.to("cpu")) if pipe.unet.device.type != "cpu" else saved
+            verdict = load_back.as_a_stranger(load_back.Source(str(folder)), drawing, saved)
+        if not verdict.same:
+            raise CannotGoOn(f"loaded back, it draws {verdict}")
+    except (CannotGoOn, ValueError) as error:
+        raise CannotGoOn(
+            f"what was saved is not what was trained, and not put in place: {one_line(error)}; the checkpoint is whole"
+        ) from None
+    where = "where mezzotint is not installed" if alone else "here"
+    accelerator.print(f"loaded back {where}: {verdict} ({verdict.seconds:.1f} s)")
+    return verdict._asdict() | {"where": where, "words": str(verdict)}
+
+
 def finish(
     pipe: DiffusionPipeline,
     config: TrainConfig,
@@ -154,7 +208,8 @@ def finish(
         the figures that are in `metrics.json`.
 
     Raises:
-        CannotGoOn: for an upload that failed; the finished pipeline is there.
+        CannotGoOn: for a saved pipeline that draws another picture than the trained one, which is not put in place; or
+            for an upload that failed, where the finished pipeline is there.
     """
     path = output_dir / "metrics.json"
     again = metrics.pop("updates") == 0 and path.is_file()
@@ -176,6 +231,8 @@ def finish(
         loaded = type(pipe).from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
         loaded.load_lora_weights(new)
         loaded.unet.register_to_config(sample_size=pipe.unet.config.sample_size)  # that the adapters were trained at
+    found = check_saved(pipe, loaded, new, config, shown, accelerator)
+    metrics["load_back"] = metrics.get("load_back") or found
     loaded.to(accelerator.device)
     grid = None
     if shown.prompts:
