@@ -1,5 +1,5 @@
-"""A stranger's process in a fork of this one, in which mezzotint is neither imported nor found: what a fresh interpreter
-takes ten seconds for. `load_back.in_a_process` itself is tested once."""
+"""A stranger's process in a fork of this one, in which mezzotint is neither imported nor found: what a fresh
+interpreter takes ten seconds for. `load_back.in_a_process` itself is tested once."""
 
 import contextlib
 import importlib

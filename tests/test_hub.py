@@ -124,7 +124,7 @@ def test_a_licence_that_the_hub_does_not_take_is_fatal_for_an_upload_and_told_ot
 
 def test_what_the_card_will_lack_is_told(server):
     found = problems(server, license=None, dataset_license=None, validation_prompts=[])
-    assert [problem.fatal for problem in found] == [False] * 3
+    assert [problem.fatal for problem in found] == [True, False, False]
     for setting, problem in zip(("license", "dataset_license", "validation_prompts"), found, strict=True):
         assert setting in problem.text
 

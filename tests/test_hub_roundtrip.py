@@ -771,10 +771,9 @@ def upload(source, repo, way):
 def publish(*argv, in_place_of=None, environment=()):
     """What the program returns and prints; with `in_place_of` that folder is uploaded in place of the right one."""
     from huggingface_hub import constants
-
-    from mezzotint import hub
     from strangers import forked
 
+    from mezzotint import hub
     from mezzotint_training import publish
 
     os.environ.update(environment)

@@ -151,7 +151,7 @@ def empty_card(folder: Path) -> None:
         (link_weights, "diffusion_pytorch_model.safetensors must be a plain file, and no link, to be published"),
         (spoil_numbers, "weights must be finite numbers: "),
         (lose_tokenizer, "this pipeline has no tokenizer"),
-        (nest_recipe, "recipe.yaml must be YAML: "),
+        (nest_recipe, "recipe.yaml cannot be read as YAML: "),
         (whole_card, "the Hub does not take the card: "),
         (empty_card, "README.md must begin with metadata between two lines of ---: got none"),
     ],

@@ -350,6 +350,7 @@ class TrainConfig:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
         self.given = {name: value for name, value in asdict(self).items() if value != default(name)}
+        self.argv: list[str] = []  # the command line that it is of, for the card
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)

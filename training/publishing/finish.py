@@ -20,16 +20,17 @@ from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
-from mezzotint import hub
-from mezzotint_training.config.errors import CannotGoOn, one_line
+from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
+from mezzotint_training.config.recipe import versions
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.files import aside, replacing, sync, write_text
+from mezzotint_training.engine.machine import hardware
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.progress import peak_memory
 from mezzotint_training.engine.report import Meter, finite
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.adapters import save_adapters
-from mezzotint_training.publishing import card, load_back
+from mezzotint_training.publishing import card, load_back, plots, publication
 from mezzotint_training.publishing.examples import Examples
 
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
@@ -97,6 +98,7 @@ def figures(
     bad_rows: int,
     held_out: dict[str, Any] | None,
     plan: dict[str, Any],
+    energy: float | None = None,
 ) -> dict[str, Any]:
     """What a finished run measured, for `finish`.
 
@@ -108,6 +110,7 @@ def figures(
         bad_rows: that were left out.
         held_out: the figures of the last look at held-out pictures, if there were any.
         plan: what was said before step 1.
+        energy: in kWh, where it was counted.
     """
     accelerator, whole = learner.accelerator, position.config.adapter is None
     return {
@@ -127,6 +130,10 @@ def figures(
         "peak_memory": peak_memory(accelerator.device),
         "device": str(accelerator.device),
         "processor": platform.processor() or platform.machine(),
+        "hardware": hardware(accelerator.device),
+        "energy": energy,
+        "versions": versions(),
+        "command": shlex.join(["mezzotint", "train", *card.without_paths(position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
@@ -242,19 +249,29 @@ def finish(
         found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
-            (output_dir / card.EVALUATION).unlink(missing_ok=True)
+            card.drop_evaluation(output_dir)
         write_text(path, json.dumps(finite(metrics), indent=1) + "\n")
+        plots.plot(output_dir)
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
     accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")
     if config.push_to_hub:
-        name = config.hub_model_id or output_dir.name
         try:
-            address = hub.push(output_dir, name, private=config.hub_private_repo, say=accelerator.print)
-        except (OSError, ValueError, HTTPError) as error:
+            base = config.pretrained_model_name_or_path if config.adapter else None
+            ready, found = publication.prepare(output_dir, base=base)
+            if found:
+                raise UserError("; ".join(found))
+            trusted = config.load_back and not ready.foreign  # what a stranger's process would run
+            publication.upload(
+                ready,
+                config.hub_model_id or output_dir.name,
+                publication.proof(ready) if trusted else None,
+                private=config.hub_private_repo,
+                say=accelerator.print,
+            )
+        except (OSError, UserError, CannotGoOn, HTTPError) as error:
             raise CannotGoOn(
                 f"the pipeline is finished in {output_dir}, but its upload failed ({one_line(error)}); "
                 f"`mezzotint publish {shlex.quote(str(output_dir))} --hub_model_id ...` uploads it"
             ) from None
-        accelerator.print(f"published: {address}")
     return metrics

@@ -196,13 +196,18 @@ def as_a_stranger(
 def upload(
     publication: Publication,
     name: str,
-    proof: Proof,
+    proof: Proof | None,
     private: bool = False,
     replace_card: bool = False,
     revision: str | None = None,
     say: Callable[[str], object] = print,
 ) -> str:
     """Upload, compare every file's hash, load back as a stranger and compare the picture; then say where it is.
+
+    Args:
+        name: of the repository, with or without its owner.
+        proof: what it must draw; with `None` it is not loaded back, which is said.
+        private, replace_card, revision, say: as of `hub.push`.
 
     Returns:
         the commit's address.
@@ -224,13 +229,16 @@ def upload(
         files = {x: path for x, path in publication.content.files.items() if x not in changed}
         if different := hub.different(name, commit, files):
             raise CannotGoOn(f"{told} {different[0]} there is not what went up")
-        verdict = as_a_stranger(publication, proof, name, commit)
+        verdict = as_a_stranger(publication, proof, name, commit) if proof is not None else None
     except (OSError, HTTPError) as error:
         raise CannotGoOn(f"{told} it cannot be loaded back: {one_line(error)}") from None
     except CannotGoOn as error:
         raise CannotGoOn(f"{told} {str(error).removeprefix(told).strip()}") from None
-    if not verdict.same:
+    if verdict is not None and not verdict.same:
         raise CannotGoOn(f"{told} loaded back it draws {verdict}")
     say(f"published: {address}")
-    say(f"loaded back where mezzotint is not installed: {verdict} ({verdict.seconds:.1f} s)")
+    if verdict is None:
+        say("not loaded back where mezzotint is not installed; `mezzotint publish --dry_run` does that from here")
+    else:
+        say(f"loaded back where mezzotint is not installed: {verdict} ({verdict.seconds:.1f} s)")
     return address
