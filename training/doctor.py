@@ -43,14 +43,8 @@ EXTRAS = {
 }
 # Settings by which a data set is read
 OF_DATA = (
-    "dataset_config_name",
-    "dataset_split",
-    "image_column",
-    "caption_column",
-    "resolution",
-    "mask_column",
-    "task",
-)
+    "dataset_config_name", "dataset_split", "image_column", "caption_column", "resolution", "mask_column", "task"
+)  # fmt: skip
 
 
 class Finding(NamedTuple):

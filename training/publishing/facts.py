@@ -24,11 +24,12 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
     """The components of a saved pipeline, in words and numbers; of a folder without any nothing."""
     found, unet = [], _read(folder / "unet" / "config.json")
     if channels := unet.get("block_out_channels"):
+        count = unet.get("layers_per_block")
         depths = unet.get("transformer_layers_per_block") or []
         attention = [str(level) for level, depth in enumerate(depths, 1) if depth]
         parts = [
             f"a U-Net of {len(channels)} levels with {', '.join(map(str, channels))} channels and "
-            f"{unet.get('layers_per_block')} residual blocks each",
+            f"{count} residual block{'s' if count != 1 else ''} each",
             f"attention in levels {', '.join(attention)}" if attention else "",
             f"patches of {unet['patch_size']}x{unet['patch_size']} pixels" if unet.get("patch_size", 1) != 1 else "",
             f"reads text of {unet['cross_attention_dim']} channels" if unet.get("cross_attention_dim") else "",
@@ -76,12 +77,10 @@ def changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def machine(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """On what the run ran, for how long, and with which versions."""
+    """On what the run ran, what it took, and with which versions."""
     found = []
     if hardware := metrics.get("hardware"):
         found.append(("hardware", plain(hardware)))
-    if seconds := metrics.get("seconds"):
-        found.append(("hours", f"{seconds / 3600:.2g}"))
     energy = metrics.get("energy")
     if isinstance(energy, int | float) and math.isfinite(energy):
         found.append(("energy", f"{energy:.3g} kWh, as codecarbon estimates it"))
