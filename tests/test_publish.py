@@ -16,15 +16,22 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 
+import hub_server
 import pytest
 import torch
 import yaml
+from evaluations import EVALUATION
 from hub_server import HubServer
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tiny_run import pictures, run, trained, tree
 
 from mezzotint import hub as hub_module
+from mezzotint_training import publish as publish_program
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.publishing import evaluation
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each publication runs in a fork")
 
@@ -140,9 +147,49 @@ def empty_card(folder: Path) -> None:
     (folder / "README.md").write_text("")
 
 
+def no_license(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n")
+
+
+def tell_secret(folder: Path) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\nmy token is hf_{'aB3' * 12}\n")
+
+
+def tell_secret_in_weights(folder: Path) -> None:
+    (path,) = (folder / "unet").glob("*.safetensors")
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "AKIA" + "Z7" * 8})
+
+
+def tell_place(folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps({"from": str(folder.parent)}))
+
+
+def link_out(folder: Path) -> None:
+    (folder / "samples").mkdir()
+    (folder / "samples" / "x.png").symlink_to("/etc/passwd")
+
+
+def grow(folder: Path) -> None:
+    (folder / "samples").mkdir()
+    (folder / "samples" / "x.png").touch()
+    os.truncate(folder / "samples" / "x.png", 60 * 10**9)  # of which nothing is on the disk
+
+
+def change_code(folder: Path) -> None:
+    (code,) = folder.glob("unet/*.py")
+    code.write_text(f"{code.read_text()}\nPath('ran').touch()\n")
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
+        (no_license, "README.md must say under which licence the weights are: --license, say apache-2.0, adds it"),
+        (tell_secret, "README.md must hold no secret: what looks like a Hugging Face token is at byte "),
+        (tell_secret_in_weights, "safetensors must hold no secret: what looks like an AWS key is at byte "),
+        (tell_place, "metrics.json must name no place on this machine: got /"),
+        (link_out, "samples/x.png must be a plain file, and no link, to be published"),
+        (grow, "samples/x.png must be of at most 50 GB: got 60"),
+        (change_code, "that is not the installed package's (unet/unet_mezzotint_v"),
         (spoil_weights, "run cannot be loaded: "),
         (pickle_weights, "run cannot be loaded: "),
         (spoil_index, "run must hold a finished pipeline: its model_index.json is not a pipeline's"),
@@ -183,6 +230,92 @@ def test_adapters_say_what_they_are_of(publish, tmp_path, recipe, argv, words):
         (tmp_path / "run" / "recipe.yaml").write_text(recipe)
     code, out, err = publish(tmp_path / "run", "--hub_model_id", "user/adapters", *argv)
     assert (code, out) == (2, "") and err.startswith("mezzotint: ") and words in err and err.count("\n") == 1
+
+
+def test_a_dry_run_shows_what_would_go_up_and_changes_nothing(hub, publish, folder):
+    (folder / "notes.txt").write_text("mine")
+    before, asked = state(folder), len(hub.requests)
+    code, out, err = publish(folder, "--hub_model_id", "user/dry", "--dry_run")
+    assert (code, err) == (0, "") and state(folder) == before
+    assert {path for _, path in hub.requests[asked:]} <= {"/api/whoami-v2", "/api/validate-yaml"}
+    listed = {line.split()[-1] for line in out.splitlines() if " bytes  " in line}
+    assert listed == {name for name in tree(folder) if (folder / name).is_file()} - {"notes.txt"}
+    assert "left out  notes.txt" in out
+    assert "would go to user/dry; loaded where mezzotint is not installed: the same picture, to the bit" in out
+
+
+def test_what_is_private_stays_private_and_a_name_in_use_is_left_alone(hub, publish, folder):
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("user/public")
+    before = hub.files("user/public")
+    code, out, err = publish(folder, "--hub_model_id", "user/public", "--private")
+    assert (code, out) == (2, "") and "user/public must be private, as asked for: it is there, and public" in err
+    api.create_repo("user/used")
+    index = json.dumps({"_class_name": "StableDiffusionPipeline"}).encode()
+    api.upload_file(repo_id="user/used", path_in_repo="model_index.json", path_or_fileobj=index)
+    used = hub.files("user/used")
+    code, out, err = publish(folder, "--hub_model_id", "user/used")
+    assert (code, out) == (2, "") and "user/used holds a pipeline of another class (StableDiffusionPipeline)" in err
+    assert (hub.files("user/public"), hub.files("user/used")) == (before, used) and err.count("\n") == 1
+    assert publish(folder, "--hub_model_id", "user/private", "--private", "--revision", "next")[0] == 0
+    assert api.model_info("user/private").private and hub.files("user/private").keys() == {".gitattributes"}
+    assert "unet/config.json" in hub.files("user/private", "next")
+
+
+def test_an_upload_that_arrives_changed_is_not_called_published(hub, publish, folder, monkeypatch):
+    batch = hub_server.HubServer._lfs_upload
+
+    def tampered(server, call, ticket):
+        found = batch(server, call, ticket)
+        repo, oid = server._tickets[ticket]
+        repo.objects[oid] = repo.objects[oid][:-1] + b"?"
+        return found
+
+    endpoints = [(*x[:3], tampered if x[3] is batch else x[3]) for x in hub_server.ENDPOINTS]
+    monkeypatch.setattr(hub_server, "ENDPOINTS", endpoints)
+    code, out, err = publish(folder, "--hub_model_id", "user/tampered")
+    assert (code, out) == (3, "") and err.count("\n") == 1
+    assert err.startswith(f"mezzotint: uploaded: {hub.url}/user/tampered/commit/")
+    assert err.endswith(".safetensors there is not what went up\n")
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run of digits, and `evaluate_first` on it with an evaluation that is made up."""
+    folder, calls = trained(tmp_path / "run", license="mit"), []
+    monkeypatch.setattr(evaluation, "evaluate", lambda args: (calls.append(args), EVALUATION)[1])
+
+    def call(**given) -> str | None:
+        asked = dict.fromkeys(evaluation.PLACES) | {"dry_run": False} | given
+        return publish_program.evaluate_first(folder, SimpleNamespace(**asked))
+
+    return folder, call, calls
+
+
+def test_a_run_that_was_not_evaluated_is_and_only_once(finished):
+    folder, evaluate_first, calls = finished
+    assert evaluate_first(dry_run=True) == "a dry run" and not calls
+    assert evaluate_first() is None
+    assert [(args.checkpoint, args.card, args.dataset_name) for args in calls] == [(str(folder), True, None)]
+    assert "How good it is" in (folder / "README.md").read_text() and (folder / "evaluation.json").is_file()
+    assert evaluate_first() is None and len(calls) == 1
+
+
+def test_a_card_that_somebody_edited_is_not_written_anew_for_an_evaluation(finished, monkeypatch):
+    folder, evaluate_first, calls = finished
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("## Limits", "## My limits"))
+    assert evaluate_first().startswith("README.md was edited by hand") and not calls
+    (folder / "README.md").write_text(text)
+
+    def refuse(args):
+        raise UserError("evaluate reads the set that the recipe names if you name it too")
+
+    monkeypatch.setattr(evaluation, "evaluate", refuse)
+    assert evaluate_first() == "evaluate reads the set that the recipe names if you name it too"
+    with pytest.raises(UserError):  # that the user named
+        evaluate_first(train_data_dir="pictures")
+    assert (folder / "README.md").read_text() == text
 
 
 @pytest.mark.parametrize("task", ["inpaint", "upscale", "segment", "layout"])

@@ -2,13 +2,15 @@
 """What a card says of a pipeline beside how good it is, as names and texts in Markdown: what it is made of, what the
 data hold, on what it ran, and which settings differ from the defaults. All of it is read from what a run left."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from mezzotint.markdown import code, plain
-from mezzotint_training.config.settings import HINTS, default
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import HINTS, checked, default
 from mezzotint_training.engine import plan
 
 # Settings that a card tells of elsewhere, or that say nothing of what was learned
@@ -72,7 +74,11 @@ def data(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 def changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that differ from their defaults, as `recipe.yaml` has them."""
-    found = {k: v for k, v in settings.items() if k in HINTS and k not in ELSEWHERE and v != default(k)}
+    found = {}
+    for name, value in settings.items():
+        with contextlib.suppress(UserError):  # for what is none of a setting's values
+            if name in HINTS and name not in ELSEWHERE and checked(name, value) != default(name):
+                found[name] = value
     return [(code(name), code(json.dumps(value, ensure_ascii=False))) for name, value in found.items()]
 
 
