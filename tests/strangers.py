@@ -1,11 +1,9 @@
 """A stranger's process in a fork of this one, in which mezzotint is neither imported nor found: what a fresh
 interpreter takes ten seconds for. `load_back.in_a_process` itself is tested once."""
 
-import contextlib
 import importlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -16,22 +14,19 @@ def in_a_fork(folder: Path) -> tuple[int, str]:
     """In the place of `load_back.in_a_process`."""
     child = os.fork()
     if child == 0:
-        code = 1
         try:
-            with (folder / "stderr").open("w") as said, contextlib.redirect_stderr(said):
-                for name in [name for name in sys.modules if name.partition(".")[0] in stranger.OURS]:
-                    del sys.modules[name]
-                loader = importlib.import_module("diffusers.utils.dynamic_modules_utils")
-                loader.HF_MODULES_CACHE = str(folder / "modules")
-                try:
-                    stranger.main(folder)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
+            for name in [name for name in sys.modules if name.partition(".")[0] in stranger.OURS]:
+                del sys.modules[name]
+            loader = importlib.import_module("diffusers.utils.dynamic_modules_utils")
+            loader.HF_MODULES_CACHE = str(folder / "modules")
+            why = stranger.run(folder)
+            if why is not None:
+                (folder / "why").write_text(why)
         finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code, (folder / "stderr").read_text()
+            os._exit(0)
+    os.waitpid(child, 0)
+    why = (folder / "why").read_text() if (folder / "why").is_file() else ""
+    return int(bool(why)), why
 
 
 def forked():

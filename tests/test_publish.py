@@ -321,6 +321,7 @@ def test_a_card_that_somebody_edited_is_not_written_anew_for_an_evaluation(finis
 @pytest.mark.parametrize("task", ["inpaint", "upscale", "segment", "layout"])
 def test_the_tasks_are_published_and_loaded_back(hub, publish, tmp_path, task):
     folder = trained(tmp_path / task, task=task, license="mit")
+    assert json.loads((folder / "metrics.json").read_text())["load_back"]["largest"] == 0
     code, out, err = publish(folder, "--hub_model_id", f"user/{task}")
     assert (code, err) == (0, "") and f"published: {hub.url}/user/{task}/commit/" in out
     assert "not evaluated, which the card says: " in out

@@ -241,7 +241,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         published = learner.whole_models()
         if main:
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": validation.history.last}
-            measured = figures(position, meter, learner, components, **counts, plan=planned, energy=energy.kwh)
+            measured = figures(position, meter, learner, components, **counts, plan=planned, energy=energy.stop())
             finish(pipeline(**components | published), config, output_dir, measured, accelerator, shown)
     end_together(accelerator)
     return output_dir

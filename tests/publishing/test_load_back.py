@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from strangers import forked, in_a_fork
-from tiny_run import run, trained
+from tiny_run import run
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline
 from mezzotint_training.config.errors import CannotGoOn
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_in_one_line(saved, monkeypatch):
     folder, drawing, picture = saved
 
     def limited(asked) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as full as a quota
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # as of a quota, and less than its code
         stranger_main(asked)
 
     stranger_main = stranger.main
@@ -121,12 +121,6 @@ def test_a_run_is_loaded_back_before_it_is_finished(tmp_path):
     assert found["largest"] == 0 and found["where"] == "where mezzotint is not installed"
     card = (tmp_path / "run" / "README.md").read_text()
     assert "loaded back where mezzotint is not installed and drew the same picture, to the bit, as the network" in card
-
-
-@pytest.mark.parametrize("task", ["inpaint", "upscale", "segment", "layout"])
-def test_every_task_is_loaded_back_by_its_own_pipeline(tmp_path, task):
-    folder = trained(tmp_path / task, task=task, max_train_steps=1)
-    assert json.loads((folder / "metrics.json").read_text())["load_back"]["largest"] == 0
 
 
 def test_a_run_whose_saved_weights_are_others_is_not_finished(tmp_path, monkeypatch):

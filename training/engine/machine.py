@@ -56,8 +56,11 @@ class Energy:
     def kwh(self) -> float | None:
         if self.tracker is None or self.before is None:
             return None
-        self.tracker.flush()
-        return self.before + float(self.tracker._total_energy.kWh)
+        try:
+            self.tracker.flush()
+            return self.before + float(self.tracker._total_energy.kWh)
+        except Exception:  # whatever its sensors raise: a run does not end for them
+            return None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -67,7 +70,11 @@ class Energy:
         """The inverse of `state`: of a session that was not counted, the sum is not known."""
         self.before = state.get("energy")
 
-    def close(self) -> None:
+    def stop(self) -> float | None:
+        """The energy of the whole run, after its end."""
+        found = self.kwh
         if self.tracker is not None:
-            self.tracker.stop()
+            with contextlib.suppress(Exception):
+                self.tracker.stop()
             self.tracker = None
+        return found

@@ -141,7 +141,11 @@ def as_a_stranger(source: Source, drawing: Drawing, here: np.ndarray) -> Verdict
         np.savez(folder / stranger.INPUTS, **drawing.inputs)
         code, said = in_a_process(folder)
         if code != 0:
-            why = f"its process was ended by signal {-code}" if code < 0 else (said.strip().splitlines() or [""])[-1]
+            why = (
+                f"its process was ended by signal {-code}"
+                if code < 0
+                else (said.strip().splitlines() or ["it wrote nothing"])[-1]
+            )
             raise CannotGoOn(f"it cannot be loaded back where mezzotint is not installed: {why[:400]}")
         there = np.load(folder / stranger.PICTURE, allow_pickle=False)
     return compare(there, here, time.monotonic() - began)

@@ -66,5 +66,17 @@ def main(folder: Path) -> None:
     np.save(folder / PICTURE, draw(pipe, asked["arguments"], inputs, asked["seed"]), allow_pickle=False)
 
 
+def run(folder: Path) -> str | None:
+    """`main`, and why it failed, in one line; `None` if it did not."""
+    try:
+        main(folder)
+    except Exception as error:
+        found: BaseException = error
+        while found.__cause__ is not None:  # which says more than what wraps it
+            found = found.__cause__
+        return f"{type(found).__name__}: {' '.join(str(found).split())}"
+    return None
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(run(Path(sys.argv[1])))
