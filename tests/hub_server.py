@@ -145,7 +145,8 @@ class HubServer:
     those among them that no endpoint serves. `user` owns the token and the namespace of that name. `access` and `orgs`
     are what it says of the token's rights and of the user's organisations; it does not act on them. `fault` is called
     with the method and the path of each request: of "cut" the connection ends before anything is done, of "lose" when
-    all is done but the answer. `after_fault` is called then, before the connection ends.
+    all is done but the answer; a number is the status of an error that it answers with. `after_fault` is called then,
+    before the connection ends.
     """
 
     def __init__(self, token: str = "hf_test", user: str = "user"):
@@ -154,7 +155,7 @@ class HubServer:
         self.unknown: list[tuple[str, str]] = []
         self.access = {"displayName": "test", "role": "write"}
         self.orgs: list[dict] = []
-        self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.fault: Callable[[str, str], str | int | None] = lambda method, path: None
         self.after_fault: Callable[[], object] = lambda: None
         self._repos: dict[tuple[str, str], Repo] = {}
         self._tickets: dict[str, tuple[Repo, str]] = {}
@@ -398,8 +399,10 @@ class Handler(BaseHTTPRequestHandler):
             self.body = self.rfile.read(size)
             hub = self.server.hub
             fault = hub.fault(self.command, unquote(target.path))
-            reply = hub.answer(self) if fault != "cut" else None
-            if fault is not None:
+            reply = hub.answer(self) if fault in (None, "lose") else None
+            if isinstance(fault, int):
+                reply = error(fault, "Something went wrong on our side")
+            elif fault is not None:
                 hub.after_fault()
                 self.close_connection = True
                 return

@@ -13,7 +13,7 @@ import torch
 from tiny_run import digits, pictures
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
-from mezzotint_training import cli, evaluate
+from mezzotint_training import cli
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import rows
 from mezzotint_training.learning.held_out import LEVELS
@@ -22,6 +22,7 @@ from mezzotint_training.metrics import pictures as pictures_of_a_set
 from mezzotint_training.metrics.accuracy import accuracy
 from mezzotint_training.metrics.judges import ClassJudge
 from mezzotint_training.metrics.pictures import Real, real_pictures, shuffled
+from mezzotint_training.publishing import evaluation
 
 UNET = {"in_channels": 1, "out_channels": 1, "sample_mean": (-0.4,), "sample_std": (0.75,)}
 METRICS_OF_RUN = {
@@ -110,7 +111,7 @@ def test_training_pictures_in_the_place_of_drawn_ones_are_the_floor_and_copies(r
         asked.extend(captions)
         return pixels[chosen]
 
-    monkeypatch.setattr(evaluate, "draw", recalled)
+    monkeypatch.setattr(evaluation, "draw", recalled)
     _, found, _ = run(count=60, judge_steps=20)
     assert [texts[0] for texts in asked] == [by_caption[i] for i in chosen]
     for figures in found["features"].values():
@@ -168,11 +169,11 @@ def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, 
 def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     pipe = MezzotintPipeline.from_pretrained(folder)
     args = SimpleNamespace(
-        checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluate.DATA)
+        checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluation.DATA)
     )
-    (_, test), classes = real_pictures(evaluate.data_settings(args), pipe, None, None)
+    (_, test), classes = real_pictures(evaluation.data_settings(args), pipe, None, None)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
-    found = evaluate.held_out_loss(pipe, test, args, torch.device("cpu"))
+    found = evaluation.held_out_loss(pipe, test, args, torch.device("cpu"))
     assert [x["level"] for x in found] == list(LEVELS)
     losses = []
     for number, index in enumerate([0, 49, 99]):
@@ -266,7 +267,7 @@ def test_a_set_that_only_somebodys_recipe_names_is_neither_fetched_nor_read(fold
 
 def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tmp_path):
     def config(**given):
-        return evaluate.data_settings(SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluate.DATA) | given))
+        return evaluation.data_settings(SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluation.DATA) | given))
 
     recipe = "train_data_dir: elsewhere/sprites\ncaption_column: title\nmax_train_samples: 50\nof_another_version: 1\n"
     (folder / "recipe.yaml").write_text(recipe)

@@ -13,9 +13,11 @@ import pytest
 import yaml
 from hub_server import HubServer
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 from tiny_run import tree
 
 from mezzotint import hub
+from mezzotint_training.config.errors import one_line
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.publishing import checks
 from mezzotint_training.publishing.card import card_text
@@ -124,7 +126,7 @@ def test_a_licence_that_the_hub_does_not_take_is_fatal_for_an_upload_and_told_ot
 
 def test_what_the_card_will_lack_is_told(server):
     found = problems(server, license=None, dataset_license=None, validation_prompts=[])
-    assert [problem.fatal for problem in found] == [False] * 3
+    assert [problem.fatal for problem in found] == [True, False, False]
     for setting, problem in zip(("license", "dataset_license", "validation_prompts"), found, strict=True):
         assert setting in problem.text
 
@@ -458,6 +460,54 @@ def test_an_old_upload_is_whole_after_a_new_one_was_cut_off(server, tmp_path, at
         with pytest.raises(ConnectionError, match="the upload to (user/)?boots failed: "):
             push(new)
         assert server.files("user/boots") == old
+
+
+@pytest.mark.parametrize("which", REQUESTS)
+def test_an_error_of_the_hubs_own_ends_in_one_line_and_publishes_nothing(server, tmp_path, at_once, which):
+    method, path = REQUESTS[which]
+    server.fault = lambda m, p: 500 if m == method and re.match(path, p) else None
+    with pytest.raises((HfHubHTTPError, ConnectionError)) as raised:
+        push(fill(tmp_path, *PUBLISHED))
+    assert "500" in one_line(raised.value)
+    server.fault = lambda *asked: None
+    assert server.commits("user/boots") <= 1
+    push(tmp_path)
+    assert uploaded(server) == PUBLISHED
+
+
+def test_what_has_arrived_is_not_sent_again(server, tmp_path, at_once):
+    give(server, fill(tmp_path / "first", "notes.txt"))
+    server.fault = lambda m, p: "cut" if p.endswith("/commit/main") else None
+    folder = fill(tmp_path / "run", *PUBLISHED)
+    with pytest.raises(ConnectionError):
+        push(folder)
+    sent = [path for method, path in server.requests if method == "PUT"]
+    server.fault = lambda *asked: None
+    push(folder)
+    assert len(sent) > 2 and [path for method, path in server.requests if method == "PUT"] == sent
+
+
+def test_an_upload_goes_to_the_branch_that_was_asked_for(server, tmp_path):
+    push(fill(tmp_path / "run", *PUBLISHED))
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    before = server.files("user/boots")
+    push(tmp_path / "run", revision="next", card="---\nlicense: mit\n---\nanother")
+    assert server.files("user/boots") == before
+    there = server.files("user/boots", "next")
+    assert there["metrics.json"] == b"{}" and there.keys() == before.keys()
+
+
+def test_files_on_the_hub_are_compared_by_their_hashes(server, tmp_path):
+    folder = fill(tmp_path / "run", *PUBLISHED)
+    api = HfApi(endpoint=server.url, token=server.token)
+    commit = hub.push(folder, "user/boots", token=server.token).rpartition("/")[2]
+    files = hub.content(folder).files
+    assert hub.different("user/boots", commit, files, api) == []
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+        (folder / name).write_text("changed")
+    (folder / "LICENSE-2").write_text("new")
+    expected = ["LICENSE-2", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+    assert hub.different("user/boots", commit, hub.content(folder).files, api) == expected
 
 
 @pytest.mark.parametrize("which", ["preupload", "batch", "put"])

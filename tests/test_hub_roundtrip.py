@@ -426,13 +426,16 @@ def test_a_stranger_publishes(hub, owner, stranger, either):
 
 
 def test_the_publish_program_uploads_and_compares(hub, owner, stranger, saved, revised):
-    code, out, err = owner(publish, saved.folder, "--hub_model_id", "user/program", "--prompt", "a red boot")
+    words = ("--license", "mit", "--hub_model_id")
+    code, out, err = owner(publish, saved.folder, *words, "user/program", "--prompt", "a red boot")
     assert code == 0 and "mezzotint: " not in err
-    assert re.fullmatch(f"published: {hub.url}/user/program/commit/\\w+ .*\n", out)
+    assert re.match(f"published: {hub.url}/user/program/commit/\\w+\n", out)
+    assert "loaded back where mezzotint is not installed: the same picture, to the bit (" in out
+    assert "license: mit" in hub.files("user/program")["README.md"].decode()
     assert stranger(describe, "user/program")[0] == saved.picture
-    code, out, err = owner(publish, saved.folder, "--hub_model_id", "user/other", in_place_of=revised.folder)
+    code, out, err = owner(publish, saved.folder, *words, "user/other", in_place_of=revised.folder)
     assert (code, out) == (3, "")
-    assert err.endswith("mezzotint: the pipeline loaded back from user/other draws another picture\n")
+    assert re.fullmatch(f"mezzotint: uploaded: {hub.url}/user/other/commit/\\w+, but .* is not what went up\n", err)
 
 
 @pytest.mark.parametrize(
@@ -768,6 +771,7 @@ def upload(source, repo, way):
 def publish(*argv, in_place_of=None, environment=()):
     """What the program returns and prints; with `in_place_of` that folder is uploaded in place of the right one."""
     from huggingface_hub import constants
+    from strangers import forked
 
     from mezzotint import hub
     from mezzotint_training import publish
@@ -775,6 +779,7 @@ def publish(*argv, in_place_of=None, environment=()):
     os.environ.update(environment)
     push = hub.push
     with (
+        forked(),
         mock.patch.object(hub, "push", lambda folder, *args, **options: push(in_place_of or folder, *args, **options)),
         mock.patch.object(constants, "ENDPOINT", os.environ["HF_ENDPOINT"]),
         contextlib.redirect_stdout(io.StringIO()) as out,
@@ -785,9 +790,12 @@ def publish(*argv, in_place_of=None, environment=()):
 
 
 def train(*argv):
+    from strangers import forked
+
     from mezzotint_training import train
 
-    return train.main(list(argv))
+    with forked():
+        return train.main(list(argv))
 
 
 def run_example(folder, script, output):

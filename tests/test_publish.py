@@ -16,15 +16,22 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 
+import hub_server
 import pytest
 import torch
 import yaml
+from evaluations import EVALUATION
 from hub_server import HubServer
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tiny_run import pictures, run, trained, tree
 
 from mezzotint import hub as hub_module
+from mezzotint_training import publish as publish_program
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.publishing import evaluation
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each publication runs in a fork")
 
@@ -80,6 +87,7 @@ def test_a_folder_that_may_only_be_read_is_published(hub, publish, folder):
     before = state(folder)
     code, out, err = publish(folder, "--hub_model_id", "user/read-only")
     assert (code, err) == (0, "") and out.startswith(f"published: {hub.url}/user/read-only/commit/")
+    assert "loaded back where mezzotint is not installed: the same picture, to the bit" in out
     assert state(folder) == before
     card = hub.files("user/read-only")["README.md"].decode()
     assert 'from_pretrained("user/read-only", trust_remote_code=True)' in card
@@ -139,9 +147,49 @@ def empty_card(folder: Path) -> None:
     (folder / "README.md").write_text("")
 
 
+def no_license(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n")
+
+
+def tell_secret(folder: Path) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\nmy token is hf_{'aB3' * 12}\n")
+
+
+def tell_secret_in_weights(folder: Path) -> None:
+    (path,) = (folder / "unet").glob("*.safetensors")
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "AKIA" + "Z7" * 8})
+
+
+def tell_place(folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps({"from": str(folder.parent)}))
+
+
+def link_out(folder: Path) -> None:
+    (folder / "samples").mkdir()
+    (folder / "samples" / "x.png").symlink_to("/etc/passwd")
+
+
+def grow(folder: Path) -> None:
+    (folder / "samples").mkdir()
+    (folder / "samples" / "x.png").touch()
+    os.truncate(folder / "samples" / "x.png", 60 * 10**9)  # of which nothing is on the disk
+
+
+def change_code(folder: Path) -> None:
+    (code,) = folder.glob("unet/*.py")
+    code.write_text(f"{code.read_text()}\nPath('ran').touch()\n")
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
+        (no_license, "README.md must say under which licence the weights are: --license, say apache-2.0, adds it"),
+        (tell_secret, "README.md must hold no secret: what looks like a Hugging Face token is at byte "),
+        (tell_secret_in_weights, "safetensors must hold no secret: what looks like an AWS key is at byte "),
+        (tell_place, "metrics.json must name no place on this machine: got /"),
+        (link_out, "samples/x.png must be a plain file, and no link, to be published"),
+        (grow, "samples/x.png must be of at most 50 GB: got 60"),
+        (change_code, "that is not the installed package's (unet/unet_mezzotint_v"),
         (spoil_weights, "run cannot be loaded: "),
         (pickle_weights, "run cannot be loaded: "),
         (spoil_index, "run must hold a finished pipeline: its model_index.json is not a pipeline's"),
@@ -150,7 +198,7 @@ def empty_card(folder: Path) -> None:
         (link_weights, "diffusion_pytorch_model.safetensors must be a plain file, and no link, to be published"),
         (spoil_numbers, "weights must be finite numbers: "),
         (lose_tokenizer, "this pipeline has no tokenizer"),
-        (nest_recipe, "recipe.yaml must be YAML: "),
+        (nest_recipe, "recipe.yaml cannot be read as YAML: "),
         (whole_card, "the Hub does not take the card: "),
         (empty_card, "README.md must begin with metadata between two lines of ---: got none"),
     ],
@@ -184,11 +232,100 @@ def test_adapters_say_what_they_are_of(publish, tmp_path, recipe, argv, words):
     assert (code, out) == (2, "") and err.startswith("mezzotint: ") and words in err and err.count("\n") == 1
 
 
+def test_a_dry_run_shows_what_would_go_up_and_changes_nothing(hub, publish, folder):
+    (folder / "notes.txt").write_text("mine")
+    before, asked = state(folder), len(hub.requests)
+    code, out, err = publish(folder, "--hub_model_id", "user/dry", "--dry_run")
+    assert (code, err) == (0, "") and state(folder) == before
+    assert {path for _, path in hub.requests[asked:]} <= {"/api/whoami-v2", "/api/validate-yaml"}
+    listed = {line.split()[-1] for line in out.splitlines() if " bytes  " in line}
+    assert listed == {name for name in tree(folder) if (folder / name).is_file()} - {"notes.txt"}
+    assert "left out  notes.txt" in out
+    assert "would go to user/dry; loaded where mezzotint is not installed: the same picture, to the bit" in out
+
+
+def test_what_is_private_stays_private_and_a_name_in_use_is_left_alone(hub, publish, folder):
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("user/public")
+    before = hub.files("user/public")
+    code, out, err = publish(folder, "--hub_model_id", "user/public", "--private")
+    assert (code, out) == (2, "") and "user/public must be private, as asked for: it is there, and public" in err
+    api.create_repo("user/used")
+    index = json.dumps({"_class_name": "StableDiffusionPipeline"}).encode()
+    api.upload_file(repo_id="user/used", path_in_repo="model_index.json", path_or_fileobj=index)
+    used = hub.files("user/used")
+    code, out, err = publish(folder, "--hub_model_id", "user/used")
+    assert (code, out) == (2, "") and "user/used holds a pipeline of another class (StableDiffusionPipeline)" in err
+    assert (hub.files("user/public"), hub.files("user/used")) == (before, used) and err.count("\n") == 1
+    assert publish(folder, "--hub_model_id", "user/private", "--private", "--revision", "next")[0] == 0
+    assert api.model_info("user/private").private and hub.files("user/private").keys() == {".gitattributes"}
+    assert "unet/config.json" in hub.files("user/private", "next")
+
+
+def test_an_upload_that_arrives_changed_is_not_called_published(hub, publish, folder, monkeypatch):
+    batch = hub_server.HubServer._lfs_upload
+
+    def tampered(server, call, ticket):
+        found = batch(server, call, ticket)
+        repo, oid = server._tickets[ticket]
+        repo.objects[oid] = repo.objects[oid][:-1] + b"?"
+        return found
+
+    endpoints = [(*x[:3], tampered if x[3] is batch else x[3]) for x in hub_server.ENDPOINTS]
+    monkeypatch.setattr(hub_server, "ENDPOINTS", endpoints)
+    code, out, err = publish(folder, "--hub_model_id", "user/tampered")
+    assert (code, out) == (3, "") and err.count("\n") == 1
+    assert err.startswith(f"mezzotint: uploaded: {hub.url}/user/tampered/commit/")
+    assert err.endswith(".safetensors there is not what went up\n")
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run of digits, and `evaluate_first` on it with an evaluation that is made up."""
+    folder, calls = trained(tmp_path / "run", license="mit"), []
+    monkeypatch.setattr(evaluation, "evaluate", lambda args: (calls.append(args), EVALUATION)[1])
+
+    def call(**given) -> str | None:
+        asked = dict.fromkeys(evaluation.PLACES) | {"dry_run": False} | given
+        return publish_program.evaluate_first(folder, SimpleNamespace(**asked))
+
+    return folder, call, calls
+
+
+def test_a_run_that_was_not_evaluated_is_and_only_once(finished):
+    folder, evaluate_first, calls = finished
+    assert evaluate_first(dry_run=True) == "a dry run" and not calls
+    assert evaluate_first() is None
+    assert [(args.checkpoint, args.card, args.dataset_name) for args in calls] == [(str(folder), True, None)]
+    assert "How good it is" in (folder / "README.md").read_text() and (folder / "evaluation.json").is_file()
+    assert evaluate_first() is None and len(calls) == 1
+
+
+def test_a_card_that_somebody_edited_is_not_written_anew_for_an_evaluation(finished, monkeypatch):
+    folder, evaluate_first, calls = finished
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("## Limits", "## My limits"))
+    assert evaluate_first().startswith("README.md was edited by hand") and not calls
+    (folder / "README.md").write_text(text)
+
+    def refuse(args):
+        raise UserError("evaluate reads the set that the recipe names if you name it too")
+
+    monkeypatch.setattr(evaluation, "evaluate", refuse)
+    assert evaluate_first() == "evaluate reads the set that the recipe names if you name it too"
+    with pytest.raises(UserError):  # that the user named
+        evaluate_first(train_data_dir="pictures")
+    assert (folder / "README.md").read_text() == text
+
+
 @pytest.mark.parametrize("task", ["inpaint", "upscale", "segment", "layout"])
 def test_the_tasks_are_published_and_loaded_back(hub, publish, tmp_path, task):
     folder = trained(tmp_path / task, task=task, license="mit")
+    assert json.loads((folder / "metrics.json").read_text())["load_back"]["largest"] == 0
     code, out, err = publish(folder, "--hub_model_id", f"user/{task}")
-    assert (code, err) == (0, "") and out.startswith(f"published: {hub.url}/user/{task}/commit/")
+    assert (code, err) == (0, "") and f"published: {hub.url}/user/{task}/commit/" in out
+    assert "not evaluated, which the card says: " in out
+    assert "loaded back where mezzotint is not installed: the same picture, to the bit" in out
     assert f'"Mezzotint{task.capitalize()}Pipeline"' in hub.files(f"user/{task}")["model_index.json"].decode()
 
 
@@ -196,8 +333,8 @@ def test_a_publication_without_a_connection_to_load_it_back_by_is_told_as_such(h
     hub.fault = lambda method, path: "cut" if "/resolve/" in path else None
     code, out, err = publish(folder, "--hub_model_id", "user/one-way")
     hub.fault = lambda *asked: None
-    assert (code, out) == (3, "") and "but it cannot be loaded back: " in err.splitlines()[-1]
-    assert err.splitlines()[-1].startswith(f"mezzotint: published: {hub.url}/user/one-way/commit/")
+    assert (code, out) == (3, "") and "but it cannot be loaded back" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith(f"mezzotint: uploaded: {hub.url}/user/one-way/commit/")
     assert "unet/config.json" in hub.files("user/one-way")
 
 
@@ -285,6 +422,7 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     importlib.import_module("warm")
+    importlib.import_module("strangers").forked().start()
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         reader, writer = os.pipe()

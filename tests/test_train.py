@@ -28,6 +28,7 @@ from mezzotint_training.data import dataset as data
 from mezzotint_training.engine import checkpoint, plan
 from mezzotint_training.learning import objective
 from mezzotint_training.networks.text import TextEncoding
+from mezzotint_training.publishing import finish
 
 STATES = ("weights", "optimizer", "ema")
 # With everything that a user sees
@@ -340,6 +341,7 @@ def test_recomputed_activations_give_the_same_run(tmp_path, monkeypatch):
     blocks, forward = [], MezzotintBlock.forward
     monkeypatch.setattr(MezzotintBlock, "forward", lambda self, *args: (blocks.append(0), forward(self, *args))[1])
     monkeypatch.setattr(plan, "make_plan", lambda *args: {})
+    monkeypatch.setattr(finish, "check_saved", lambda *args: None)  # which draws
     expected = trained(tmp_path / "kept", num_validation_samples=0)
     once = len(blocks)
     folder = trained(tmp_path / "recomputed", gradient_checkpointing=True, num_validation_samples=0)

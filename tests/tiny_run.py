@@ -45,6 +45,7 @@ TINY = {
     "logging_steps": 1,
     "validation_prompts": [],
     "report_to": "none",
+    "load_back": False,  # in a process of its own, which takes as long as twenty such runs
 }
 digits = functools.cache(rows.digits)
 # Six updates of two micro-steps, with a checkpoint after every other one and a line in the log after every third

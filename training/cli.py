@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure what a trained pipeline draws, against real pictures",
     "ema": "make a pipeline from another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",
+    "doctor": "say what is wrong with this installation, a run's folder or a data set, and what mends it",
 }
 
 

@@ -196,7 +196,7 @@ def keep(pipe: MezzotintPipeline, table: dict[str, Any], folder: Path) -> None:
     if evaluation.is_file():
         steps = json.loads(evaluation.read_text(encoding="utf-8"))["settings"]["num_inference_steps"]
         if steps == table["num_inference_steps"]:
-            evaluation.unlink()
+            card.drop_evaluation(folder)
             print(f"the evaluation was of {steps} steps without this table: removed", flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as aside:  # the old one is whole until the new one is
         pipe.scheduler.save_pretrained(aside)

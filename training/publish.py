@@ -1,34 +1,38 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Upload a trained pipeline to the Hub, load it back from there and compare a picture.
+"""Upload a trained pipeline to the Hub, load it back where mezzotint is not installed, and compare a picture.
 
-mezzotint publish runs/digits --hub_model_id user/digits
+    mezzotint publish runs/digits --hub_model_id user/digits
+    mezzotint publish runs/digits --hub_model_id user/digits --dry_run
 
-Before anything is uploaded, the Hub is asked whether it would take it, and the pipeline draws a picture from the very
-files that go up. The folder is only read.
+Before anything is uploaded, the Hub is asked whether it would take it, every file is looked through (secrets, places on
+this machine, sizes, links), and a stranger's process loads what is to go up and draws. A run that was not evaluated is,
+where its pictures are at hand; but for that the folder is only read. An upload that was interrupted goes on when the
+same command is run again. What is on a list goes up, and nothing else of the folder.
+
+Exit codes: 0 published, and loaded back; 2 refused, with nothing changed on the Hub; 3 failed in the middle.
 """
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from mezzotint import hub
-from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, loading, one_line
+from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code
 from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.recipe import read_recipe
-from mezzotint_training.config.tasks import TASKS, picture_channels
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.config.settings import HELP
+from mezzotint_training.publishing import card, evaluation, publication
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("publish", __doc__)
     parser.add_argument("folder", type=text, help="a finished run's output_dir")
     parser.add_argument("--hub_model_id", type=text, required=True, help="user/name of the repository to upload to")
-    parser.add_argument("--hub_private_repo", action="store_true", help="upload to a private repository only")
+    parser.add_argument("--private", "--hub_private_repo", dest="private", action="store_true",
+                        help="upload to a private repository only")  # fmt: skip
+    parser.add_argument("--revision", type=text, help="branch to upload to, made where it is missing; by default main")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="make all checks, list what would go up, and change nothing")  # fmt: skip
+    parser.add_argument("--license", type=text, help="licence of the weights, for a card that names none")
     parser.add_argument(
         "--replace_card", action="store_true", help="replace a card on the Hub that somebody wrote or edited by hand"
     )
@@ -36,90 +40,84 @@ def main(argv: list[str] | None = None) -> int:
         "--pretrained_model_name_or_path",
         help="the pipeline that adapters were trained for; by default the one that their recipe names",
     )
-    parser.add_argument("--prompt", default="", help="prompt of the picture that is compared; by default none")
+    parser.add_argument("--prompt", help="prompt of the picture that is compared; by default the card's first")
+    parser.add_argument("--trust_remote_code", action="store_true",
+                        help="let the checks run code in the folder that is not the installed package's")  # fmt: skip
+    parser.add_argument("--no-evaluate", dest="evaluate", action="store_false",
+                        help="publish a run that was not evaluated as it is")  # fmt: skip
+    for name in evaluation.PLACES:
+        parser.add_argument(f"--{name}", type=text, help=f"{HELP[name]}; of the run, to evaluate it by")
     return exit_code(lambda: publish(parser.parse_args(argv)))
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Draw a picture from what is to be uploaded, upload it, and draw the same from what is there.
+    """Check, evaluate, draw, upload, and draw the same from what is there.
 
     Raises:
         UserError: for what cannot be published, before anything is uploaded.
-        CannotGoOn: for an upload that cannot be loaded back, or draws another picture.
+        CannotGoOn: for an upload that failed, cannot be loaded back, or draws another picture.
     """
-    folder = Path(args.folder)
-    try:
-        kind, files, _, missing, _ = hub.content(folder)
-        if missing:
-            raise ValueError(f"{folder} must hold the code that its {hub.INDEX} names: {missing[0]} is missing")
-        card = files[hub.CARD].read_text(encoding="utf-8") if hub.CARD in files else None
-    except ValueError as error:
-        raise UserError(one_line(error)) from None
-    base, revision = args.pretrained_model_name_or_path, None
-    if kind == hub.ADAPTERS and base is None:
-        recipe = read_recipe(folder)
-        base, revision = (recipe.get(name) for name in ("pretrained_model_name_or_path", "revision"))
-        if not isinstance(base, str) or base.startswith("./") and not Path(base).is_dir():
-            raise UserError(f"--pretrained_model_name_or_path must say what the adapters are of: {folder} says {base}")
-    if kind != hub.ADAPTERS and base is not None:
-        raise UserError(f"pretrained_model_name_or_path is for adapters: {folder} holds a whole pipeline")
-    if refusals := hub.refusals(args.hub_model_id, card):
-        raise UserError("; ".join(refusals))
+    folder, base = Path(args.folder), args.pretrained_model_name_or_path
 
-    # What goes up, and nothing else of the folder
-    with tempfile.TemporaryDirectory() as alone:
-        for name, file in files.items():
-            link = Path(alone, name)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.resolve())
-        try:
-            here = draw(alone, None, base, revision, args.prompt)
-        except UserError as error:
-            raise UserError(str(error).replace(alone, str(folder))) from None
-
-    try:
-        address = hub.push(folder, args.hub_model_id, private=args.hub_private_repo, replace_card=args.replace_card)
-    except ValueError as error:
-        raise UserError(one_line(error)) from None
-    name, _, commit = address.removesuffix("/").rpartition("/commit/")
-    try:
-        there = draw("/".join(name.split("/")[-2:]), commit, base, revision, args.prompt)
-    except UserError as error:
-        raise CannotGoOn(f"published: {address}, but it cannot be loaded back: {error}") from None
-    if not np.array_equal(here, there):
-        raise CannotGoOn(f"the pipeline loaded back from {args.hub_model_id} draws another picture")
-    print(f"published: {address} (loaded back, draws the same picture)")
-
-
-def draw(source: str, commit: str | None, base: str | None, revision: str | None, prompt: str) -> np.ndarray:
-    """A picture of the pipeline in `source`, a folder or a repository at a commit, or of the adapters there to the
-    pipeline `base` at a revision."""
-    if base is None:
-        pipe = load_pipeline(source, revision=commit)
-    else:
-        pipe = load_pipeline(base, "pretrained_model_name_or_path", revision=revision)
-        with loading(f"adapters {source}"):
-            pipe.load_lora_weights(source, revision=commit)
-    pipe.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {"prompt": prompt} if pipe.text_encoder is not None else {}
-    task, side = pipe.trained_for["task"], max(pipe.padded([8]))
-    if TASKS[task].given:
-        classes = {"mask_image": torch.zeros(1, side, side, dtype=torch.uint8)}
-        grey = torch.full((1, picture_channels(pipe.unet.config), side, side), 0.25)
-        call |= classes if task == "layout" else {"image": grey}
-        call |= {"mask_image": torch.ones(1, side, side)} if task == "inpaint" else {}
-        call |= {"ensemble_size": 1} if task == "segment" else {}
-    try:
-        (picture, *_) = pipe(
-            **call,
-            num_inference_steps=4,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-            return_dict=False,
+    # 1. What would prevent it, all at once
+    ready, found = publication.prepare(folder, args.license, base)
+    found += hub.refusals(args.hub_model_id, ready.card)
+    if ready.foreign and not args.trust_remote_code:
+        found.append(
+            f"to be loaded back its code must run, and that is not the installed package's ({ready.foreign[0]}): "
+            "read it, then --trust_remote_code runs it"
         )
-    except ValueError as error:  # for a prompt that it does not take, or no picture
-        raise UserError(one_line(error)) from None
-    return np.asarray(picture)
+    if found:
+        raise UserError("; ".join(found))
+
+    # 2. How good it is, if nobody has measured that
+    if args.evaluate and (why_not := evaluate_first(folder, args)):
+        print(f"not evaluated, which the card says: {why_not}")
+    ready, _ = publication.prepare(folder, args.license, base)
+
+    # 3. The proof, first by what is here
+    proof = publication.proof(ready, args.prompt)
+    try:
+        verdict = publication.as_a_stranger(ready, proof)
+    except CannotGoOn as error:
+        raise UserError(f"{folder} cannot be published: {error}") from None
+    if not verdict.same:
+        raise UserError(f"{folder} cannot be published: where mezzotint is not installed it draws {verdict}")
+    if args.dry_run:
+        for name, path in ready.content.files.items():
+            print(f"{path.stat().st_size:>14,} bytes  {name}")
+        for name in ready.content.left_out:
+            print(f"{'left out':>20}  {name}")
+        print(
+            f"{len(ready.content.files)} files, {ready.bytes:,} bytes, would go to {args.hub_model_id}; loaded where "
+            f"mezzotint is not installed: {verdict} ({verdict.seconds:.1f} s)"
+        )
+        return
+    publication.upload(ready, args.hub_model_id, proof, args.private, args.replace_card, args.revision)
+
+
+def evaluate_first(folder: Path, args: argparse.Namespace) -> str | None:
+    """Evaluate a run that was not, as `mezzotint evaluate --card` does. Returns the reason where it cannot be.
+
+    Raises:
+        UserError: where the pictures were named and do not serve.
+    """
+    if not card.of_a_run(folder) or (folder / card.EVALUATION).is_file():
+        return None
+    if (folder / hub.CARD).is_file() and not hub.unedited((folder / hub.CARD).read_text(encoding="utf-8")):
+        return f"{hub.CARD} was edited by hand; `mezzotint evaluate {folder} --card` writes it anew"
+    places = {name: value for name in evaluation.PLACES if (value := getattr(args, name)) is not None}
+    parser = evaluation.arguments(Parser("evaluate", None))
+    asked = parser.parse_args([str(folder), "--card", *(word for x in places.items() for word in (f"--{x[0]}", x[1]))])
+    if args.dry_run:
+        return "a dry run"
+    try:
+        evaluation.measure_and_keep(asked, parser)
+    except UserError as error:
+        if places:
+            raise
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows, sized
 from mezzotint_training.engine import checkpoint, plan
+from mezzotint_training.engine.machine import Energy
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
@@ -129,7 +130,8 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     position = Position(config, began)
     meter = Meter(accelerator, update_size(config, world), timed=plan.STEPS)
     # Each has its part of a checkpoint's state, beside the learner's
-    parts = (position, meter, validation, copying, source)
+    energy = Energy(main)
+    parts = (position, meter, validation, copying, source, energy)
     if previous is not None:
         _go_on(previous, learner, parts)
     batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
@@ -239,7 +241,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         published = learner.whole_models()
         if main:
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": validation.history.last}
-            measured = figures(position, meter, learner, components, **counts, plan=planned)
+            measured = figures(position, meter, learner, components, **counts, plan=planned, energy=energy.stop())
             finish(pipeline(**components | published), config, output_dir, measured, accelerator, shown)
     end_together(accelerator)
     return output_dir

@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from mezzotint import markdown
 from mezzotint.pipelines.checkpoint_mezzotint import VERSIONED
@@ -30,7 +31,10 @@ CARD, RECIPE = "README.md", "recipe.yaml"
 # What else is published beside them
 BESIDE = (
     r"README\.md|recipe\.yaml|(metrics|evaluation)\.json|(LICEN[CS]E|NOTICE)(-\w+)?(\.md|\.txt)?|samples/[^/]+\.png"
+    r"|\.eval_results/[^/]+\.yaml"
 )
+# The folders of them
+FOLDERS = {"samples", ".eval_results"}
 # What is published of a component's folder, with its vocabulary and its own code: settings, weights, their index
 COMPONENT = (
     r"((scheduler|guider|generation|tokenizer|processor|preprocessor)_)?config\.json"
@@ -174,14 +178,14 @@ def content(folder: str | Path) -> Content:
             plain file or folder where there must be one.
     """
     folder = Path(folder)
-    listed, kind, names, code, title = BESIDE, ADAPTERS, {"samples"}, set(), "adapters"
+    listed, kind, names, code, title = BESIDE, ADAPTERS, set(FOLDERS), set(), "adapters"
     if (folder / INDEX).is_file():
         kind = INDEX
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             code, own = _code(index), index.get("_class_name")
             title = (own[1] if isinstance(own, list) else own) or "pipeline"
-            listed, names = f"{BESIDE}|{_of_pipeline(index)}", {"samples", *_components(index)}
+            listed, names = f"{BESIDE}|{_of_pipeline(index)}", {*FOLDERS, *_components(index)}
         except (ValueError, AttributeError, RecursionError):
             raise ValueError(f"{folder} must hold a finished pipeline: its {INDEX} is not a pipeline's") from None
     elif (folder / ADAPTERS).is_file():
@@ -205,7 +209,7 @@ def content(folder: str | Path) -> Content:
             waiting += sorted(path.iterdir(), reverse=True)
         elif not any(fnmatchcase(name, pattern) for pattern in OF_THE_RUN):
             left_out.append(name + "/" * plain_folder)
-    for name in names - {"samples"}:
+    for name in names - FOLDERS:
         if (config := files.get(f"{name}/config.json")) is not None:
             code |= _code_of_a_model(name, config)
     return Content(kind, files, left_out, sorted(code - files.keys()), title)
@@ -271,9 +275,15 @@ def push(
     token: str | None = None,
     replace_card: bool = False,
     say: Callable[[str], object] = print,
+    revision: str | None = None,
+    card: str | None = None,
 ) -> str:
     """Upload what of a folder is published (see `content`) in one commit, with the card's loading line naming
     `repo_id`. The folder is not written to.
+
+    In one commit: who loads the repository meanwhile gets all of the old or all of the new (`upload_large_folder`
+    commits parts). An upload that was cut off goes on when it is tried again, as weights that arrived are not sent
+    twice.
 
     Of the repository's other files those go that an earlier pipeline had there by its `model_index.json`: code and
     weights that diffusers might load in place of these, and the figures of those weights. A card there that
@@ -286,6 +296,8 @@ def push(
         token: of the Hub, by default that of this machine.
         replace_card: upload the folder's card whatever card is there.
         say: is called with a line on what is left out, and on a card that stays.
+        revision: the branch to upload to, made from the main one where it is not there; by default that one.
+        card: its text, in the place of the folder's.
 
     Returns:
         the commit's address.
@@ -308,8 +320,9 @@ def push(
     try:
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-        if CARD in files:
+        if card is None and CARD in files:
             card = files[CARD].read_bytes().decode("utf-8")
+        if card is not None:
             uploads[CARD] = LOADING[kind].sub(lambda call: call[1] + markdown.literal(repo_id), card).encode()
         additions = _additions(uploads)  # reads the files, before anything is changed on the Hub
         try:
@@ -321,6 +334,9 @@ def push(
             head = api.model_info(repo_id)
         if private and not head.private:
             raise ValueError(f"{repo_id} must be private, as asked for: it is there, and public")
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            head = api.model_info(repo_id, revision=revision)
         while True:
             here = {x.rfilename for x in head.siblings or ()}
             if CARD in uploads and CARD in here and not replace_card:
@@ -335,10 +351,14 @@ def push(
             operations = [*additions, *map(CommitOperationDelete, sorted(_stale(api, head, kind) - files.keys()))]
             try:
                 return api.create_commit(
-                    repo_id, operations, commit_message=f"Upload {title}", parent_commit=head.sha
+                    repo_id,
+                    operations,
+                    commit_message=f"Upload {title}",
+                    revision=revision,
+                    parent_commit=head.sha,
                 ).commit_url
             except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError: around any of an LFS upload
-                before, head = head.sha, api.model_info(repo_id)
+                before, head = head.sha, api.model_info(repo_id, revision=revision)
                 # After a commit of somebody else's the upload is a new one; where it was our own, the answer to which
                 # was lost, nothing is left to do
                 if head.sha == before:
@@ -355,6 +375,23 @@ def push(
         if isinstance(error, HTTPError) and not refused:
             raise _failed(repo_id, error) from None
         raise
+
+
+def different(repo_id: str, commit: str, files: dict[str, Path], api: HfApi | None = None) -> list[str]:
+    """Those of `files` whose bytes are not what a commit of a repository holds by their names, by the Hub's hashes;
+    nothing is downloaded."""
+    info = (api or HfApi()).model_info(repo_id, revision=commit, files_metadata=True)
+    there = {x.rfilename: x for x in info.siblings or ()}
+    found = []
+    for name, path in sorted(files.items()):
+        held = there.get(name)
+        if held is not None and held.lfs is not None:
+            with path.open("rb") as file:
+                same = sha_fileobj(file).hex() == held.lfs.sha256
+        else:
+            same = held is not None and git_hash(path.read_bytes()) == held.blob_id
+        found += [] if same else [name]
+    return found
 
 
 def _additions(uploads: dict[str, bytes | Path]) -> list[CommitOperationAdd]:
@@ -392,7 +429,7 @@ def _stale(api: HfApi, head: Any, kind: str) -> set[str]:
     words = {INDEX: "a pipeline", ADAPTERS: "adapters"}
     if there != kind:
         raise ValueError(f"{head.id} holds {words[there]}: {words[kind]} must go into a repository of their own")
-    listed = re.escape("evaluation.json")
+    listed = r"evaluation\.json|\.eval_results/[^/]+\.yaml"
     if INDEX in here:
         try:
             index = json.loads(_read(api, head.id, INDEX, head.sha))

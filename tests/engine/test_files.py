@@ -170,7 +170,7 @@ def is_all_of(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 
 def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(make_pipe, tmp_path):
     """At moments spread evenly over all that changes a file."""
-    config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "run"))
+    config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "run"), load_back=False)
     accelerator = SimpleNamespace(is_main_process=True, trackers=[], device=torch.device("cpu"), print=lambda *_: None)
     old, new = make_pipe(), make_pipe()
     for module in (new.unet, new.text_encoder):
@@ -228,7 +228,7 @@ def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(m
 
 
 def test_an_old_pipeline_in_other_files_leaves_none_behind(make_pipe, tmp_path):
-    config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "run"))
+    config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "run"), load_back=False)
     accelerator = SimpleNamespace(is_main_process=True, trackers=[], device=torch.device("cpu"), print=lambda *_: None)
     (tmp_path / "unet").mkdir()
     stale = (

@@ -5,28 +5,19 @@ import ast
 import json
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from evaluations import EVALUATION
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from markdown_it import MarkdownIt
+from PIL import Image
 from tiny_run import run, trained
 
 from mezzotint import MezzotintPipeline, hub, markdown
 from mezzotint_training import fit_scheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import hold
-from mezzotint_training.publishing import card
+from mezzotint_training.publishing import card, plots
 
-FIGURE = {"value": 0.25, "interval": [0.125, 0.5]}
-BOTH = FIGURE | {"real": {"value": 0.75, "interval": [0.625, 0.875]}}
-EVALUATION = {
-    "settings": {"num_inference_steps": 4, "guidance_scale": 2.0, "seed": 0},
-    "data": {"dataset_name": None, "train_data_dir": "sprites"},
-    "pictures": {"drawn": 50, "held_out": 40, "train": 60, "floor": 50, "new_captions": 0},
-    "features": {"random": {"kernel_distance": BOTH, "frechet_distance": BOTH, "recall": BOTH}},
-    "prompt_accuracy": {"two-tower": BOTH | {"choices": 8}},
-    "copy_rate": BOTH | {"features": "clip", "threshold": 0.5, "same": 0.0},
-    "held_out_loss": [FIGURE],
-    "command": ["mezzotint", "evaluate", "my run", "--card"],
-}
 TABLE = """\
 50 pictures in 4 steps, guidance 2, seed 0, against 40 held-out ones of `sprites`; the floor is of 50 of 60 training \
 pictures. 95 % intervals.
@@ -60,6 +51,9 @@ def test_a_run_drops_the_evaluation_of_other_weights_and_keeps_that_of_its_own(t
         "(62.5% to 87.5%) of held-out ones, which it never saw. Nothing was measured of its behaviour on prompts that "
         "are none of its captions, or of biases in the data."
     )
+    figures = {(x.metric_type, x.metric_value, *x.metric_args["interval"]) for x in ModelCard(text).data.eval_results}
+    assert ("copy_rate", 0.25, 0.125, 0.5) in figures and ("kernel_distance-random", 0.25, 0.125, 0.5) in figures
+    text, plain = ModelCard(text).text, ModelCard(plain).text
     assert text.replace(text[text.index("## How good") : text.index("## How it was")], "").startswith(
         plain[: plain.index("## Limits")]
     )
@@ -240,3 +234,55 @@ def test_a_recipe_cannot_put_code_into_the_card_in_place_of_a_number(tmp_path):
 def test_a_last_window_without_a_finite_loss_has_a_card(tmp_path):
     text = card.card_text(tmp_path, SETTINGS, METRICS | {"loss": None}, None)
     assert "| last training loss | none that is finite |" in text
+
+
+def test_a_card_says_what_it_is_of_by_what_the_run_left(tmp_path):
+    folder = trained(tmp_path / "run", max_train_steps=2, dataset_license="CC0")
+    text, metrics = (folder / "README.md").read_text(), json.loads((folder / "metrics.json").read_text())
+    for words in (
+        "| network | a U-Net of 2 levels with 16, 32 channels and 1 residual block each; attention in levels 2; reads "
+        "text of 16 channels; draws 1 channels at 8x8 pixels; dropout 0.1 |",
+        "| text encoder | T5EncoderModel, 1 layers of 16 channels |",
+        "| set | `digits`, CC0 |",
+        f"| hardware | {metrics['hardware']} |",
+        f"torch {metrics['versions']['torch']}",
+        "- `max_train_steps`: `2`\n",
+        "```bash\nmezzotint train --recipe digits --max_train_samples 40 ",
+    ):
+        assert words in text, words
+    assert "`adam_beta1`" not in text and "`output_dir`" not in text
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("dataset", ["user/boots", None])
+def test_figures_go_to_the_hub_in_both_of_its_forms(tmp_path, dataset):
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    source = {"dataset_name": dataset, "train_data_dir": None if dataset else "sprites"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(SETTINGS | source))
+    card.keep(tmp_path, EVALUATION | {"data": source})
+    data = ModelCard((tmp_path / "README.md").read_text()).data
+    assert len(data.eval_results) == 6 and data.model_name == tmp_path.name
+    assert {x.dataset_type for x in data.eval_results} == {dataset or "sprites"}
+    assert {x.metric_args.get("real") for x in data.eval_results} == {0.75, None}
+    path = tmp_path / ".eval_results" / "mezzotint.yaml"
+    assert path.is_file() == (dataset is not None)  # that form names a set on the Hub
+    if dataset is not None:
+        entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+        assert [(x.dataset_id, x.value) for x in entries] == [("user/boots", 0.25)] * 6
+        [copies] = [x for x in entries if x.task_id == "copy_rate"]
+        assert copies.notes == "copy rate (clip); 95 % interval 0.125 to 0.5; real pictures 0.75"
+        card.drop_evaluation(tmp_path)
+        assert not path.exists() and not (tmp_path / card.EVALUATION).exists()
+
+
+def test_a_course_is_plotted_where_there_is_enough_of_it(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = [{"step": i, "loss": 1 / i} | ({"held_out_loss": 2 / i} if i % 4 == 0 else {}) for i in range(1, 13)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log[:5]))
+    with hold(tmp_path):
+        assert plots.plot(tmp_path) is None
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + "{cut")
+        assert plots.plot(tmp_path) == "samples/course.png"
+    with Image.open(tmp_path / "samples" / "course.png") as picture:
+        assert picture.size[0] > picture.size[1] > 300 and not picture.text
+    assert "![losses by update](samples/course.png)" in card.card_text(tmp_path, SETTINGS, METRICS, None)

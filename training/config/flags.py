@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
             settings[key] = {**defaults[key], **value}
     config = TrainConfig(**settings)
     config.given = given
+    config.argv = sys.argv[1:] if argv is None else list(argv)
     return config
 
 

@@ -74,11 +74,15 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return settings
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a run depends on."""
+    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
 def recipe_yaml(config: TrainConfig) -> str:
     """Every setting in force, as it is published, with the versions of what ran them."""
     from mezzotint import hub  # late: it brings torch, and a program's help and refusals need none
 
-    names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    header = f"# python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    header = "# " + ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"{header}\n{yaml.safe_dump(hub.public(asdict(config)), sort_keys=False, allow_unicode=True)}"

@@ -310,6 +310,12 @@ class TrainConfig:
     )
 
     # Publishing
+    load_back: bool = setting(
+        True,
+        "before the finished pipeline is put in place, load it in a process of its own, where mezzotint cannot be "
+        "imported, and compare a picture with what was trained",
+        on_resume="free",
+    )
     push_to_hub: bool = setting(False, "upload the finished pipeline", on_resume="free")
     hub_model_id: str | None = setting(
         None, "user/name of the repository to upload to; by default output_dir's name", on_resume="free"
@@ -344,6 +350,7 @@ class TrainConfig:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
         self.given = {name: value for name, value in asdict(self).items() if value != default(name)}
+        self.argv: list[str] = []  # the command line that it is of, for the card
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)

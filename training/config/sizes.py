@@ -290,7 +290,7 @@ def applied(config: TrainConfig, derived: list[Derived]) -> TrainConfig:
         else:
             changes[whole] = one.value
     result = replace(config, **changes)
-    result.given = config.given
+    result.given, result.argv = config.given, config.argv
     return result
 
 

@@ -20,17 +20,33 @@ from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.recipe import read_recipe
 from mezzotint_training.engine.files import write_text
 from mezzotint_training.metrics.table import table
+from mezzotint_training.publishing import facts, plots, results
 
 EVALUATION = "evaluation.json"
 GRID = re.compile(r"samples/step-\d+\.png")
 
 
-def keep(folder: Path, results: dict[str, Any]) -> None:
+def keep(folder: Path, found: dict[str, Any]) -> None:
     """Write what `evaluate` measured into the folder of a finished run, and its card anew. What is published says
     nothing of where things are on this machine."""
-    results = without_paths({name: value for name, value in results.items() if name != "checkpoint"})
-    write_text(folder / EVALUATION, json.dumps(results, indent=1) + "\n")
+    measured = without_paths({name: value for name, value in found.items() if name != "checkpoint"})
+    write_text(folder / EVALUATION, json.dumps(measured, indent=1) + "\n")
+    name = _on_the_hub(measured["data"].get("dataset_name"))
+    if (text := results.eval_results(measured, name)) is not None:
+        (folder / results.FILE).parent.mkdir(exist_ok=True)
+        write_text(folder / results.FILE, text)
     rewrite(folder)
+
+
+def drop_evaluation(folder: Path) -> None:
+    """Remove what was measured of other weights or other steps."""
+    for name in (EVALUATION, results.FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _on_the_hub(dataset: str | None) -> str | None:
+    """The name of a data set, if it is one on the Hub."""
+    return dataset if dataset and dataset != "digits" and not is_path(dataset) else None
 
 
 def without_paths(plain: Any) -> Any:
@@ -133,18 +149,25 @@ def card_text(
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     task = tasks.of(settings)
     name = "lora.md.jinja" if settings.get("adapter") else task.card
-    head = front_matter(settings, grid)
+    title = os.path.basename(os.path.abspath(folder))
+    source = (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
+    head = front_matter(settings, grid, evaluation, title)
     card = template(name).render(
         **head.to_dict(),
         card_data=head.to_yaml(),
-        name=os.path.basename(os.path.abspath(folder)),
+        name=title,
         settings=settings,
         task=task,
         metrics=metrics,
         grid=grid,
         evaluation=evaluation,
         schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
-        source=(settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./"),
+        source=source,
+        made_of=facts.architecture(folder),
+        data=facts.data(metrics),
+        machine=facts.machine(metrics),
+        changed=facts.changed(settings),
+        course=plots.FILE if (folder / plots.FILE).is_file() else None,
         prompt=prompts[0] if prompts else "",
         base=base,
         base_name=base and base.removeprefix("./"),
@@ -161,15 +184,21 @@ def template(name: str) -> jinja2.Template:
     return jinja2.Environment(loader=loader).get_template(name)
 
 
-def front_matter(settings: dict[str, Any], grid: str | None) -> ModelCardData:
-    """The card's front matter."""
+def front_matter(
+    settings: dict[str, Any], grid: str | None, evaluation: dict[str, Any] | None = None, name: str | None = None
+) -> ModelCardData:
+    """The card's front matter, with the figures of an evaluation of the model that is called `name`."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
-    dataset, task = settings.get("dataset_name"), tasks.of(settings)
+    dataset, task = _on_the_hub(settings.get("dataset_name")), tasks.of(settings)
+    source = dataset or (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
+    measured = evaluation is not None and bool(source)
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=task.tag,
         license=settings.get("license"),
-        datasets=[dataset] if dataset and dataset != "digits" and not is_path(dataset) else None,
+        datasets=[dataset] if dataset else None,
+        model_name=name if measured else None,
+        eval_results=results.model_index(evaluation, task.tag, dataset, source) if measured else None,
         base_model=base if base and not is_path(base) else None,
         tags=["mezzotint", "diffusion", task.tag, *(["lora"] if settings.get("adapter") else [])],
         widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,

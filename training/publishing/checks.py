@@ -50,11 +50,13 @@ def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> l
             hint = f"; near it are {', '.join(near)}" if near else ""
             found.append(Problem(f"license must be one of the Hub's identifiers: got {license!r}{hint}", False))
         return found
-    for setting, what in (("license", "under which licence the weights are"), ("dataset_license", "whose the data is")):
-        if settings.get(setting) is None:
-            found.append(Problem(f"the card will not say {what}: {setting} is not set", False))
+    later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
+    if license is None:
+        line = "the card must say under which licence the weights are: license is not set, say to apache-2.0"
+        found.append(Problem(f"{line}{later}", True))
+    if settings.get("dataset_license") is None:
+        found.append(Problem("the card will not say whose the data is: dataset_license is not set", False))
     if not settings.get("validation_prompts") and not tasks.of(settings).given:
         found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
-    later = "; without push_to_hub the run can be uploaded later by `mezzotint publish`"
     refused = refusals(name, f"---\n{front_matter(settings, None)}\n---\n", api)
     return found + [Problem(f"{text}{later}", True) for text in refused]

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import shlex
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
-from mezzotint import hub
-from mezzotint_training.config.errors import CannotGoOn, one_line
+from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
+from mezzotint_training.config.recipe import versions
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.files import aside, replacing, sync, write_text
+from mezzotint_training.engine.machine import hardware
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.progress import peak_memory
 from mezzotint_training.engine.report import Meter, finite
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.adapters import save_adapters
-from mezzotint_training.publishing import card
+from mezzotint_training.publishing import card, load_back, plots, publication
 from mezzotint_training.publishing.examples import Examples
 
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
@@ -95,6 +98,7 @@ def figures(
     bad_rows: int,
     held_out: dict[str, Any] | None,
     plan: dict[str, Any],
+    energy: float | None = None,
 ) -> dict[str, Any]:
     """What a finished run measured, for `finish`.
 
@@ -106,6 +110,7 @@ def figures(
         bad_rows: that were left out.
         held_out: the figures of the last look at held-out pictures, if there were any.
         plan: what was said before step 1.
+        energy: in kWh, where it was counted.
     """
     accelerator, whole = learner.accelerator, position.config.adapter is None
     return {
@@ -125,12 +130,68 @@ def figures(
         "peak_memory": peak_memory(accelerator.device),
         "device": str(accelerator.device),
         "processor": platform.processor() or platform.machine(),
+        "hardware": hardware(accelerator.device),
+        "energy": energy,
+        "versions": versions(),
+        "command": shlex.join(["mezzotint", "train", *card.without_paths(position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "held_out": held_out,
         "plan": plan,
     }
+
+
+def check_saved(
+    pipe: DiffusionPipeline,
+    loaded: DiffusionPipeline,
+    folder: Path,
+    config: TrainConfig,
+    shown: Examples,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """See that what was saved draws the picture that was trained: loaded here, and with `load_back`, unless it is of
+    adapters, in a process of its own too, where mezzotint is not installed.
+
+    Args:
+        pipe: as it was trained.
+        loaded: the same, from `folder`; it may be on another device afterwards.
+        folder: what was saved.
+
+    Returns:
+        the verdict, as plain data; `None` where the network draws nothing that is finite, which is said.
+
+    Raises:
+        CannotGoOn: for another picture, or a pipeline that does not load elsewhere.
+    """
+    prompts = shown.prompts if config.task == "text_to_image" else []
+    drawing = load_back.drawing(loaded, prompts[0] if prompts else "", config.seed)
+    for model in (pipe.unet, pipe.text_encoder):  # what autocasts while it trains goes back to full precision
+        if model is not None:
+            extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    pipe.to(pipe.unet.device)
+    loaded.to(pipe.unet.device)
+    try:
+        trained = drawing.by(pipe)
+    except ValueError as error:
+        accelerator.print(f"the saved pipeline is not compared with the trained one: {one_line(error)}")
+        return None
+    began = time.monotonic()
+    try:
+        saved = drawing.by(loaded)
+        verdict = load_back.compare(saved, trained, time.monotonic() - began)
+        if alone := verdict.same and config.load_back and config.adapter is None:
+            saved = drawing.by(loaded.to("cpu")) if pipe.unet.device.type != "cpu" else saved
+            verdict = load_back.as_a_stranger(load_back.Source(str(folder)), drawing, saved)
+        if not verdict.same:
+            raise CannotGoOn(f"loaded back, it draws {verdict}")
+    except (CannotGoOn, ValueError) as error:
+        raise CannotGoOn(
+            f"what was saved is not what was trained, and not put in place: {one_line(error)}; the checkpoint is whole"
+        ) from None
+    where = "where mezzotint is not installed" if alone else "here"
+    accelerator.print(f"loaded back {where}: {verdict} ({verdict.seconds:.1f} s)")
+    return verdict._asdict() | {"where": where, "words": str(verdict)}
 
 
 def finish(
@@ -154,7 +215,8 @@ def finish(
         the figures that are in `metrics.json`.
 
     Raises:
-        CannotGoOn: for an upload that failed; the finished pipeline is there.
+        CannotGoOn: for a saved pipeline that draws another picture than the trained one, which is not put in place; or
+            for an upload that failed, where the finished pipeline is there.
     """
     path = output_dir / "metrics.json"
     again = metrics.pop("updates") == 0 and path.is_file()
@@ -176,6 +238,8 @@ def finish(
         loaded = type(pipe).from_pretrained(config.pretrained_model_name_or_path, revision=config.revision)
         loaded.load_lora_weights(new)
         loaded.unet.register_to_config(sample_size=pipe.unet.config.sample_size)  # that the adapters were trained at
+    found = check_saved(pipe, loaded, new, config, shown, accelerator)
+    metrics["load_back"] = metrics.get("load_back") or found
     loaded.to(accelerator.device)
     grid = None
     if shown.prompts:
@@ -185,19 +249,29 @@ def finish(
         found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
-            (output_dir / card.EVALUATION).unlink(missing_ok=True)
+            card.drop_evaluation(output_dir)
         write_text(path, json.dumps(finite(metrics), indent=1) + "\n")
+        plots.plot(output_dir)
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
     accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")
     if config.push_to_hub:
-        name = config.hub_model_id or output_dir.name
         try:
-            address = hub.push(output_dir, name, private=config.hub_private_repo, say=accelerator.print)
-        except (OSError, ValueError, HTTPError) as error:
+            base = config.pretrained_model_name_or_path if config.adapter else None
+            ready, found = publication.prepare(output_dir, base=base)
+            if found:
+                raise UserError("; ".join(found))
+            trusted = config.load_back and not ready.foreign  # what a stranger's process would run
+            publication.upload(
+                ready,
+                config.hub_model_id or output_dir.name,
+                publication.proof(ready) if trusted else None,
+                private=config.hub_private_repo,
+                say=accelerator.print,
+            )
+        except (OSError, UserError, CannotGoOn, HTTPError) as error:
             raise CannotGoOn(
                 f"the pipeline is finished in {output_dir}, but its upload failed ({one_line(error)}); "
                 f"`mezzotint publish {shlex.quote(str(output_dir))} --hub_model_id ...` uploads it"
             ) from None
-        accelerator.print(f"published: {address}")
     return metrics
