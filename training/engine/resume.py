@@ -43,7 +43,9 @@ def previous_run(config: TrainConfig, output_dir: Path, processes: int):
     recipe, source = output_dir / "recipe.yaml", config.resume_from_checkpoint
     if recipe.is_file():
         same_run(config, read_recipe(output_dir), output_dir, "choose another output_dir, or remove that one")
-    elif source != "latest" and output_dir.exists() and any(x.name not in (PRIVATE, CACHE) for x in output_dir.iterdir()):
+    elif (
+        source != "latest" and output_dir.exists() and any(x.name not in (PRIVATE, CACHE) for x in output_dir.iterdir())
+    ):
         raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
     named = Path(source) if source not in (None, "latest") else None
     inside = named is not None and named.resolve().parent == output_dir.resolve()

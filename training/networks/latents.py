@@ -128,6 +128,23 @@ def load_autoencoder(source: str, name: str = "vae") -> Any:
     return vae.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def set_scale(vae: Any, pictures: list[torch.Tensor]) -> dict[str, list[float]]:
+    """Note the scale of an autoencoder's latents in its config (`scaling_factor`), as diffusers' own pipelines read it,
+    and return their mean and standard deviation by channel.
+
+    Args:
+        vae: in evaluation mode.
+        pictures: (C, H, W) each, in [-1, 1].
+    """
+    found = [to_latents(vae, one[None].to(vae.device))[0].flatten(1).double().cpu() for one in pictures]
+    if not found:
+        return {}
+    latents = torch.cat(found, 1)  # (C, places)
+    vae.register_to_config(scaling_factor=round(1 / max(float(latents.std()), 1e-6), 6))
+    return {name: getattr(latents, name)(1).tolist() for name in ("mean", "std")}
+
+
 def check_scale(mean: list[float], std: list[float]) -> None:
     """See that the latents of a set have a scale, by what `CaptionedImages.statistics` returned.
 

@@ -90,6 +90,29 @@ def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid:
     write_text(folder / hub.CARD, card_text(folder, settings, metrics, grid, _evaluation(folder)))
 
 
+def write_autoencoder(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
+    """Write `README.md`, the model card, of a run of `train_autoencoder.py`; arguments as of `card_text`."""
+    settings = public(settings)
+    head = ModelCardData(
+        library_name="diffusers", license=settings.get("license"), tags=["mezzotint", "diffusion", "autoencoder"]
+    )
+    card = template("autoencoder.md.jinja").render(
+        card_data=head.to_yaml(),
+        name=os.path.basename(os.path.abspath(folder)),
+        settings=settings,
+        metrics=metrics,
+        grid=grid,
+        source=_source(settings),
+        **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
+    )
+    write_text(folder / hub.CARD, signed(str(ModelCard(card))))
+
+
+def _source(settings: dict[str, Any]) -> str:
+    """The set that was trained on, by name."""
+    return (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
+
+
 def _evaluation(folder: Path) -> dict[str, Any] | None:
     """What was measured of a checkpoint, as a card shows it; `None` where nothing was."""
     path = folder / EVALUATION
@@ -144,7 +167,7 @@ def card_text(
         grid=grid,
         evaluation=evaluation,
         schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
-        source=(settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./"),
+        source=_source(settings),
         prompt=prompts[0] if prompts else "",
         base=base,
         base_name=base and base.removeprefix("./"),
