@@ -314,7 +314,9 @@ def test_damaged_configurations_are_one_line(folder, capsys, name, text):
 
 def test_a_picture_that_cannot_be_encoded_leaves_the_one_that_was_there(folder, tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"another picture")
-    monkeypatch.setattr(Image.Image, "save", lambda self, file, kind, **about: (_ for _ in ()).throw(OSError("no encoder")))
+    monkeypatch.setattr(
+        Image.Image, "save", lambda self, file, kind, **about: (_ for _ in ()).throw(OSError("no encoder"))
+    )
     assert sample(folder, "a", "--num_inference_steps", 1, "--output", tmp_path / "x.png") == 3
     assert (tmp_path / "x.png").read_bytes() == b"another picture"
 

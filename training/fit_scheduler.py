@@ -117,7 +117,7 @@ def fit_scheduler(args: argparse.Namespace) -> None:
         prompts, scales = [""], [1.0]
     # rows are dealt out to the prompts in turn, so each must get as many
     count = math.ceil(args.noises / len(prompts)) * len(prompts)
-    shape = (pipe.unet.config.out_channels, *sample_size(pipe, name))
+    shape = (pipe.unet.config.out_channels, *pipe.padded(sample_size(pipe, name)))
     if source != folder and args.output_dir:
         pipe.save_pretrained(folder)
 

@@ -28,17 +28,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 import mezzotint
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.errors import Interrupted, UserError, exit_code
+from mezzotint_training.config.errors import Interrupted, exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows, sized
-from mezzotint_training.engine import checkpoint, plan
+from mezzotint_training.engine import plan
 from mezzotint_training.engine.machine import Energy
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
@@ -51,7 +50,7 @@ from mezzotint_training.engine.process import (
     sole_use,
 )
 from mezzotint_training.engine.report import Meter, Report
-from mezzotint_training.engine.resume import previous_run, same_data, update_size, write_recipe
+from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
 from mezzotint_training.engine.threads import Neighbours
 from mezzotint_training.learning.averages import drop_snapshots_after
 from mezzotint_training.learning.held_out import Validation
@@ -59,9 +58,10 @@ from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
 from mezzotint_training.metrics.onset import CopyWatch
 from mezzotint_training.networks.components import make_trainable, new_components
+from mezzotint_training.networks.latents import Latents, load_autoencoder
 from mezzotint_training.networks.saved import pretrained_components
 from mezzotint_training.networks.text import TextEncoding
-from mezzotint_training.publishing.checks import problems
+from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
 
@@ -99,19 +99,29 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
 
     # 1. The data, and the settings that follow from them
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
+    vae = load_autoencoder(config.vae) if config.vae is not None else (components or {}).get("vae")
     rows = open_rows(config)
-    facts = look_at(rows, config, components)
+    facts = look_at(rows, config, components or {"vae": vae})
     config, derived = sized(config, facts)
     previous = previous_run(config, output_dir, world)
     source = Source(rows, config, facts, accelerator)
-    digests = fingerprint(rows, config)
+    digests, latents = fingerprint(rows, config), None
+    if vae is not None:
+        latents = Latents(vae, config, accelerator)
+        digests["autoencoder"] = latents.fingerprint()
     if previous is not None:
         same_data(previous[1], digests, config.resume_from_checkpoint or output_dir, accelerator.print)
 
     # 2. The models, what trains them, and how they are looked at
+    place = config.cache_dir or output_dir / CACHE
+    if latents is not None:
+        source.take(latents)
+        if not config.plan:
+            sets = (source.known, source.held_out)
+            latents.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
     torch.manual_seed(config.seed)
-    components = components or new_components(config, source.data, source.attributes)
-    height, width = source.data.size
+    components = components or new_components(config, source.data, source.attributes, vae)
+    height, width = (side // facts.latent_factor for side in source.data.size)
     components["unet"].register_to_config(sample_size=height if height == width else (height, width))
     source.normalise(components["unet"].config)
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
@@ -133,7 +143,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     energy = Energy(main)
     parts = (position, meter, validation, copying, source, energy)
     if previous is not None:
-        _go_on(previous, learner, parts)
+        go_on(previous, learner, parts, accelerator.print)
     batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
 
     # -------------------------------------------------------------------------------------------------- 4. one update
@@ -168,7 +178,12 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         for line in (*plan.time_lines(planned["time"]), *neighbours.lines()):
             tell(line)
 
-    planned = _foresee(config, source, derived, components, learner, try_batch)
+    found = source.facts(components["tokenizer"])
+    planned = foresee(config, found, derived, components, learner, try_batch)
+    if latents is not None and config.plan:
+        latents.estimating = True
+        seconds = latents.seconds * len(source.known) / world
+        tell(f"{'latents':<12} of {len(source.known):,} pictures, about {seconds:,.0f} s before the first step")
     if config.plan:
         if source.bad and stop_at_bad_rows:
             tell(
@@ -185,7 +200,6 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         write_recipe(config, output_dir)
         drop_snapshots_after(output_dir, position.step)
     if not config.streaming:
-        place = config.cache_dir or output_dir / "cache"
         encode.prepare(source.texts(), place, progress=accelerator.is_local_main_process)
     if accelerator.log_with:
         accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
@@ -210,7 +224,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
                 position.loss = line["loss"]
             # Once in a while: the loss on samples that are not trained on, and drawings
             if position.due(config.validation_steps):
-                line |= validation.look(position.step, unet, scheduler, encode, learner)
+                line |= validation.look(position.step, learner, unet, scheduler, encode)
                 prompts = bool(shown.prompts) and not position.finished
                 if (prompts or copying.passes) and (learner.sharded or main):
                     with learner.averaged():
@@ -226,7 +240,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
                 learner.save_snapshot(output_dir, position.step)
             if position.due(config.checkpointing_steps) or stopped:
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests}
-                _keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit)
+                keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit, accelerator)
             if stopped and not position.finished:
                 report.close()
                 end_together(accelerator)
@@ -245,68 +259,6 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             finish(pipeline(**components | published), config, output_dir, measured, accelerator, shown)
     end_together(accelerator)
     return output_dir
-
-
-# ----------------------------------------------------------------------------------------------------------- its parts
-
-
-def _foresee(
-    config: TrainConfig,
-    source: Source,
-    derived: list[Any],
-    components: dict[str, Any],
-    learner: Learner,
-    try_batch: Any,
-) -> dict[str, Any]:
-    """Say what the run will do and cost, and what stands in the way of its publication.
-
-    Raises:
-        UserError: for what would fail after the run, unless a plan is all that was asked for.
-    """
-    accelerator, name = learner.accelerator, config.hub_model_id or Path(config.output_dir).name
-    found: list[Any] = [problems(asdict(config), name) if accelerator.is_main_process else None]
-    broadcast_object_list(found)
-    for text, fatal in found[0]:
-        if fatal and not config.plan:
-            raise UserError(text)
-    planned = plan.make_plan(
-        config,
-        source.facts(components["tokenizer"]),
-        [str(one) for one in derived],
-        components,
-        learner.parameters,
-        learner.optimizer,
-        try_batch,
-        [text for text, _ in found[0]],
-        accelerator,
-    )
-    for line in plan.lines(planned, every_row=config.plan):
-        accelerator.print(line)
-    return planned
-
-
-def _go_on(previous: tuple[Any, dict[str, Any]], learner: Learner, parts: tuple[Any, ...]) -> None:
-    """Take over what a checkpoint holds: the learner its tensors, and each part its part of the state."""
-    tensors, state = previous
-    with checkpoint.restoring(state):
-        learner.restore(tensors, state)
-    learner.accelerator.print(f"going on from step {state['step']}")
-    for part in parts:
-        part.restore(state)
-
-
-def _keep(
-    folder: Path, step: int, learner: Learner, parts: tuple[Any, ...], about: dict[str, Any], limit: int | None
-) -> None:
-    """Write a checkpoint, which `_go_on` takes over, and remove the oldest beyond `limit`. All processes call this."""
-    tensors, state = learner.state()
-    state |= about
-    for part in parts:
-        state |= part.state()
-    checkpoint.save(folder, step, tensors, state)
-    if learner.accelerator.is_main_process:
-        checkpoint.prune(folder, limit, step)
-    learner.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

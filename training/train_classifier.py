@@ -107,6 +107,8 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     if sharding.sharded(accelerator):
         raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
     pipe: Any = load_pipeline(pipeline, "pipeline")
+    if pipe.vae is not None:
+        raise UserError("a classifier is trained in pixels: got a pipeline that draws in the latents of a vae")
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
 
     # 1. The data, with labels where captions are

@@ -43,10 +43,10 @@ COMPONENT = (
 )
 # What a run keeps in its folder for itself, as patterns
 OF_THE_RUN = ("checkpoint-*", ".checkpoint-*", ".mezzotint", "cache", "ema", "logs", "metrics.jsonl", ".gitignore")
-# Settings that are places on the machine; the last three only where they are no name on the Hub
+# Settings that are places on the machine; the last four only where they are no name on the Hub
 PLACES = (
     "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",
-    "pretrained_model_name_or_path", "text_encoder_name_or_path", "dataset_name",
+    "pretrained_model_name_or_path", "text_encoder_name_or_path", "vae", "dataset_name",
 )  # fmt: skip
 # The calls in a card's code that name the repository, each with the Python literal that names it
 LOADING = {

@@ -6,7 +6,7 @@ import sys
 import types
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -14,34 +14,36 @@ from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.recipe import read_named, read_yaml, recipes
 from mezzotint_training.config.rules import Rule, nearest, number, shown
-from mezzotint_training.config.settings import HINTS, TrainConfig
+from mezzotint_training.config.settings import TrainConfig, hints
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
-def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
-    """Settings from defaults, recipe, YAML file and flags, in that order.
+def parse_args(argv: list[str] | None, description: str, kind: type[Config] = TrainConfig) -> Config:
+    """Settings of the program whose class is `kind`, from defaults, recipe, YAML file and flags, in that order.
 
     Raises:
         UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
     """
-    parser = Parser("train", description, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
+    parser = Parser(kind.program, description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes(kind))}")
     parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
-    for f in fields(TrainConfig):
+    for f in (f for f in fields(kind) if f.name not in kind.without):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-        kind = _kind(HINTS[f.name])
-        if kind is bool:
+        plain = _plain(hints(kind)[f.name])
+        if plain is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
         else:
-            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
+            parser.add_argument(f"--{f.name}", nargs="*" if plain is list else None, metavar="", help=help)
     flags = vars(parser.parse_args(argv))
     recipe, config = flags.pop("recipe", None), flags.pop("config", None)
     layers = []
     if recipe is not None:
-        layers.append(read_named(recipe))
+        layers.append(read_named(recipe, kind))
     if config is not None:
-        layers.append(read_yaml(Path(config)))
-    layers.append({k: _from_text(k, v) for k, v in flags.items()})
+        layers.append(read_yaml(Path(config), kind))
+    layers.append({k: _from_text(k, v, hints(kind)[k]) for k, v in flags.items()})
 
     settings: dict[str, Any] = {}
     for layer in layers:
@@ -55,22 +57,22 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
                 value = {**settings[key], **value}
             settings[key] = value
     given = dict(settings)
-    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    defaults = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
     for key, value in settings.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):
             settings[key] = {**defaults[key], **value}
-    config = TrainConfig(**settings)
-    config.given = given
-    config.argv = sys.argv[1:] if argv is None else list(argv)
-    return config
+    found = kind(**settings)
+    found.given = given
+    found.argv = sys.argv[1:] if argv is None else list(argv)
+    return found
 
 
-def _from_text(name: str, value: Any) -> Any:
+def _from_text(name: str, value: Any, hint: Any) -> Any:
     """A flag's text as the YAML value that it would be in a file; texts themselves are left alone."""
-    if isinstance(value, bool) or _kind(HINTS[name]) is str:
+    if isinstance(value, bool) or _plain(hint) is str:
         return None if value in ("null", "None") else value
     if isinstance(value, list):
-        return value if str in get_args(HINTS[name]) else [parsed(name, item) for item in value]
+        return value if str in get_args(hint) else [parsed(name, item) for item in value]
     return parsed(name, value)
 
 
@@ -86,7 +88,7 @@ def parsed(name: str, text: str) -> Any:
         raise UserError(f"{name} must be YAML: got {shown(text)} ({one_line(error)})") from None
 
 
-def _kind(hint: Any) -> type:
+def _plain(hint: Any) -> type:
     """The plain type behind a hint: `int | None` is int, `list[str]` is list, a Literal is str."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]

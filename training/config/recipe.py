@@ -12,37 +12,43 @@ import yaml
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import nearest, shown
-from mezzotint_training.config.settings import HINTS, TrainConfig
+from mezzotint_training.config.settings import TrainConfig, hints
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def recipes() -> list[str]:
-    """The names of the recipes that come along."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def place(kind: type[TrainConfig] = TrainConfig) -> Path:
+    """The folder of a program's recipes: those of `train` stand at the top."""
+    return RECIPES if kind is TrainConfig else RECIPES / kind.program
 
 
-def read_named(recipe: str) -> dict[str, Any]:
-    """The settings of a named recipe.
+def recipes(kind: type[TrainConfig] = TrainConfig) -> list[str]:
+    """The names of the recipes that come along for a program."""
+    return sorted(path.stem for path in place(kind).glob("*.yaml"))
+
+
+def read_named(recipe: str, kind: type[TrainConfig] = TrainConfig) -> dict[str, Any]:
+    """The settings of a program's named recipe.
 
     Raises:
         UserError: for a name that there is not (with the nearest one).
     """
-    if recipe not in recipes():
-        raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, recipes())}; there are {', '.join(recipes())}")
-    return read_yaml(RECIPES / f"{recipe}.yaml")
+    known = recipes(kind)
+    if recipe not in known:
+        raise UserError(f"unknown recipe {recipe!r}{nearest(recipe, known)}; there are {', '.join(known)}")
+    return read_yaml(place(kind) / f"{recipe}.yaml", kind)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, each of which must be a known one.
+def read_yaml(path: Path, kind: type[TrainConfig] = TrainConfig) -> dict[str, Any]:
+    """The settings in a YAML file, each of which must be one of the program's.
 
     Raises:
         UserError: for a missing file, one that is not such YAML, or an unknown setting (with the nearest known one).
     """
-    settings = _read_mapping(path)
+    settings, known = _read_mapping(path), [name for name in hints(kind) if name not in kind.without]
     for key in settings:
-        if key not in HINTS:
-            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), list(HINTS))}")
+        if key not in known:
+            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), known)}")
     return settings
 
 
@@ -85,4 +91,5 @@ def recipe_yaml(config: TrainConfig) -> str:
     from mezzotint import hub  # late: it brings torch, and a program's help and refusals need none
 
     header = "# " + ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{header}\n{yaml.safe_dump(hub.public(asdict(config)), sort_keys=False, allow_unicode=True)}"
+    settings = {name: value for name, value in hub.public(asdict(config)).items() if name not in config.without}
+    return f"{header}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"

@@ -5,9 +5,10 @@ Settings come in layers, each over the one before: these defaults, a named recip
 (`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
 """
 
+import functools
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -47,7 +48,14 @@ def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "b
 
 @dataclass
 class TrainConfig:
-    """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit."""
+    """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit.
+
+    Those of a program that shares its loop are a subclass, which says what else there is and what is not.
+    """
+
+    program: ClassVar[str] = "train"
+    without: ClassVar[frozenset[str]] = frozenset()  # settings here that the program does not have
+    captioned: ClassVar[bool] = True  # whether it reads captions
 
     size: Literal["tiny", "small", "base", "large"] | None = setting(
         None,
@@ -75,6 +83,19 @@ class TrainConfig:
     )
     revision: str | None = setting(None, "branch, tag or commit of the saved pipeline")
     unet: dict[str, Any] = setting({}, "arguments of MezzotintUNetModel, as YAML; for a model from scratch")
+    vae: str | None = setting(
+        None,
+        "draw in the latents of this autoencoder (folder or Hub name) instead of pixels: AutoencoderKL, "
+        "AutoencoderTiny or AutoencoderDC of diffusers, or what train-autoencoder made",
+        on_resume="free",
+    )
+    latent_versions: int | None = setting(
+        None,
+        "versions of each picture whose latents are computed before training, of which one is drawn each time; by "
+        "default 2 with random_flip, 8 with augment_probability, else the picture as it is",
+        at_least(1),
+        at_most(1000),
+    )
     scheduler: dict[str, Any] = setting({}, "arguments of MezzotintScheduler, as YAML; for a model from scratch")
     text_encoder_name_or_path: str | None = setting(
         None, "a transformers encoder with its tokenizer (folder or Hub name); without one a small T5 on bytes is made"
@@ -166,7 +187,9 @@ class TrainConfig:
     )
     shuffle_buffer_size: int = setting(2000, "rows of a streamed set that are shuffled among themselves", *COUNT)
     cache_dir: str | None = setting(
-        None, "folder for texts that a frozen encoder has encoded; by default output_dir/cache", on_resume="free"
+        None,
+        "folder for what is computed once: texts of a frozen encoder, latents of a vae; by default output_dir/cache",
+        on_resume="free",
     )
     dataloader_num_workers: int = setting(
         0,
@@ -328,13 +351,13 @@ class TrainConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            setattr(self, f.name, checked(f.name, getattr(self, f.name)))
+            setattr(self, f.name, checked(f.name, getattr(self, f.name), type(self)))
         if (self.dataset_name is None) == (self.train_data_dir is None):
             got = "neither" if self.dataset_name is None else "both"
             raise UserError(f"exactly one of dataset_name and train_data_dir must be given: got {got}")
         if self.resolution is not None and len(self.resolution) not in (1, 2):
             raise UserError(f"resolution must be one or two positive numbers (height, width): got {self.resolution}")
-        if not self.caption_column:
+        if not self.caption_column and self.captioned:
             raise UserError("caption_column must name one column or more: got none")
         if self.caption_weights is not None and len(self.caption_weights) != len(self.caption_column):
             raise UserError(
@@ -344,39 +367,52 @@ class TrainConfig:
 
         if self.adapter is not None and self.pretrained_model_name_or_path is None:
             raise UserError(f"adapter {self.adapter} needs pretrained_model_name_or_path: got none")
+        if self.vae is not None and self.pretrained_model_name_or_path is not None:
+            raise UserError("vae is for a model from scratch, a saved pipeline's stays: got both")
+        if self.vae is not None and self.streaming:
+            raise UserError("vae needs a set that is at hand, whose latents are computed once: got streaming")
+        if self.vae is not None and self.task != "text_to_image":
+            raise UserError(f"vae goes with task text_to_image, the others are trained in pixels: got {self.task}")
+        if self.latent_versions is not None and not (self.random_flip or self.augment_probability > 0):
+            raise UserError("latent_versions needs random_flip or augment_probability, which make them: got neither")
         if self.streaming and self.balance_column is not None:
             raise UserError("balance_column needs a set at hand, whose values can be counted: got streaming")
         if self.streaming and self.aspect_ratio_buckets:
             raise UserError("aspect_ratio_buckets need a set that is not streamed: got both")
         # what was asked for, as `sizes.py` must know: it derives the rest. `parse_args` knows better and says so.
-        self.given = {name: value for name, value in asdict(self).items() if value != default(name)}
+        self.given = {name: value for name, value in asdict(self).items() if value != default(name, type(self))}
         self.argv: list[str] = []  # the command line that it is of, for the card
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
 
 
-HINTS = get_type_hints(TrainConfig)
+@functools.cache
+def hints(kind: type[TrainConfig]) -> dict[str, Any]:
+    """The settings of a program by name, each with its type."""
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in kind.__dataclass_fields__}
+
+
+HINTS = hints(TrainConfig)
 HELP = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
-RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
 
 
-def default(name: str) -> Any:
-    """The default of a setting."""
-    field = TrainConfig.__dataclass_fields__[name]
+def default(name: str, kind: type[TrainConfig] = TrainConfig) -> Any:
+    """The default of a program's setting."""
+    field = kind.__dataclass_fields__[name]
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def checked(name: str, value: Any) -> Any:
-    """The value of a setting in the type and within the rules that it has.
+def checked(name: str, value: Any, kind: type[TrainConfig] = TrainConfig) -> Any:
+    """The value of a program's setting in the type and within the rules that it has.
 
     Raises:
         UserError: for one that has another type or breaks a rule.
     """
-    return _checked(name, HINTS[name], value)
+    return _checked(name, hints(kind)[name], value, kind.__dataclass_fields__[name].metadata["rules"])
 
 
-def _checked(name: str, hint: Any, value: Any) -> Any:
+def _checked(name: str, hint: Any, value: Any, rules: tuple[Rule, ...]) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
             return None
@@ -387,13 +423,13 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         return value
     if get_origin(hint) is list:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return [_checked(name, get_args(hint)[0], item) for item in items]
+        return [_checked(name, get_args(hint)[0], item, rules) for item in items]
     if get_origin(hint) is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise UserError(f"{name} must be a mapping of names to values: got {shown(value)}")
         return dict(value)
     if hint in (int, float):
-        return number(name, hint, value, *RULES[name])
+        return number(name, hint, value, *rules)
     if not isinstance(value, hint):
         raise UserError(f"{name} must be {'text' if hint is str else 'of type bool'}: got {shown(value)}")
     if value == "" and name != "validation_prompts":

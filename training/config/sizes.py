@@ -29,6 +29,8 @@ class Facts:
         channels: 1 for grey pictures, 3 for colour.
         block_out_channels: of the saved U-Net that is fine-tuned, `None` for one from scratch.
         patch_size: of the saved U-Net that is fine-tuned.
+        latent_factor: pixels along each axis that make one latent; 1 where pixels are diffused.
+        latent_channels: of the latents, `None` where pixels are diffused.
     """
 
     pictures: int | None
@@ -37,6 +39,18 @@ class Facts:
     channels: int
     block_out_channels: tuple[int, ...] | None = None
     patch_size: int = 1
+    latent_factor: int = 1
+    latent_channels: int | None = None
+
+    @property
+    def diffused(self) -> "Facts":
+        """The same of latents as if they were pixels, where latents are diffused."""
+        if self.latent_channels is None:
+            return self
+        height, width = self.height // self.latent_factor, self.width // self.latent_factor
+        return replace(
+            self, height=height, width=width, channels=self.latent_channels, latent_factor=1, latent_channels=None
+        )
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.modalities.images import unit
+
 # Length of `labels`, and the U-Net's `augment_dim`
 AUGMENT_DIM = 11
 # Standard deviation of scaling and stretching in octaves, and the largest translation as a share of the side
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
+# The fifth word of the keys of versions, as in `dataset.py`
+VERSION = 7
 
 
 def augment(sample: torch.Tensor, rng: np.random.Generator, probability: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +74,45 @@ def augment(sample: torch.Tensor, rng: np.random.Generator, probability: float) 
         scale, math.cos(angle) - 1, math.sin(angle), stretch * math.cos(axis), stretch * math.sin(axis),
     ]  # fmt: skip
     return sample, torch.tensor(labels, dtype=torch.float32)
+
+
+def versions(config: TrainConfig, number: int, pixels: torch.Tensor) -> torch.Tensor:
+    """All versions of a picture that latents are computed of: first as it is, then mirrored (every other one, with
+    `random_flip`) and changed (with `augment_probability`), as often as `latent_versions` says.
+
+    Args:
+        config: the run's settings.
+        number: of the row.
+        pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
+
+    Returns:
+        `torch.Tensor` of shape `(versions, channels, height, width)`, in [-1, 1].
+    """
+    found = [unit(pixels)]
+    for version in range(1, 1 + count_versions(config)):
+        one = unit(pixels.flip(-1) if config.random_flip and version % 2 else pixels)
+        if config.augment_probability > 0:
+            one = augment(one, _of_version(config, number, version), config.augment_probability)[0].clamp(-1, 1)
+        found.append(one)
+    return torch.stack(found)
+
+
+def version_labels(config: TrainConfig, number: int, version: int, size: tuple[int, int]) -> torch.Tensor:
+    """The labels of what was done to a version, of which 0 is the picture as it is, of a picture of that size."""
+    if version == 0:
+        return torch.zeros(AUGMENT_DIM)
+    return augment(torch.zeros(1, *size), _of_version(config, number, version), config.augment_probability)[1]
+
+
+def count_versions(config: TrainConfig) -> int:
+    """How many versions of a picture there are beside itself."""
+    if config.augment_probability == 0 and not config.random_flip:
+        return 0
+    return config.latent_versions or (8 if config.augment_probability > 0 else 2)
+
+
+def _of_version(config: TrainConfig, number: int, version: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, number, version, 0, VERSION])
 
 
 def _rotation(angle: float) -> np.ndarray:

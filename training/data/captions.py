@@ -25,16 +25,20 @@ class Captions:
     def __init__(self, rows: datasets.Dataset, config: TrainConfig):
         self.config = config
         self.columns = [column(rows, name) for name in config.caption_column]
+        self.length = len(rows)
 
     def __getitem__(self, index: int) -> list[str]:
         """All captions of a row, in the order of the entries."""
         return [text for _, texts in self.choices(index) for text in texts]
 
     def __len__(self) -> int:
-        return len(self.columns[0])
+        return self.length
 
     def choices(self, index: int) -> Choices:
-        """The captions of a row by entry. Bytes that are no text are no caption."""
+        """The captions of a row by entry. Bytes that are no text are no caption; where no column is read, a row has an
+        empty one."""
+        if not self.columns:
+            return [(1.0, [""])]
         cells = []
         for cell in (texts[index] for texts in self.columns):
             try:
@@ -45,7 +49,7 @@ class Captions:
 
     def bad(self) -> Iterator[tuple[int, str]]:
         """The rows without any caption, each with what is wrong with it."""
-        for index, fault in bad_captions(self.columns[0]):
+        for index, fault in bad_captions(self.columns[0]) if self.columns else ():
             if not self.choices(index):
                 yield index, none_of(self.config, fault)
 

@@ -20,8 +20,13 @@ from mezzotint_training.modalities.images import unit
 CONDITION = 6
 
 
-def sample_of(config: TrainConfig, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """x_0 of a row, (channels, height, width) in float32: its picture, normalised, or the bits of its classes."""
+def sample_of(
+    config: TrainConfig, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, version: int = 0
+) -> torch.Tensor:
+    """x_0 of a row, (channels, height, width) in float32: its picture or a version's latents, normalised, or the bits
+    of its classes."""
+    if pixels.ndim == 4:
+        return pixels[version].sub(mean).div_(std)
     if config.task == "segment":
         return classes_to_bits(pixels[None, -1:], config.num_classes)[0]
     return unit(pixels[: len(mean)]).sub_(mean).div_(std)

@@ -21,7 +21,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.attributes import Attributes, attribute_columns
-from mezzotint_training.data.augment import augment
+from mezzotint_training.data.augment import augment, version_labels
 from mezzotint_training.data.captions import Captions, Choices, drawn
 from mezzotint_training.data.conditions import condition_of, sample_of
 from mezzotint_training.data.rows import NUMBER, cells, column
@@ -30,6 +30,8 @@ from mezzotint_training.modalities.images import open_picture, read_header, read
 
 # Decoded pictures of a set that takes no more than this are kept in memory
 CACHE_BYTES = 2**31
+# Pictures whose latents' scale is measured, at the most
+LATENTS_MEASURED = 1000
 # The fifth word of the keys of random numbers that belong to no item: those have four (seed, epoch, row, copy)
 SUBSTITUTE = 2
 
@@ -48,6 +50,8 @@ class CaptionedImages(torch.utils.data.Dataset):
 
     Attributes:
         attributes: what is said of a picture beside its caption, if anything is; set after `mean` and `std`.
+        latents: reads what is diffused in the place of pixels (`networks/latents.py`), if anything does.
+        part: of the run's data that this is, known or held out.
 
     Positions count the rows that are good as far as is known before step 1. A picture that turns out bad later, under
     `on_bad_row=skip`, gives its place (its noise, too) to another of the same size, drawn by the same key: batches are
@@ -73,6 +77,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         self.buckets = buckets or [size]
         self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        self.part, self.latents = "known", None
         self.attributes: Attributes | None = None
         self.columns: dict[str, pa.Array] | None = None  # of attributes, read when they are asked for
         self.faults: dict[int, str] = {}
@@ -147,6 +152,11 @@ class CaptionedImages(torch.utils.data.Dataset):
         except ValueError as error:
             self._bad(index, str(error))
 
+    def content(self, index: int) -> torch.Tensor | None:
+        """What items of a row are made of: its pixels, or the latents of all its versions (versions, channels, height,
+        width); `None`, and what is raised, as of `pixels`."""
+        return self.pixels(index) if self.latents is None else self.latents.read(self, index)
+
     def texts(self) -> Iterator[str]:
         """All captions, those of bad rows too."""
         return (text for index in range(len(self.captions)) for text in self.captions[index])
@@ -156,16 +166,17 @@ class CaptionedImages(torch.utils.data.Dataset):
         return self.good[np.linspace(0, len(self.good) - 1, min(count, len(self.good))).astype(int)]
 
     def statistics(self, limit: int = 10_000) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel in [-1, 1] units, over at most `limit` pictures."""
-        total, square, count = torch.zeros(self.channels), torch.zeros(self.channels), 0
-        for index in self.spread(limit):
-            pixels = self.pixels(int(index))
-            if pixels is not None:
-                x = pixels[: self.channels].double() / 127.5 - 1
+        """Mean and standard deviation of each channel, of pixels in [-1, 1], over at most `limit` pictures."""
+        total, square, count = torch.zeros(1), torch.zeros(1), 0
+        for index in self.spread(limit if self.latents is None else min(limit, LATENTS_MEASURED)):
+            found = self.content(int(index))
+            if found is not None:
+                x = found[0].double() if found.ndim == 4 else found[: self.channels].double() / 127.5 - 1
                 total, square, count = total + x.mean((1, 2)), square + x.square().mean((1, 2)), count + 1
         mean = total / count
-        std = (square / count - mean.square()).clamp(min=1e-4).sqrt()
-        return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
+        std = (square / count - mean.square()).clamp(min=1e-4 if self.latents is None else 0).sqrt()
+        digits = 4 if self.latents is None or std.min() > 0.1 else 7
+        return [round(v, digits) for v in mean.tolist()], [round(v, digits) for v in std.tolist()]
 
     def __len__(self) -> int:
         return len(self.good)
@@ -174,19 +185,20 @@ class CaptionedImages(torch.utils.data.Dataset):
         epoch, position, copy = key if len(key) == 3 else (*key, 0)
         index = int(self.good[position])
         number, bad = int(self.numbers[index]), []
-        pixels = self.pixels(index)
+        pixels = self.content(index)
         if pixels is None:
             peers = self.good[self.bucket[self.good] == self.bucket[index]]
             first = np.random.default_rng([self.config.seed, epoch, number, copy, SUBSTITUTE]).integers(len(peers))
             for other in np.roll(peers, -first).tolist():
                 bad.append(self.faults[index])
-                index, pixels = other, self.pixels(other)
+                index, pixels = other, self.content(other)
                 if pixels is not None:
                     break
             else:
                 raise UserError(f"no picture could be read; the first: {bad[0]}")
         captions = self.captions.choices(index)
-        item = make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy) | {"bad": bad}
+        size = self.buckets[self.bucket[index]]
+        item = make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy, size) | {"bad": bad}
         if self.attributes is not None:
             item["attributes"] = self.attributes.drawn(self.said_of(index), [self.config.seed, epoch, number, copy])
         return item
@@ -227,6 +239,7 @@ def make_item(
     mean: torch.Tensor,
     std: torch.Tensor,
     copy: int = 0,
+    size: tuple[int, int] = (0, 0),
 ) -> dict:
     """What is trained on in an epoch, made from a row's picture and captions: a function of (seed, epoch, index, copy)
     alone.
@@ -234,10 +247,12 @@ def make_item(
     Args:
         config: the run's settings.
         epoch, index: of the row.
-        pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes.
+        pixels (`torch.Tensor` of shape `(channels, height, width)`): bytes; or latents of all versions of the picture
+            (versions, channels, height, width), as `augment.versions` has them.
         captions: what `captions.choices` returns, of which one is drawn.
         mean, std (`torch.Tensor` of shape `(channels, 1, 1)`): of the data, in [-1, 1] units.
         copy: which it is of the row's appearances in this epoch, the first being 0.
+        size: of the picture that latents are of.
 
     Returns:
         a dict of `sample` (channels, height, width), `noise` of the same shape, `uniform` (a number in [0, 1)) and
@@ -245,12 +260,17 @@ def make_item(
     """
     generator = np.random.default_rng([config.seed, epoch, index, copy])  # which for copy 0 is that of the other three
     caption, dropped, flip, uniform, seed = generator.random(5).tolist()
-    if config.random_flip and flip < 0.5:
+    version = 0
+    if pixels.ndim == 4:  # of latents, changed before they were computed
+        version = 1 + int(flip * (len(pixels) - 1)) if len(pixels) > 1 else 0
+    elif config.random_flip and flip < 0.5:
         pixels = pixels.flip(-1)
-    sample = sample_of(config, pixels, mean, std)
+    sample = sample_of(config, pixels, mean, std, version)
     text = "" if dropped < config.proportion_empty_prompts else drawn(captions, caption)
     item = {"caption": text, "uniform": uniform}
-    if config.augment_probability > 0:
+    if pixels.ndim == 4 and config.augment_probability > 0:
+        item["augment_labels"] = version_labels(config, index, version, size)
+    elif config.augment_probability > 0:
         sample, item["augment_labels"] = augment(sample, generator, config.augment_probability)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(int(seed * 2**53)))
     condition = condition_of(config, sample, pixels, [config.seed, epoch, index, copy])

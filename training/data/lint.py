@@ -63,9 +63,10 @@ class Lint:
             pictures: how many are trained on.
             size: `(height, width)` that is trained at.
         """
+        captions = list(self.columns[1:])
         ranges = {name: getattr(self, name) for name in ("heights", "widths", "captions_each", "caption_lengths")}
         return {
-            "columns": {"image": [self.columns[0]], "caption": list(self.columns[1:])},
+            "columns": {"image": [self.columns[0]]} | ({"caption": captions} if captions else {}),
             "rows": self.rows,
             "pictures": pictures,
             "looked_at": self.looked_at,
@@ -106,7 +107,8 @@ def lint(
     # 1. Captions
     lengths, each, different = [], [], set()
     sided: list[tuple[int, str]] = []
-    for number, index in zip(numbers.tolist(), chosen.tolist(), strict=True):
+    read = zip(numbers.tolist(), chosen.tolist(), strict=True) if config.caption_column else ()
+    for number, index in read:
         texts = data.captions[index]
         tokens = [count_tokens(text) for text in texts]
         each.append(len(texts))

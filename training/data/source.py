@@ -23,6 +23,7 @@ from PIL import Image
 
 from mezzotint import MezzotintUNetModel
 from mezzotint.models.encoder_mezzotint import downsample_factor
+from mezzotint.pipelines.latents_mezzotint import vae_factor
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
@@ -67,18 +68,23 @@ def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) 
     its first readable picture.
 
     Args:
-        components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to.
+        components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to; or an
+            autoencoder alone (`vae`), whose channels they are brought to.
 
     Raises:
         UserError: where no picture can be read.
     """
     first = first_picture(rows.known, config)
-    saved = components["unet"].config if components else None
+    saved = components["unet"].config if components and "unet" in components else None
+    vae = components.get("vae") if components else None
     asked = config.unet.get("in_channels") if config.task == "text_to_image" else None
-    channels = (picture_channels(saved) if saved else asked) or (1 if first.mode in ("1", "L", "I", "I;16") else 3)
+    drawn = picture_channels(saved) if saved else asked
+    channels = (vae.config.in_channels if vae else drawn) or (1 if first.mode in ("1", "L", "I", "I;16") else 3)
     height, width = picture_size(config, components, first)
-    known = (tuple(saved.block_out_channels), saved.patch_size) if saved else ()
-    return Facts(None if rows.stream is not None else len(rows.known), height, width, channels, *known)
+    known = (tuple(saved.block_out_channels), saved.patch_size) if saved else (None, 1)
+    count = None if rows.stream is not None else len(rows.known)
+    of_latents = (vae_factor(vae), vae.config.latent_channels) if vae else ()
+    return Facts(count, height, width, channels, *known, *of_latents)
 
 
 def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]]:
@@ -87,7 +93,7 @@ def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]
     Raises:
         UserError: where they do not go together with what was asked for, or with the size of the pictures.
     """
-    derived = derive(config, facts)
+    derived = derive(config, facts.diffused)
     config = applied(config, derived)
     level_factor(config, facts)
     if config.task == "upscale" and (facts.height % config.scale or facts.width % config.scale):
@@ -159,6 +165,8 @@ class Source:
             place = accelerator.process_index, accelerator.num_processes
             self.data = CaptionedStream(rows.stream, config, facts.channels, size, *place)
         self.held_out = CaptionedImages(rows.held_out, *like) if rows.held_out is not None else None
+        if self.held_out is not None:
+            self.held_out.part = "held out"
         for images in (self.known, self.held_out):
             if images is not None:
                 images.read_all(progress=accelerator.is_local_main_process)
@@ -189,6 +197,12 @@ class Source:
     def texts(self) -> Iterator[str]:
         """All captions of the rows at hand."""
         return itertools.chain.from_iterable(x.texts() for x in (self.known, self.held_out) if x is not None)
+
+    def take(self, latents: Any) -> None:
+        """Make items of what `latents` (`networks/latents.py`) reads of a row, in the place of its pixels."""
+        for data in (self.known, self.held_out):
+            if data is not None:
+                data.latents = latents
 
     def normalise(self, network: Any) -> None:
         """Bring samples to the scale of a network, which a new one has from `data.statistics`.
@@ -276,7 +290,7 @@ def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
     """`count` pictures, evenly spread over the good ones, each with its first caption: always the same."""
     items = []
     for index in images.spread(count).tolist():
-        pixels = images.pixels(index)
+        pixels = images.content(index)
         if pixels is not None:
             sample = sample_of(images.config, pixels, images.mean, images.std)
             item: dict[str, Any] = {"sample": sample, "caption": images.captions[index][0]}
@@ -327,7 +341,10 @@ def first_picture(rows, config: TrainConfig) -> Image.Image:
 
 def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
     """Height and width to train at: as asked, or the saved model's, or the first picture's."""
-    saved = components["unet"].config.sample_size if components else None
+    saved = components["unet"].config.sample_size if components and "unet" in components else None
+    if saved and (vae := components.get("vae")):
+        factor = vae_factor(vae)
+        saved = factor * saved if isinstance(saved, int) else [factor * side for side in saved]
     size = config.resolution or saved or (first.height, first.width)
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
@@ -346,12 +363,14 @@ def level_factor(config: TrainConfig, facts: Facts) -> int:
     patch = facts.patch_size
     if facts.block_out_channels is None:
         patch = number("the unet's patch_size", int, config.unet.get("patch_size", 1), *PATCH)
-    factor, height, width = downsample_factor(levels, patch), facts.height, facts.width
+    factor, height, width = facts.latent_factor * downsample_factor(levels, patch), facts.height, facts.width
     if height % factor or width % factor:
         nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
         raise UserError(
             f"resolution must be a multiple of {factor} for a model of {len(levels)} levels"
-            f"{f' and patches of {patch} px' if patch > 1 else ''}: got {height}x{width}, possible is "
+            f"{f' and patches of {patch} px' if patch > 1 else ''}"
+            f"{f' in latents of {facts.latent_factor} px' if facts.latent_factor > 1 else ''}"
+            f": got {height}x{width}, possible is "
             f"{nearest[0]}x{nearest[1]}"
         )
     return factor

@@ -292,7 +292,8 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
         text = f"{of['different_captions']:,} different"
         text += f"; {_range(of['captions_each'])} a picture" if "captions_each" in of else ""
         text += f"; tokens {_range(of['caption_lengths'])}" if "caption_lengths" in of else ""
-        said.append(("captions", text))
+        if "caption" in of["columns"]:
+            said.append(("captions", text))
         if "balance" in of:
             text = (
                 "{values:,} values of {column!r}; a row of the most frequent one ({most_frequent}, {rows:,} rows) is "

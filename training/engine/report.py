@@ -29,6 +29,8 @@ SHOWN = {
     "held_out_loss": "held out {:.4f}",
     "verdict": "{}",
     "copy_rate": "copies {:.0%}",
+    "psnr": "PSNR {:.2f} dB",
+    "ssim": "SSIM {:.4f}",
 }
 
 

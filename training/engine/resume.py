@@ -1,12 +1,14 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Decides before the first step whether an output_dir may be used (new, empty, or the same run of the same data) and
-from which checkpoint the run goes on; writes down the settings."""
+from which checkpoint the run goes on; takes one over, and writes one and the settings."""
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from mezzotint import hub
 from mezzotint_training.config.errors import UserError
@@ -15,6 +17,8 @@ from mezzotint_training.config.settings import TrainConfig, checked, default
 from mezzotint_training.engine import checkpoint
 from mezzotint_training.engine.files import PRIVATE, write_text
 
+# The folder of what is computed once, which may be there before the first step
+CACHE = "cache"
 # Settings that may differ between a run and its continuation, and where it branches off into a new folder
 FREE = {f.name for f in fields(TrainConfig) if f.metadata["on_resume"] == "free"}
 BRANCH = FREE | {f.name for f in fields(TrainConfig) if f.metadata["on_resume"] == "branch"}
@@ -39,7 +43,9 @@ def previous_run(config: TrainConfig, output_dir: Path, processes: int):
     recipe, source = output_dir / "recipe.yaml", config.resume_from_checkpoint
     if recipe.is_file():
         same_run(config, read_recipe(output_dir), output_dir, "choose another output_dir, or remove that one")
-    elif source != "latest" and output_dir.exists() and any(x.name != PRIVATE for x in output_dir.iterdir()):
+    elif (
+        source != "latest" and output_dir.exists() and any(x.name not in (PRIVATE, CACHE) for x in output_dir.iterdir())
+    ):
         raise UserError(f"output_dir must be empty, new, or hold this run: {output_dir} holds other files")
     named = Path(source) if source not in (None, "latest") else None
     inside = named is not None and named.resolve().parent == output_dir.resolve()
@@ -72,9 +78,9 @@ def update_size(config: TrainConfig, processes: int) -> int:
 def same_run(config: TrainConfig, before: dict, place: Path | str, advice: str, free: set[str] = FREE) -> None:
     now_public = hub.public(asdict(config))  # as `recipe.yaml` has it; a checkpoint has the places themselves
     for name, now in asdict(config).items():
-        was = before.get(name, default(name))  # of a setting that came later, what it was without it
+        was = before.get(name, default(name, type(config)))  # of a setting that came later, what it was without it
         with contextlib.suppress(UserError):  # one that is not possible any more is another
-            was = checked(name, was)  # a text alone may be a list of one by now
+            was = checked(name, was, type(config))  # a text alone may be a list of one by now
         if name not in free and was not in (now, now_public[name]):
             raise UserError(f"{place} holds another run ({name} was {was!r}, now {now!r}): {advice}")
 
@@ -87,6 +93,38 @@ def write_recipe(config: TrainConfig, output_dir: Path) -> None:
     ignored = output_dir / ".gitignore"
     if not ignored.exists():
         write_text(ignored, "".join(f"/{pattern}\n" for pattern in hub.OF_THE_RUN))
+
+
+def go_on(
+    previous: tuple[Any, dict[str, Any]], learner: Any, parts: tuple[Any, ...], say: Callable[[str], object]
+) -> None:
+    """Take over what a checkpoint holds: the learner its tensors, and each part its part of the state."""
+    tensors, state = previous
+    with checkpoint.restoring(state):
+        learner.restore(tensors, state)
+    say(f"going on from step {state['step']}")
+    for part in parts:
+        part.restore(state)
+
+
+def keep(
+    folder: Path,
+    step: int,
+    learner: Any,
+    parts: tuple[Any, ...],
+    about: dict[str, Any],
+    limit: int | None,
+    accelerator: Accelerator,
+) -> None:
+    """Write a checkpoint, which `go_on` takes over, and remove the oldest beyond `limit`. All processes call this."""
+    tensors, state = learner.state()
+    state |= about
+    for part in parts:
+        state |= part.state()
+    checkpoint.save(folder, step, tensors, state)
+    if accelerator.is_main_process:
+        checkpoint.prune(folder, limit, step)
+    accelerator.wait_for_everyone()
 
 
 def check_state(state: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ Verdict = Literal["improving", "flat", "overfitting", "worse"]
 
 
 class HeldOutLoss:
-    """Pictures with fixed noise at each of `LEVELS`, shared out to the processes.
+    """Pictures with fixed noise at each of `LEVELS`, shared out to the processes. What else is looked at in the same
+    way is a subclass with its own `levels` and `of_batch`.
 
     Args:
         items: a dict with `sample` (channels, height, width), `caption` and perhaps `condition` and `attributes` for
@@ -32,6 +33,8 @@ class HeldOutLoss:
         accelerator: of the run.
     """
 
+    levels = len(LEVELS)  # losses of each picture
+
     def __init__(self, items: list[dict[str, Any]], batch_size: int, accelerator: Accelerator):
         self.accelerator, self.count = accelerator, len(items)
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -39,7 +42,7 @@ class HeldOutLoss:
         self.dealt: list[list[tuple[int, int]]] = [[] for _ in range(world)]  # (picture, level) of each process
         self.batches: list[Any] = []  # lists of (picture, level, item)
         for shape in sorted(set(shapes)):
-            pairs = [(i, level) for i in range(len(items)) if shapes[i] == shape for level in range(len(LEVELS))]
+            pairs = [(i, level) for i in range(len(items)) if shapes[i] == shape for level in range(self.levels)]
             # as many for each process, since a sharded network must be called equally often everywhere
             pairs += [pairs[-1]] * (-len(pairs) % world)
             for process in range(world):
@@ -53,41 +56,44 @@ class HeldOutLoss:
         return sum(map(len, self.batches))
 
     @torch.no_grad()
-    def losses(self, unet: torch.nn.Module, scheduler, encode: Callable) -> np.ndarray:
-        """The loss of each picture at each level.
+    def losses(self, *network: Any) -> np.ndarray:
+        """The loss of each picture at each level, by what `of_batch` takes.
+
+        Returns:
+            `np.ndarray` of shape `(pictures, levels)`, the same in all processes.
+        """
+        mine = [self.of_batch(batch, *network) for batch in self.batches]
+        gathered = self.accelerator.gather(torch.cat(mine)).double().cpu().numpy()  # one process after the other
+        losses = np.empty((self.count, self.levels))
+        for pair, loss in zip((pair for dealt in self.dealt for pair in dealt), gathered, strict=True):
+            losses[pair] = loss
+        return losses
+
+    def of_batch(self, batch: list[Any], unet: torch.nn.Module, scheduler, encode: Callable) -> torch.Tensor:
+        """The losses of some (picture, level, item).
 
         Args:
             unet: in evaluation mode.
             scheduler (`MezzotintScheduler`): owns the noise levels and the target.
             encode: captions to `(encoder_hidden_states, encoder_attention_mask)`.
-
-        Returns:
-            `np.ndarray` of shape `(pictures, levels)`, the same in all processes.
         """
-        mine = []
-        for batch in self.batches:
-            samples = torch.stack([item["sample"] for _, _, item in batch])
-            noise = torch.stack(
-                [
-                    torch.randn(item["sample"].shape, generator=torch.Generator().manual_seed(number * len(LEVELS) + i))
-                    for number, i, item in batch
-                ]
-            )
-            timesteps = torch.tensor([LEVELS[i] for _, i, _ in batch]) * (scheduler.config.num_train_timesteps - 1)
-            more = {
-                name: torch.stack([item[name] for _, _, item in batch]).to(self.accelerator.device)
-                for name in ("condition", "attributes")
-                if name in batch[0][2]
-            }
-            tensors = (x.to(self.accelerator.device) for x in (samples, noise, timesteps))
-            with self.accelerator.autocast():
-                text = encode([item["caption"] for _, _, item in batch])
-                mine.append(denoising_loss(unet, scheduler, *tensors, *text, **more))
-        gathered = self.accelerator.gather(torch.cat(mine)).double().cpu().numpy()  # one process after the other
-        losses = np.empty((self.count, len(LEVELS)))
-        for pair, loss in zip((pair for dealt in self.dealt for pair in dealt), gathered, strict=True):
-            losses[pair] = loss
-        return losses
+        samples = torch.stack([item["sample"] for _, _, item in batch])
+        noise = torch.stack(
+            [
+                torch.randn(item["sample"].shape, generator=torch.Generator().manual_seed(number * len(LEVELS) + i))
+                for number, i, item in batch
+            ]
+        )
+        timesteps = torch.tensor([LEVELS[i] for _, i, _ in batch]) * (scheduler.config.num_train_timesteps - 1)
+        more = {
+            name: torch.stack([item[name] for _, _, item in batch]).to(self.accelerator.device)
+            for name in ("condition", "attributes")
+            if name in batch[0][2]
+        }
+        tensors = (x.to(self.accelerator.device) for x in (samples, noise, timesteps))
+        with self.accelerator.autocast():
+            text = encode([item["caption"] for _, _, item in batch])
+            return denoising_loss(unet, scheduler, *tensors, *text, **more)
 
 
 class LossHistory:
@@ -142,10 +148,17 @@ class Validation:
         samples: what `HeldOutLoss` takes: the held-out pictures, and those that are trained on. `None` where no
             pictures are held out: `look` then finds nothing.
         batch_size, accelerator: as of `HeldOutLoss`.
+        kind: the class of the loss.
     """
 
-    def __init__(self, samples: tuple[list, list] | None, batch_size: int, accelerator: Accelerator):
-        self.losses = [HeldOutLoss(items, batch_size, accelerator) for items in samples or ()]
+    def __init__(
+        self,
+        samples: tuple[list, list] | None,
+        batch_size: int,
+        accelerator: Accelerator,
+        kind: type[HeldOutLoss] = HeldOutLoss,
+    ):
+        self.losses = [kind(items, batch_size, accelerator) for items in samples or ()]
         self.history = LossHistory()
 
     @property
@@ -153,13 +166,13 @@ class Validation:
         """Pictures that this process passes through the network, forward only, for one look at the most."""
         return 3 * self.losses[0].passes if self.losses else 0
 
-    def look(self, step: int, unet: torch.nn.Module, scheduler, encode: Callable, learner: Learner) -> dict[str, Any]:
+    def look(self, step: int, learner: Learner, *network: Any) -> dict[str, Any]:
         """What the log says of the network after update `step`: the losses of the weights that are published, with a
         verdict, and where these are an average also the loss of the last ones. All processes call this.
 
         Args:
-            unet, scheduler, encode: as of `HeldOutLoss.losses`.
             learner: that holds these weights.
+            network: what `of_batch` of the loss takes.
         """
         if not self.losses:
             return {}
@@ -167,9 +180,9 @@ class Validation:
         raw = {}
         if learner.ema is not None:
             with learner.evaluated():
-                raw["held_out_loss_raw"] = float(held_out.losses(unet, scheduler, encode).mean())
+                raw["held_out_loss_raw"] = float(held_out.losses(*network).mean())
         with learner.averaged():
-            both = [part.losses(unet, scheduler, encode) for part in (held_out, trained_on)]
+            both = [part.losses(*network) for part in (held_out, trained_on)]
         return raw | self.history.verdict(step, *both)
 
     def state(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def real_pictures(
     parts = held_out(config, splits)
     if parts[1] is None:
         raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
-    images = [CaptionedImages(rows, config, pipe.unet.config.out_channels, size) for rows in parts]
+    images = [CaptionedImages(rows, config, pipe.channels, size) for rows in parts]
     for some in images:
         some.read_all(progress=True)
     return images, classes

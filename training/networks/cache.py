@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """A cache for what is computed once and read often: tensors by key, on disk, with the ones used last in memory. What
-they are is decided by whoever uses it (`text.py`).
+they are is decided by whoever uses it (`text.py`, `latents.py`).
 
 A shard on disk is a safetensors file that is written aside, synced and renamed, and named by the hash of its keys: one
 that is there is whole, whoever wrote it, and a killed build goes on from the shards that it finished. A key's hash says
@@ -9,6 +9,7 @@ which shard it is in, so that no index of the keys need be in memory.
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 import uuid
@@ -16,6 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -212,6 +214,16 @@ class Cache:
         finally:
             aside.unlink(missing_ok=True)
         sync(self.folder)
+
+
+def fingerprint(settings: dict[str, Any], network: torch.nn.Module) -> "hashlib._Hash":
+    """A hash of the settings, the format of the files, and the weights of the network that computes tensors."""
+    text = json.dumps(settings | {"format": FORMAT}, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
 
 
 def _digest(key: bytes) -> bytes:

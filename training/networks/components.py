@@ -15,27 +15,37 @@ from mezzotint_training.config.tasks import channels, condition
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.networks.adapters import add_adapters
+from mezzotint_training.networks.latents import check_scale
 from mezzotint_training.networks.saved import check_finite
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder, train_what_is_read
 
 
-def new_components(config: TrainConfig, data: CaptionedImages, attributes: dict[str, Any] | None = None) -> dict:
+def new_components(
+    config: TrainConfig, data: CaptionedImages, attributes: dict[str, Any] | None = None, vae: Any = None
+) -> dict:
     """Untrained components: the U-Net at the data's scale, reading their attributes; the scheduler; and a text encoder
-    with its tokenizer."""
+    with its tokenizer. With them the autoencoder whose latents the data are, if there is one.
+
+    Raises:
+        UserError: for settings that do not fit the data, or latents without a scale.
+    """
+    diffused = data.channels if vae is None else vae.config.latent_channels
     if config.text_encoder_name_or_path is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)
     text_dim = text_encoder.config.hidden_size
-    given = {"spatial_dims": 2, **channels(config, data.channels), "cross_attention_dim": text_dim}
-    if config.task == "text_to_image":
+    given = {"spatial_dims": 2, **channels(config, diffused), "cross_attention_dim": text_dim}
+    if config.task == "text_to_image" and vae is None:
         del given["in_channels"]  # which says the channels of the pictures
     for name, value in given.items():
         if config.unet.get(name, value) != value:
             raise UserError(f"the unet's {name} must be {value} for this data and text: got {config.unet[name]!r}")
     mean, std = data.statistics() if config.task != "segment" else ([0.0], [1.0])
+    if vae is not None:
+        check_scale(mean, std)
     arguments = {
-        **channels(config, data.channels),
+        **channels(config, diffused),
         "cross_attention_dim": text_dim,
         "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
         "sample_mean": mean,
@@ -49,7 +59,8 @@ def new_components(config: TrainConfig, data: CaptionedImages, attributes: dict[
         scheduler = MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
     except ValueError as error:
         raise UserError(str(error)) from None
-    return {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    networks = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    return networks | ({} if vae is None else {"vae": vae})
 
 
 def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

@@ -89,13 +89,12 @@ def check_finite(name: str, model: Any) -> None:
 
 
 def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:
-    """Height and width in pixels that the pipeline's U-Net was trained at.
+    """Height and width in pixels of the pictures that the pipeline was trained at.
 
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    size = pipe.unet.config.sample_size
-    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    size = pipe.default_size
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"

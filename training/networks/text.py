@@ -2,7 +2,6 @@
 """The text side of training: making or loading an encoder, and captions to hidden states."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import at_least, at_most, known_arguments, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import threads
-from mezzotint_training.networks.cache import FORMAT, Cache, Recent
+from mezzotint_training.networks.cache import Cache, Recent, fingerprint
 from mezzotint_training.networks.saved import load_whole
 
 # Bytes of hidden states (of a frozen encoder) or tokens (of a trained one) that are kept in memory
@@ -165,12 +164,8 @@ class TextEncoding:
             "precision": "no" if self.one_caption_at_a_time else self.accelerator.mixed_precision,
             "device": self.device.type,
             "transformers": transformers.__version__,
-            "format": FORMAT,
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.text_encoder.state_dict().items()):
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest = fingerprint(settings, self.text_encoder)
         with tempfile.TemporaryDirectory() as folder:
             for path in sorted(map(Path, self.tokenizer.save_pretrained(folder))):
                 if path.is_file():

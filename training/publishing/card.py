@@ -106,6 +106,29 @@ def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid:
     write_text(folder / hub.CARD, card_text(folder, settings, metrics, grid, _evaluation(folder)))
 
 
+def write_autoencoder(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
+    """Write `README.md`, the model card, of a run of `train_autoencoder.py`; arguments as of `card_text`."""
+    settings = public(settings)
+    head = ModelCardData(
+        library_name="diffusers", license=settings.get("license"), tags=["mezzotint", "diffusion", "autoencoder"]
+    )
+    card = template("autoencoder.md.jinja").render(
+        card_data=head.to_yaml(),
+        name=os.path.basename(os.path.abspath(folder)),
+        settings=settings,
+        metrics=metrics,
+        grid=grid,
+        source=_source(settings),
+        **{name: getattr(markdown, name) for name in ("plain", "code", "fenced", "literal")},
+    )
+    write_text(folder / hub.CARD, signed(str(ModelCard(card))))
+
+
+def _source(settings: dict[str, Any]) -> str:
+    """The set that was trained on, by its name or its place."""
+    return (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
+
+
 def _evaluation(folder: Path) -> dict[str, Any] | None:
     """What was measured of a checkpoint, as a card shows it; `None` where nothing was."""
     path = folder / EVALUATION
@@ -150,7 +173,6 @@ def card_text(
     task = tasks.of(settings)
     name = "lora.md.jinja" if settings.get("adapter") else task.card
     title = os.path.basename(os.path.abspath(folder))
-    source = (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
     head = front_matter(settings, grid, evaluation, title)
     card = template(name).render(
         **head.to_dict(),
@@ -162,7 +184,7 @@ def card_text(
         grid=grid,
         evaluation=evaluation,
         schedules=[schedule for schedule in schedules if "held_out_rmse" in schedule.get("provenance", {})],
-        source=source,
+        source=_source(settings),
         made_of=facts.architecture(folder),
         data=facts.data(metrics),
         machine=facts.machine(metrics),
@@ -190,7 +212,7 @@ def front_matter(
     """The card's front matter, with the figures of an evaluation of the model that is called `name`."""
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     dataset, task = _on_the_hub(settings.get("dataset_name")), tasks.of(settings)
-    source = dataset or (settings.get("dataset_name") or settings.get("train_data_dir") or "").removeprefix("./")
+    source = dataset or _source(settings)
     measured = evaluation is not None and bool(source)
     return ModelCardData(
         library_name="diffusers",

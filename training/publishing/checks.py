@@ -2,12 +2,20 @@
 """Finds what would prevent a publication, before there is one."""
 
 import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 
 from mezzotint.hub import refusals
 from mezzotint_training.config import tasks
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.engine import plan
+from mezzotint_training.learning.learner import Learner
 from mezzotint_training.publishing.card import front_matter
 
 # The Hub's licence identifiers (its documentation, "Licenses"), for where it cannot be asked itself
@@ -60,3 +68,39 @@ def problems(settings: dict[str, Any], name: str, api: HfApi | None = None) -> l
         found.append(Problem("the card will show no pictures: there are no validation_prompts", False))
     refused = refusals(name, f"---\n{front_matter(settings, None)}\n---\n", api)
     return found + [Problem(f"{text}{later}", True) for text in refused]
+
+
+def foresee(
+    config: TrainConfig,
+    data: dict[str, Any],
+    derived: Iterable[Any],
+    components: dict[str, Any],
+    learner: Learner,
+    try_batch: Callable[[int], Any],
+) -> dict[str, Any]:
+    """Say what a run will do and cost, and what stands in the way of its publication; `data` is what `Source.facts`
+    returned, the rest as of `plan.make_plan`, whose result is returned. All processes call this.
+
+    Raises:
+        UserError: for what would fail after the run, unless a plan is all that was asked for.
+    """
+    accelerator, name = learner.accelerator, config.hub_model_id or Path(config.output_dir).name
+    found: list[Any] = [problems(asdict(config), name) if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    for text, fatal in found[0]:
+        if fatal and not config.plan:
+            raise UserError(text)
+    planned = plan.make_plan(
+        config,
+        data,
+        [str(one) for one in derived],
+        components,
+        learner.parameters,
+        learner.optimizer,
+        try_batch,
+        [text for text, _ in found[0]],
+        accelerator,
+    )
+    for line in plan.lines(planned, every_row=config.plan):
+        accelerator.print(line)
+    return planned

@@ -37,6 +37,7 @@ from mezzotint_training.metrics.intervals import GROUPS, average
 from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
 from mezzotint_training.modalities.images import unit
+from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import load_pipeline
 from mezzotint_training.publishing import card
 
@@ -217,6 +218,8 @@ def held_out_loss(
 ) -> list[dict[str, Any]]:
     """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
     unet = pipe.unet.eval()
+    if pipe.vae is not None:
+        images.latents = Latents(pipe.vae, images.config, SimpleNamespace(device=device))
     for name in ("mean", "std"):
         setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
     process = SimpleNamespace(

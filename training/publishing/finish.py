@@ -20,6 +20,7 @@ from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
+from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
 from mezzotint_training.config.recipe import versions
 from mezzotint_training.config.settings import TrainConfig
@@ -33,6 +34,7 @@ from mezzotint_training.networks.adapters import save_adapters
 from mezzotint_training.publishing import card, load_back, plots, publication
 from mezzotint_training.publishing.examples import Examples
 
+METRICS = "metrics.json"
 # Files that are of one kind by the first group of their name, of which an old one must not stand beside a new one:
 # weights in another number of files, and code of another version
 KIND = re.compile(r"(.+?)(?:_v[0-9a-f]{8}\.py|(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?)")
@@ -69,23 +71,27 @@ def draw_samples(
     if not accelerator.is_main_process:  # of a sharded network, which all must call
         return name
     rows = rows + bool(shown.given) + bool(shown.truth)
-    images = [*shown.given, *images, *shown.truth]
-    scale = max(1, -(-64 // max(images[0].size)))  # small pictures are shown larger, pixel by pixel
+    save_grid([*shown.given, *images, *shown.truth], rows, output_dir / name, step, accelerator)
+    return name
+
+
+def save_grid(images: list[Image.Image], rows: int, path: Path, step: int, accelerator: Accelerator) -> None:
+    """Write pictures of one size as a grid of so many rows, as PNG and to trackers; small ones are shown larger."""
+    scale = max(1, -(-64 // max(images[0].size)))  # pixel by pixel
     size = [scale * x for x in images[0].size]
     cells = [image.convert("RGB").resize(size, Image.Resampling.NEAREST) for image in images]
     cells = [ImageOps.expand(image, border=max(2, max(size) // 32), fill="white") for image in cells]
-    grid = make_image_grid(cells, rows=rows, cols=len(shown.prompts))
-    (output_dir / "samples").mkdir(exist_ok=True)
-    new = aside(output_dir, "samples.png")
+    grid = make_image_grid(cells, rows=rows, cols=len(cells) // rows)
+    path.parent.mkdir(exist_ok=True)
+    new = aside(path.parent.parent, "samples.png")
     grid.save(new, "PNG")
     sync(new)
-    new.replace(output_dir / name)
+    new.replace(path)
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
         elif hasattr(tracker, "log_images"):
             tracker.log_images({"samples": [grid]}, step=step)
-    return name
 
 
 def figures(
@@ -104,8 +110,8 @@ def figures(
 
     Args:
         position, meter, learner: of the run.
-        components: `unet` and `text_encoder`, which may be `None`. Of these the parameters are counted: of adapters
-            those that were trained.
+        components: by name. Of the networks among them the parameters are counted: of adapters those that were
+            trained.
         pictures: that were trained on.
         bad_rows: that were left out.
         held_out: the figures of the last look at held-out pictures, if there were any.
@@ -123,9 +129,9 @@ def figures(
         "bad_rows": bad_rows,
         "skipped_steps": position.skipped_steps,
         "parameters": {
-            name: sum(p.numel() for p in components[name].parameters() if p.requires_grad or whole)
-            for name in ("unet", "text_encoder")
-            if components[name] is not None and (name in learner.trained or whole)
+            name: sum(p.numel() for p in network.parameters() if p.requires_grad or whole)
+            for name, network in components.items()
+            if isinstance(network, torch.nn.Module) and (name in learner.trained or whole)
         },
         "peak_memory": peak_memory(accelerator.device),
         "device": str(accelerator.device),
@@ -218,15 +224,7 @@ def finish(
         CannotGoOn: for a saved pipeline that draws another picture than the trained one, which is not put in place; or
             for an upload that failed, where the finished pipeline is there.
     """
-    path = output_dir / "metrics.json"
-    again = metrics.pop("updates") == 0 and path.is_file()
-    if again:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            again = before["steps"] == metrics["steps"]  # else they are of a shorter run that was finished before
-        except (ValueError, KeyError, TypeError):
-            again = False
-        metrics = before if again else metrics
+    metrics, again = _or_before(metrics, output_dir)
     new = aside(output_dir, "pipeline")
     if config.adapter is None:
         if again and (output_dir / "scheduler").is_dir():  # which may have been fitted to these weights since
@@ -244,13 +242,10 @@ def finish(
     grid = None
     if shown.prompts:
         grid = draw_samples(loaded, config, shown, output_dir, metrics["steps"], accelerator)
-    # Of a row that was left out its number is published, not the path of its picture
-    if found := (metrics.get("plan") or {}).get("data"):
-        found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
             card.drop_evaluation(output_dir)
-        write_text(path, json.dumps(finite(metrics), indent=1) + "\n")
+        _write_figures(output_dir, metrics)
         plots.plot(output_dir)
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
@@ -275,3 +270,47 @@ def finish(
                 f"`mezzotint publish {shlex.quote(str(output_dir))} --hub_model_id ...` uploads it"
             ) from None
     return metrics
+
+
+def finish_autoencoder(
+    vae: Any, config: AutoencoderConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator, grid: str
+) -> dict[str, Any]:
+    """Write a finished autoencoder as diffusers reads it, its figures and its card, as `finish` does a pipeline.
+
+    Args:
+        vae: with the weights to publish.
+        metrics: what `figures` returned, and what else was measured.
+        grid: path of the reconstructions, relative to `output_dir`.
+    """
+    metrics, _ = _or_before(metrics, output_dir)
+    new = aside(output_dir, "autoencoder")
+    vae.save_pretrained(new)
+    with replacing(new, output_dir, vae.config_name, KIND):
+        _write_figures(output_dir, metrics)
+        card.write_autoencoder(output_dir, asdict(config), metrics, grid)
+    accelerator.print(
+        f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, "
+        + ", ".join(f"{name} {value:.4g}" for name, value in (metrics["quality"] or {}).items())
+        + ")"
+    )
+    return metrics
+
+
+def _write_figures(output_dir: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`: of a row that was left out its number is published, not the path of its picture."""
+    if found := (metrics.get("plan") or {}).get("data"):
+        found["dropped"] = [" ".join(line.split()[:4]) for line in found.get("dropped", ())]
+    write_text(output_dir / METRICS, json.dumps(finite(metrics), indent=1) + "\n")
+
+
+def _or_before(metrics: dict[str, Any], output_dir: Path) -> tuple[dict[str, Any], bool]:
+    """The figures of a run, or where it was finished before and only run again, those that are there; and which."""
+    path = output_dir / METRICS
+    if metrics.pop("updates") > 0 or not path.is_file():
+        return metrics, False
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        again = before["steps"] == metrics["steps"]  # else they are of a shorter run that was finished before
+    except (ValueError, KeyError, TypeError):
+        again = False
+    return (before if again else metrics), again

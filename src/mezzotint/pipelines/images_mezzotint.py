@@ -4,13 +4,11 @@
 In a saved pipeline this text stands in place of the line that imports it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from mezzotint.pipelines.inputs_mezzotint import _shown
@@ -22,13 +20,13 @@ SOURCE = Path(__file__).read_bytes()
 class MezzotintImageMixin:
     """Reads pictures and masks."""
 
-    unet: Any
+    channels: int  # of pictures
     image_processor: Any
 
     def read_image(self, image, channels: int | None = None) -> torch.Tensor:
         """The pictures as one tensor of shape `(pictures, channels, height, width)` in [-1, 1], by default with the
-        sample's channels. Raises `ValueError` in one line for what is no such thing."""
-        channels = channels or self.unet.config.out_channels
+        channels of what is drawn. Raises `ValueError` in one line for what is no such thing."""
+        channels = channels or self.channels
         images = _alike("image", image, {1: "L", 4: "RGBA"}.get(channels, "RGB"))
         if not isinstance(images[0], Image.Image) and images[0].ndim not in (3, 4):
             raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
@@ -38,18 +36,6 @@ class MezzotintImageMixin:
         if found.shape[1] != channels or not found.isfinite().all():
             raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")
         return found
-
-    def encode(self, image: torch.Tensor, spatial: tuple[int, ...]) -> torch.Tensor:
-        """The inverse of `decode`: `image` with the network's normalisation, and its edges drawn out to `spatial`."""
-        config = self.unet.config
-        mean, std = (torch.tensor(x).to(image).reshape(1, -1, 1, 1) for x in (config.sample_mean, config.sample_std))
-        return self.drawn_out((image - mean) / std, spatial)
-
-    @staticmethod
-    def drawn_out(pictures: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
-        """Pictures (B, C, H, W) at the size `spatial`: their last rows and columns are repeated."""
-        height, width = (whole - size for whole, size in zip(spatial, pictures.shape[2:], strict=True))
-        return F.pad(pictures, (0, width, 0, height), mode="replicate")
 
     @staticmethod
     def for_each(name: str, pictures: torch.Tensor, prompts: int, num_images_per_prompt: int = 1) -> torch.Tensor:

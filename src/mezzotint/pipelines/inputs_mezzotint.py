@@ -56,6 +56,7 @@ class MezzotintInputsMixin:
     tokenizer: Any
     guidance_unet: Any
     classifier: Any
+    check_space: Any
     _callback_tensor_inputs: list[str]
     # What people see of a task where they choose one: its name, and a line on what to do
     title: str = "Text to image"
@@ -80,6 +81,7 @@ class MezzotintInputsMixin:
         """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
         them. Guidance and text have checks of their own."""
         _check_unet(self.unet)
+        self.check_space()
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}

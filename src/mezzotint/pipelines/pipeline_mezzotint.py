@@ -116,8 +116,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
                 is not finite.
         """
         # 1. Check the inputs and settle the size
-        size = self.unet.config.sample_size
-        default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
+        default_height, default_width = self.default_size
         height = default_height if height is None else height
         width = default_width if width is None else width
         guider = self.guider if guider is None else guider

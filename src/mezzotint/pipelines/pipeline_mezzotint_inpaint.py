@@ -138,8 +138,7 @@ class MezzotintInpaintPipeline(
         mask = self.read_mask(mask_image, (spatial[0], spatial[1]))
         whole, hole, place = image, mask, None
         if crop is not None and mask.any():
-            size = self.unet.config.sample_size
-            spatial = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+            spatial = self.default_size
             left, top, right, bottom = self.image_processor.get_crop_region(
                 Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
             )
@@ -165,8 +164,7 @@ class MezzotintInpaintPipeline(
         noise = run.draw_noise(batch_size, spatial, generator, latents)
         image, mask = image.to(noise), mask.to(noise)
         known = run.encode(image, noise.shape[2:])
-        padding = [whole - size for whole, size in zip(noise.shape[2:], spatial, strict=True)]
-        drawn = F.pad(mask, (0, padding[1], 0, padding[0]), value=1.0) > 0
+        drawn = self.covered(mask, noise.shape[2:])
 
         def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
             """The sample after step `i` with what is known in its place."""

@@ -37,6 +37,7 @@ from mezzotint.pipelines.inputs_mezzotint import (
     _shown,
     _tensor_inputs,
 )
+from mezzotint.pipelines.latents_mezzotint import MezzotintLatentMixin
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,7 @@ def _seen_without_defaults(init: Callable) -> Callable:
     return init
 
 
-class MezzotintSamplingMixin(MezzotintInputsMixin):
+class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
     """The components that a sample is drawn with, and the steps that all tasks share. A task's class adds `__call__`.
 
     Args:
@@ -77,10 +78,13 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             <https://huggingface.co/papers/2406.02507>.
         classifier (`MezzotintClassifier`, *optional*): its gradient draws the pictures to the `class_labels` of a call
             (<https://huggingface.co/papers/2105.05233>).
+        vae (`AutoencoderKL`, `AutoencoderTiny` or `AutoencoderDC` of diffusers, *optional*): the autoencoder whose
+            latents `unet` draws (<https://huggingface.co/papers/2112.10752>); `sample_mean`, `sample_std` and
+            `sample_size` are of latents then. Without one `unet` draws pixels.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier"]
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "pred_original_sample", "prompt_embeds", "prompt_attention_mask"]
 
     @_seen_without_defaults
@@ -93,6 +97,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         guider: BaseGuidance | None = None,
         guidance_unet: ModelMixin | None = None,
         classifier: ModelMixin | None = None,
+        vae: ModelMixin | None = None,
     ):
         super().__init__()
         networks = {
@@ -100,6 +105,7 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             "text_encoder": text_encoder,
             "guidance_unet": guidance_unet,
             "classifier": classifier,
+            "vae": vae,
         }
         for name, network in networks.items():
             if network is not None and not isinstance(network, torch.nn.Module):
@@ -113,7 +119,9 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
             guider=guider,
             guidance_unet=guidance_unet,
             classifier=classifier,
+            vae=vae,
         )
+        self.check_space()
         # With 4 channels for those of latents, its default, a picture with transparency would not be normalised
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0, do_resize=False)
         self._guidance_scale = 1.0
@@ -311,15 +319,9 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         self._num_timesteps = self._origin._num_timesteps = len(schedule) - first
         return schedule[first:]
 
-    def padded(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The sizes rounded up to what the U-Net can halve."""
-        # A U-Net of an older file has no patches and does not say it
-        factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
-        return tuple(-(-size // factor) * factor for size in spatial)
-
     def draw_noise(self, batch_size: int, spatial: Sequence[int], generator, latents) -> torch.Tensor:
-        """Standard normal noise (or `latents`) in float32, of shape `(batch_size, channels, *spatial)` with the sizes
-        rounded up to what the U-Net can halve."""
+        """Standard normal noise (or `latents`) in float32, of the shape of samples that hold `batch_size` pictures of
+        `spatial` pixels, as `padded` has it."""
         shape = (batch_size, self.unet.config.out_channels, *self.padded(spatial))
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
@@ -617,15 +619,6 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
         pairs = ((one, zero), (zero, one))
         data, noise = (float(scheduler.add_noise(*pair, timestep.reshape(1))) for pair in pairs)
         return data, noise
-
-    def decode(self, latents: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
-        """Data in [-1, 1], of shape `(pictures, channels, *spatial)`: `latents` without normalisation and padding."""
-        config = self.unet.config
-        mean, std = (
-            torch.tensor(x, device=latents.device).reshape(1, -1, *[1] * len(spatial))
-            for x in (config.sample_mean, config.sample_std)
-        )
-        return (latents * std + mean)[(..., *(slice(size) for size in spatial))]
 
 
 def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:
