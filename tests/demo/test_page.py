@@ -1,5 +1,6 @@
 """The page without a browser: which controls there are, what its functions make of their values, what they refuse."""
 
+import inspect
 import os
 import socket
 
@@ -22,10 +23,13 @@ RED = Image.new("RGB", (8, 8), "red")
 
 
 class Handler:
-    """A function of the page by the name that its API has."""
+    """What a button of the page does, by the name that its API has; there the last value, the drawing, is missing."""
 
     def __init__(self, page, name: str):
-        (self.fn,) = [fn for fn in page.fns.values() if fn.api_name == name]
+        self.fn, *_ = sorted(
+            (fn for fn in page.fns.values() if getattr(fn.fn, "__name__", None) == name),
+            key=lambda fn: -len(fn.outputs),
+        )
 
     def values(self, **values) -> list:
         """The values of the inputs, their own where none is given."""
@@ -81,6 +85,19 @@ def test_what_is_drawn_is_the_pipelines(page_of):
     np.testing.assert_array_equal(noisy, drawing.as_grid(drawn.noisy[1]))
     np.testing.assert_array_equal(clean, drawing.as_grid(drawn.clean[1]))
     assert animation.count("data:image/webp;base64,") == 2 and 'download="drawing.webp"' in animation
+
+
+def test_the_api_gives_the_pictures_and_no_state(page_of):
+    page, pipe = page_of()
+    (fn,) = [fn for fn in page.fns.values() if fn.api_name == "text_to_image"]
+    values = Handler(page, "text_to_image").values(prompt="7", count=1, seed=3, new_seed=False, num_inference_steps=2)
+    ((picture, caption),), seed = fn.fn(*values, lambda *args, **kwargs: None)
+    expected = pipe("7", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
+    np.testing.assert_array_equal(picture, expected)
+    assert caption == "seed 3" and seed == 3 and len(fn.outputs) == 2
+    usual = {name: parameter.default for name, parameter in fn.fn.__signature__.parameters.items()}
+    assert inspect.Parameter.empty not in usual.values() and usual["num_inference_steps"] == 20
+    assert "num_inference_steps: Steps" in fn.fn.__doc__
 
 
 def test_a_new_seed_is_another_and_is_shown(page_of):

@@ -128,14 +128,18 @@ class _TaskTab:
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         drawing = {
             "fn": self._handler(name), "inputs": list(self.controls.inputs.values()),
-            "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing], "api_name": name,
+            "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing],
             "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
         }  # fmt: skip
+        # Programs and language models get the pictures: of a function that gives a state too Gradio makes no tool
+        asked = {"fn": self._handler(name, to_the_page=False), "outputs": drawing["outputs"][:2], "api_name": name}
+        gr.Button(visible=False).click(**drawing | asked)
+        drawing["api_visibility"] = "private"
         shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
         self.controls.draw.click(**drawing).success(self._unfold, self.drawing, shown, **private)
         self.controls.draw.click(None, js=TO_THE_PICTURES.replace("NAME", f"{name}_pictures"), api_visibility="private")
         if "prompt" in self.controls.inputs:
-            drawn = self.controls.inputs["prompt"].submit(**drawing | {"api_visibility": "private"})
+            drawn = self.controls.inputs["prompt"].submit(**drawing)
             drawn.success(self._unfold, self.drawing, shown, **private)
         states = [self.noisy, self.clean, self.step]
         self.step.input(self._leaf, [self.drawing, self.step], states, trigger_mode="always_last", **private)
@@ -145,8 +149,9 @@ class _TaskTab:
     def takes_pictures(self) -> bool:
         return "image" in self.controls.takes
 
-    def _handler(self, name: str) -> Callable:
-        """A function of the values of the inputs by their names, as Gradio's API and MCP describe it."""
+    def _handler(self, name: str, to_the_page: bool = True) -> Callable:
+        """A function of the values of the inputs by their names, as Gradio's API and MCP describe it, that gives the
+        pictures, the seed and, `to_the_page`, the drawing."""
         inputs = self.controls.inputs
 
         def handler(*values):
@@ -158,8 +163,9 @@ class _TaskTab:
                     progress((i, n), desc="drawing", unit="steps")
 
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
-                gallery = gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures)))
-                return gallery, call["seed"], drawing
+                if not to_the_page:
+                    return drawing.pictures, call["seed"]
+                return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
 
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
         handler.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
