@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -44,13 +45,16 @@ def demo(*argv) -> int:
         (["{tmp}/tiny", "--space", "{tmp}/tiny"], "space must be a new or an empty folder: got {tmp}/tiny"),
         (["{tmp}/tiny", "--space", "{tmp}/x", "--trust_remote_code"], "trust_remote_code is not for a Space"),
         (["{tmp}/tiny", "--host", "no.such.host.invalid"], "host and port must be free to serve at: got no.such"),
+        (["{tmp}/tiny", "--port", "{used}"], "host and port must be free to serve at: got 127.0.0.1, {used}"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, argv, words):
     before = sorted(tmp_path.rglob("*"))
-    assert demo(*(x.format(tmp=tmp_path) for x in argv)) == 2
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        names = {"tmp": tmp_path, "used": other.getsockname()[1]}
+        assert demo(*(x.format(**names) for x in argv)) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith("mezzotint: ") and words.format(tmp=tmp_path) in err
+    assert err.count("\n") == 1 and err.startswith("mezzotint: ") and words.format(**names) in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -84,20 +88,22 @@ def test_code_in_the_checkpoint_runs_only_where_it_is_trusted(folder, tmp_path, 
     code.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n" + code.read_text())
     served = {}
 
-    def wait(self):  # while the page is up
+    def wait(self):  # Ctrl-C, while the page is up
         raise KeyboardInterrupt
 
     from mezzotint.demo import page
 
     def launch(blocks, **options):
         served.update(options)
+        monkeypatch.setattr(threading.Event, "wait", wait)
         return None, "http://127.0.0.1:7860/", None
 
     monkeypatch.setattr(page, "launch", launch)
-    monkeypatch.setattr(threading.Event, "wait", wait)
-    assert demo(folder, *(["--trust_remote_code"] if trusted else []), "--port", 7861) == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert demo(folder, *(["--trust_remote_code"] if trusted else []), "--port", port) == 0
     assert (tmp_path / "ran").exists() == trusted
-    assert served["server_name"] == "127.0.0.1" and served["server_port"] == 7861
+    assert served["server_name"] == "127.0.0.1" and served["server_port"] == port
     assert not served["share"] and not served["mcp_server"]
     assert capsys.readouterr().out == "tiny: http://127.0.0.1:7860/ (Ctrl-C ends it)\n"
 

@@ -12,11 +12,12 @@ It is served on this machine alone unless --host or --share says more, and runs 
 import argparse
 import importlib.util
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
 
-from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, silenced
+from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line, silenced
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import at_least, at_most, new_folder
 
@@ -52,6 +53,12 @@ def demo(args: argparse.Namespace) -> None:
     for name, package in needed.items():
         if importlib.util.find_spec(name) is None:
             raise UserError(f"demo needs {name}; pip install '{package}' brings it")
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    try:  # before any work; of an address that is none, Gradio would wait for ever
+        socket.create_server((args.host, args.port or 0), family=family).close()
+    except OSError as error:
+        got = args.host if args.port is None else f"{args.host}, {args.port}"
+        raise UserError(f"host and port must be free to serve at: got {got} ({one_line(error)})") from None
     # Late, so that help and refusals come at once; Gradio last, which a checkpoint that cannot be loaded never needs
     import torch
 
@@ -81,9 +88,7 @@ def demo(args: argparse.Namespace) -> None:
     try:
         with silenced():
             _, address, public = launch(page, server_name=args.host, server_port=args.port, **options)
-    except OSError as error:
-        raise UserError(f"host and port must be free to serve at: got {args.host}, {args.port} ({error})") from None
-    except ValueError:  # Gradio asks its own page before it says that it is there
+    except (OSError, ValueError):  # Gradio asks its own page before it says that it is there
         page.close(verbose=False)
         raise CannotGoOn(
             f"the page does not answer at {args.host}: a proxy may be in its way, or a busy machine"

@@ -219,6 +219,7 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
     visitor.wait_for_timeout(1000)
     brush = visitor.get_by_role("button", name="Brush").filter(visible=True)
     brush.first.click() if brush.count() else None
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     visitor.mouse.move(*middle)

@@ -1,5 +1,6 @@
 """The page without a browser: which controls there are, what its functions make of their values, what they refuse."""
 
+import inspect
 import os
 import socket
 
@@ -22,10 +23,13 @@ RED = Image.new("RGB", (8, 8), "red")
 
 
 class Handler:
-    """A function of the page by the name that its API has."""
+    """What a button of the page does, by the name that its API has; there the last value, the drawing, is missing."""
 
     def __init__(self, page, name: str):
-        (self.fn,) = [fn for fn in page.fns.values() if fn.api_name == name]
+        self.fn, *_ = sorted(
+            (fn for fn in page.fns.values() if getattr(fn.fn, "__name__", None) == name),
+            key=lambda fn: -len(fn.outputs),
+        )
 
     def values(self, **values) -> list:
         """The values of the inputs, their own where none is given."""
@@ -66,19 +70,34 @@ def page_of(make_pipe):
 def test_what_is_drawn_is_the_pipelines(page_of):
     page, pipe = page_of()
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "guidance_rescale": 0.2, "negative_prompt": "green"}
-    gallery, seed, step, noisy, clean, animation, drawn, chosen, *_ = Handler(page, "text_to_image")(
+    gallery, seed, drawn = Handler(page, "text_to_image")(
         prompt=" a red boot ", count=2, seed=7, new_seed=False, guidance_low=0.1, guidance_high=5, height=6, **call
     )
     generators = [torch.Generator().manual_seed(i) for i in (7, 8)]
     expected = pipe(
         "a red boot", num_images_per_prompt=2, guidance_interval=(0.1, 5), height=6, generator=generators, **call
     ).images
-    assert seed == 7 and chosen == 0 and step.value == 2 and step.maximum == 4
+    (unfold, *_) = [fn.fn for fn in page.fns.values() if fn.name == "_unfold"]
+    step, noisy, clean, animation, chosen, *_ = unfold(drawn)
+    assert seed == 7 and gallery.columns == 2 and chosen == 0 and step.value == 2 and step.maximum == 4
     for (picture, _), wanted in zip(drawn.pictures, expected, strict=True):
         np.testing.assert_array_equal(picture, wanted)
     np.testing.assert_array_equal(noisy, drawing.as_grid(drawn.noisy[1]))
     np.testing.assert_array_equal(clean, drawing.as_grid(drawn.clean[1]))
     assert animation.count("data:image/webp;base64,") == 2 and 'download="drawing.webp"' in animation
+
+
+def test_the_api_gives_the_pictures_and_no_state(page_of):
+    page, pipe = page_of()
+    (fn,) = [fn for fn in page.fns.values() if fn.api_name == "text_to_image"]
+    values = Handler(page, "text_to_image").values(prompt="7", count=1, seed=3, new_seed=False, num_inference_steps=2)
+    ((picture, caption),), seed = fn.fn(*values, lambda *args, **kwargs: None)
+    expected = pipe("7", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
+    np.testing.assert_array_equal(picture, expected)
+    assert caption == "seed 3" and seed == 3 and len(fn.outputs) == 2
+    usual = {name: parameter.default for name, parameter in fn.fn.__signature__.parameters.items()}
+    assert inspect.Parameter.empty not in usual.values() and usual["num_inference_steps"] == 20
+    assert "num_inference_steps: Steps" in fn.fn.__doc__
 
 
 def test_a_new_seed_is_another_and_is_shown(page_of):
@@ -111,8 +130,8 @@ def test_what_is_said_beside_the_text_is_given_to_the_pipeline(page_of):
     age, label = controls(page, "text_to_image")["attribute_0"], controls(page, "text_to_image")["attribute_1"]
     assert age.label == "Age" and "usually 2 to 4" in age.info
     assert label.label == "Class" and [value for _, value in label.choices] == [UNKNOWN, "cat", "dog"]
-    drawn = Handler(page, "text_to_image")(attribute_0=4.5, attribute_1="dog", **call)[6]
-    nothing = Handler(page, "text_to_image")(**call)[6]
+    drawn = Handler(page, "text_to_image")(attribute_0=4.5, attribute_1="dog", **call)[2]
+    nothing = Handler(page, "text_to_image")(**call)[2]
     said = {"class_labels": "dog", "age": 4.5}
     for found, attributes in ((drawn, said), (nothing, None)):
         expected = pipe("a", attributes=attributes, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
@@ -128,7 +147,7 @@ def test_a_classifier_gives_a_choice_of_classes(page_of):
     labels = controls(page, "text_to_image")["class_labels"]
     assert labels.choices == [(UNKNOWN, -1), ("cat", 0), ("dog", 1)]
     call = {"prompt": "a", "num_inference_steps": 2}
-    drawn = Handler(page, "text_to_image")(class_labels=1, classifier_scale=5, count=1, new_seed=False, **call)[6]
+    drawn = Handler(page, "text_to_image")(class_labels=1, classifier_scale=5, count=1, new_seed=False, **call)[2]
     generator = torch.Generator().manual_seed(0)
     expected = pipe(**call, class_labels="dog", classifier_scale=5, generator=generator).images[0]
     np.testing.assert_array_equal(drawn.pictures[0][0], expected)
@@ -145,7 +164,7 @@ def test_a_picture_that_is_painted_over_keeps_the_rest(page_of):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     large = Image.fromarray(pixels).resize((96, 96), Image.Resampling.NEAREST)
     given = {"background": large.convert("RGBA"), "layers": layers_over(large), "composite": large}
-    drawn = Handler(page, "inpaint")(picture=given, prompt="a", count=1, num_inference_steps=2)[6]
+    drawn = Handler(page, "inpaint")(picture=given, prompt="a", count=1, num_inference_steps=2)[2]
     found = np.asarray(drawn.pictures[0][0])
     np.testing.assert_array_equal(found[:, 4:], pixels[:, 4:])
     assert not np.array_equal(found[:, :4], pixels[:, :4])
@@ -157,7 +176,7 @@ def test_a_painted_layout_is_drawn(page_of):
     canvas.paste("white", (0, 0, 48, 96))
     given = {"background": None, "layers": [], "composite": canvas}
     call = {"num_inference_steps": 2, "prompt": "a"}
-    drawn = Handler(page, "layout_to_image")(picture=given, count=1, new_seed=False, **call)[6]
+    drawn = Handler(page, "layout_to_image")(picture=given, count=1, new_seed=False, **call)[2]
     classes = torch.zeros(1, 8, 8, dtype=torch.uint8)
     classes[:, :, :4] = 1
     pipe = MezzotintLayoutPipeline(**pipe.components)
@@ -167,16 +186,16 @@ def test_a_painted_layout_is_drawn(page_of):
 
 def test_a_small_picture_is_enlarged_from_the_size_that_was_trained_with(page_of):
     page, _ = page_of(in_channels=7, condition={"task": "upscale", "scale": 2})
-    drawn = Handler(page, "upscale")(picture=Image.new("RGB", (100, 60), "red"), count=1, num_inference_steps=1)[6]
+    drawn = Handler(page, "upscale")(picture=Image.new("RGB", (100, 60), "red"), count=1, num_inference_steps=1)[2]
     assert drawn.pictures[0][0].size == (8, 8)
     call = {"picture": Image.new("RGB", (10, 6), "red"), "keep_size": True}
-    drawn = Handler(page, "upscale")(**call, count=1, num_inference_steps=1)[6]
+    drawn = Handler(page, "upscale")(**call, count=1, num_inference_steps=1)[2]
     assert drawn.pictures[0][0].size == (20, 12)
 
 
 def test_a_picture_is_divided_into_classes(page_of):
     page, _ = page_of(in_channels=5, out_channels=1, condition={"task": "segment", "num_classes": 2})
-    drawn = Handler(page, "segment")(picture=RED, count=3, num_inference_steps=1)[6]
+    drawn = Handler(page, "segment")(picture=RED, count=3, num_inference_steps=1)[2]
     assert [caption.split(":")[0] for _, caption in drawn.pictures] == ["classes", "doubt"]
 
 
@@ -257,7 +276,7 @@ def test_a_file_that_is_no_picture_is_refused_in_our_words(page_of, tmp_path):
 
 def test_leafing_shows_the_states_of_a_step(page_of):
     page, _ = page_of()
-    drawn = Handler(page, "text_to_image")(prompt="a", count=2, num_inference_steps=3, new_seed=False)[6]
+    drawn = Handler(page, "text_to_image")(prompt="a", count=2, num_inference_steps=3, new_seed=False)[2]
     (leaf, *_) = [fn.fn for fn in page.fns.values() if fn.name == "_leaf"]
     for step in (1, 2, 3):
         noisy, clean, slider = leaf(drawn, step)
@@ -319,7 +338,7 @@ def test_a_pipeline_of_the_page_is_never_changed(page_of):
     page, pipe = page_of()
     scheduler, call = pipe.scheduler, {"prompt": "a", "count": 1, "num_inference_steps": 2, "new_seed": False}
     own, other, again = (
-        Handler(page, "text_to_image")(sampler=sampler, **call)[6].pictures[0][0]
+        Handler(page, "text_to_image")(sampler=sampler, **call)[2].pictures[0][0]
         for sampler in ("MezzotintScheduler", "EulerAncestralDiscreteScheduler", "MezzotintScheduler")
     )
     assert pipe.scheduler is scheduler

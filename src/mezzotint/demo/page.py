@@ -125,18 +125,22 @@ class _TaskTab:
                         self.clean = gr.Image(label="Predicted clean x_0", **side)
                 self.animation = gr.HTML(elem_classes="animation")
                 self.drawing, self.chosen = gr.State(None, time_to_live=HOUR), gr.State(0)
-        outputs = [self.gallery, self.controls.inputs["seed"], self.step, self.noisy, self.clean, self.animation]
-        outputs += [self.drawing, self.chosen, self.row, self.process]
+        private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         drawing = {
             "fn": self._handler(name), "inputs": list(self.controls.inputs.values()),
-            "outputs": outputs, "api_name": name,
+            "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing],
             "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
         }  # fmt: skip
-        self.controls.draw.click(**drawing)
+        # Programs and language models get the pictures: of a function that gives a state too Gradio makes no tool
+        asked = {"fn": self._handler(name, to_the_page=False), "outputs": drawing["outputs"][:2], "api_name": name}
+        gr.Button(visible=False).click(**drawing | asked)
+        drawing["api_visibility"] = "private"
+        shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
+        self.controls.draw.click(**drawing).success(self._unfold, self.drawing, shown, **private)
         self.controls.draw.click(None, js=TO_THE_PICTURES.replace("NAME", f"{name}_pictures"), api_visibility="private")
         if "prompt" in self.controls.inputs:
-            self.controls.inputs["prompt"].submit(**drawing | {"api_visibility": "private"})
-        private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+            drawn = self.controls.inputs["prompt"].submit(**drawing)
+            drawn.success(self._unfold, self.drawing, shown, **private)
         states = [self.noisy, self.clean, self.step]
         self.step.input(self._leaf, [self.drawing, self.step], states, trigger_mode="always_last", **private)
         self.gallery.select(_choose, None, self.chosen, **private)
@@ -145,8 +149,9 @@ class _TaskTab:
     def takes_pictures(self) -> bool:
         return "image" in self.controls.takes
 
-    def _handler(self, name: str) -> Callable:
-        """A function of the values of the inputs by their names, as Gradio's API and MCP describe it."""
+    def _handler(self, name: str, to_the_page: bool = True) -> Callable:
+        """A function of the values of the inputs by their names, as Gradio's API and MCP describe it, that gives the
+        pictures, the seed and, `to_the_page`, the drawing."""
         inputs = self.controls.inputs
 
         def handler(*values):
@@ -158,7 +163,9 @@ class _TaskTab:
                     progress((i, n), desc="drawing", unit="steps")
 
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
-                return self._shown(drawing, call["seed"])
+                if not to_the_page:
+                    return drawing.pictures, call["seed"]
+                return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
 
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
         handler.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
@@ -169,15 +176,14 @@ class _TaskTab:
         handler.__name__, handler.__doc__ = name, "\n".join([self.controls.task.summary, "", "Args:", *said])
         return handler
 
-    def _shown(self, drawing: Drawing, seed: int) -> list[Any]:
+    def _unfold(self, drawing: Drawing) -> list[Any]:
+        """What is shown of how a drawing came about, from its middle, where noise and what is foreseen in it differ."""
         steps = len(drawing.timesteps)
-        middle = -(-steps // 2)  # where noise and what is foreseen in it differ most
-        noisy, clean, step = self._leaf(drawing, middle)
-        if steps:
-            step = gr.Slider(maximum=max(steps, 2), value=middle, label=step["label"])  # a slider has two ends
-        gallery = gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures)))
+        noisy, clean, step = self._leaf(drawing, -(-steps // 2))
+        if steps:  # a slider has two ends
+            step = gr.Slider(maximum=max(steps, 2), value=-(-steps // 2), label=step["label"])
         seen = [gr.update(visible=True), gr.update(visible=steps > 0)]
-        return [gallery, seed, step, noisy, clean, _animation(drawing), drawing, 0, *seen]
+        return [step, noisy, clean, _animation(drawing), 0, *seen]
 
     @staticmethod
     def _leaf(drawing: Drawing | None, step: int) -> tuple[Any, Any, Any]:
