@@ -265,7 +265,7 @@ def test_an_upload_that_arrives_changed_is_not_called_published(hub, publish, fo
     def tampered(server, call, ticket):
         found = put[3](server, call, ticket)
         repo, oid = server._tickets[ticket]
-        repo.objects[oid] = repo.objects[oid][:-1] + b"?"
+        repo.objects[oid] = repo.objects[oid][:-1] + bytes([repo.objects[oid][-1] ^ 1])
         return found
 
     monkeypatch.setattr(hub_server, "ENDPOINTS", [(*put[:3], tampered), *hub_server.ENDPOINTS])
