@@ -140,7 +140,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     position = Position(config, began)
     meter = Meter(accelerator, update_size(config, world), timed=plan.STEPS)
     # Each has its part of a checkpoint's state, beside the learner's
-    energy = Energy(main)
+    energy = Energy(main and not config.plan)
     parts = (position, meter, validation, copying, source, energy)
     if previous is not None:
         go_on(previous, learner, parts, accelerator.print)

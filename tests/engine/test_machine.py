@@ -1,4 +1,4 @@
-"""The energy of a run is the sum of its sessions', where codecarbon counts it, and unknown where one was not counted."""
+"""The energy of a run is that of its sessions, as codecarbon counts it, and unknown where one was not counted."""
 
 import sys
 from types import SimpleNamespace

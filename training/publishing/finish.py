@@ -3,6 +3,7 @@
 as they are published."""
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -139,13 +140,20 @@ def figures(
         "hardware": hardware(accelerator.device),
         "energy": energy,
         "versions": versions(),
-        "command": shlex.join(["mezzotint", "train", *card.without_paths(position.config.argv)]),
+        "command": shlex.join(["mezzotint", "train", *map(_without_place, position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "held_out": held_out,
         "plan": plan,
     }
+
+
+def _without_place(word: str) -> str:
+    """A word of a command line as it is published: in place of a path on this machine `./` and its last part."""
+    flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    place = os.path.isabs(value) or value.startswith(("~", "./", "../")) or "/" in value and os.path.exists(value)
+    return f"{flag}{equals}./{os.path.basename(os.path.abspath(value))}" if place else word
 
 
 def check_saved(

@@ -37,7 +37,9 @@ def plot(output_dir: Path) -> str | None:
         axes.set(xlabel="update", ylabel=label)
         if label == "loss":
             axes.set_yscale("log")
-        axes.grid(alpha=0.3)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
     (output_dir / "samples").mkdir(exist_ok=True)
     new = aside(output_dir, "course.png")

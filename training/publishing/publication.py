@@ -14,28 +14,12 @@ from huggingface_hub.errors import HTTPError
 
 import mezzotint
 from mezzotint import hub
+from mezzotint.pipelines.checkpoint_mezzotint import _MINIMAL_CARD
 from mezzotint_training.config.errors import CannotGoOn, UserError, loading, one_line
 from mezzotint_training.config.recipe import read_recipe
 from mezzotint_training.networks.saved import load_pipeline
 from mezzotint_training.publishing import contents, load_back
 from mezzotint_training.publishing.load_back import Drawing, Source, Verdict
-
-MINIMAL = """\
----
-library_name: diffusers
-pipeline_tag: {tag}
-tags:
-- mezzotint
----
-
-A diffusion pipeline. It carries its own code and needs diffusers and transformers only:
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("", trust_remote_code=True)
-```
-"""
 
 
 class Publication(NamedTuple):
@@ -88,7 +72,7 @@ def prepare(folder: Path, license: str | None = None, base: str | None = None) -
     elif content.kind != hub.ADAPTERS and base is not None:
         raise UserError(f"pretrained_model_name_or_path is for adapters: {folder} holds a whole pipeline")
     try:
-        card = licensed(card or MINIMAL.format(tag=_tag(content)), license)
+        card = licensed(card or _MINIMAL_CARD.format(task=_tag(content)), license)
     except ValueError as error:
         found.append(one_line(error))
     foreign = contents.foreign_code(content)
