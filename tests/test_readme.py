@@ -24,6 +24,7 @@ LINE_LINKS = [(page, *link) for page, text in PAGES.items() for link in LINE_LIN
 CAMPAIGNS = ROOT / "tests" / "conftest.py"  # which has pytest's flags of ours
 PROGRAMS = [*sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training" / "benchmarks").glob("*.py"))]
 SETTINGS = ROOT / "training" / "config" / "settings.py"
+OF_AUTOENCODERS = SETTINGS.with_name("autoencoder.py")
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
 
 
@@ -129,10 +130,11 @@ def test_commands_in_a_page_are_ones(page):
             continue  # another's program
         assert path is None or path.exists(), f"{page}: {words} runs {path}"
         if path is None:  # a flag alone, of any program
-            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, FLAGS, *PROGRAMS]))
+            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, OF_AUTOENCODERS, FLAGS, *PROGRAMS]))
         else:
             known = flags(path) if path.suffix == ".py" else set()
-            if path.stem in ("train", "train_classifier", "slurm"):
+            known = known | (flags(OF_AUTOENCODERS) if path.stem == "train_autoencoder" else set())
+            if path.stem in ("train", "train_autoencoder", "train_classifier", "slurm"):
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")

@@ -10,6 +10,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import datasets
@@ -81,6 +82,11 @@ def flags(**settings) -> list[str]:
 
 def run(*argv: str, **settings) -> Run:
     """`mezzotint train` with `flags(**settings)` and `argv`."""
+    return called(train, *flags(**settings), *argv)
+
+
+def called(program: ModuleType, *argv: str) -> Run:
+    """A training program with `argv`."""
     out, err = io.StringIO(), io.StringIO()
     loggers = [logging.getLogger(name) for name in ("datasets", "diffusers", "transformers", "accelerate")]
     handlers = [h for logger in loggers for h in logger.handlers if isinstance(h, logging.StreamHandler)]
@@ -96,7 +102,7 @@ def run(*argv: str, **settings) -> Run:
         for handler in handlers:
             stack.enter_context(mock.patch.object(handler, "stream", err))
         try:
-            code = train.main([*flags(**settings), *argv])
+            code = program.main(list(argv))
         finally:  # a process trains once; here the next run must not find the last one's state
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()

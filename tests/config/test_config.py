@@ -322,9 +322,9 @@ def changed(f: dataclasses.Field):
 
 
 def test_what_is_written_down_gives_the_same_settings_again(file):
-    settings = TrainConfig(**{f.name: changed(f) for f in dataclasses.fields(TrainConfig)})
+    settings = TrainConfig(**{f.name: changed(f) for f in dataclasses.fields(TrainConfig) if f.name != "vae"})
     same = {f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) == getattr(DEFAULT, f.name)}
-    assert same == {"streaming"}
+    assert same == {"streaming", "vae"}  # which do not go with others
     text = settings.to_yaml()
     assert parse("--config", file(text)) == settings
     assert yaml.safe_load(text) == json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -349,7 +349,7 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
             "resolution",
         "aspect_ratio_buckets", "random_flip", "augment_probability", "max_train_samples", "validation_split",
         "num_validation_samples", "streaming", "shuffle_buffer_size", "seed", "optimizer", "use_ema",
-        "posthoc_ema_steps",
+        "posthoc_ema_steps", "latent_versions",
     }  # fmt: skip
     assert {name for name, how in on_resume.items() if how == "branch"} == {
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
