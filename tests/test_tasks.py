@@ -19,7 +19,10 @@ from mezzotint_training.config.settings import HINTS
 from mezzotint_training.config.tasks import TASKS
 
 LEARNED = [name for name, task in TASKS.items() if task.given]
-SHOWN = {"validation_steps": 4, "num_validation_images": 2, "num_inference_steps": 2, "posthoc_ema_steps": 1}
+SHOWN = {
+    **{"validation_steps": 4, "num_validation_samples": 8, "num_validation_images": 2, "num_inference_steps": 2},
+    "posthoc_ema_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch,
         return quality.Run([], 1234.5, 2000.0)
 
     monkeypatch.setattr(time_to_emoji, "run", run)
-    flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "100"]
+    flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "60"]
     flags += ["--sampling_steps", "2", "--output", str(tmp_path / "out"), "--max_train_steps", "77", "--threads", "1"]
     assert time_to_emoji.main([*flags, *(["--peer"] if peer else [])]) == 0
     ((side, config),) = asked

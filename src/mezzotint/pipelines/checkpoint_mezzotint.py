@@ -550,7 +550,7 @@ def _ship_source(cls: type, folder: Path) -> str:
 
 @functools.lru_cache(32)
 def _imports(text: bytes) -> list[tuple[str, int, int | None]]:
-    """The module that each `from ... import` of a source text names, the line that it starts on and the one after it."""
+    """The module that each `from ... import` at the top of a source text names, and its lines: from, to."""
     found = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
     return [(str(node.module), node.lineno - 1, node.end_lineno) for node in found]
 
