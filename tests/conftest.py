@@ -3,10 +3,13 @@ network would hide whatever stands behind it."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mezzotint_training  # noqa: F401 (before torch: threads that wait do not spin on cores that other tests need)
@@ -30,8 +33,9 @@ TINY = {
 
 # The files that take longest, the longest first: dealt out last they would keep one process busy and the other waiting
 LONGEST = (
-    "test_hub_roundtrip.py", "test_engine.py", "test_pipeline_files.py", "test_pipeline_mezzotint.py",
-    "test_distributed.py", "test_faults.py", "test_attacks.py", "test_evaluate.py", "test_unet_mezzotint.py",
+    "test_hub_roundtrip.py", "test_engine.py", "test_train.py", "test_pipeline_mezzotint.py", "test_attacks.py",
+    "test_distributed.py", "test_tasks.py", "test_pipeline_files.py", "test_time_to_quality.py", "test_faults.py",
+    "test_publish.py", "test_scheduling_mezzotint.py", "test_resume.py", "test_evaluate.py", "test_unet_mezzotint.py",
 )  # fmt: skip
 
 
@@ -54,7 +58,7 @@ def log(caplog, monkeypatch):
     return caplog
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_unet() -> Callable[..., MezzotintUNetModel]:
     """`make_unet(**config)`: the differences from `TINY`."""
     import torch
@@ -72,7 +76,7 @@ def make_unet() -> Callable[..., MezzotintUNetModel]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
     """`make_pipe(**unet_config)`: with a byte-level T5, whatever else it takes by name replaces a component."""
     import torch
@@ -92,6 +96,19 @@ def make_pipe(make_unet) -> Callable[..., MezzotintPipeline]:
         return pipe
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_pipe(make_pipe, tmp_path_factory) -> Callable[..., Path]:
+    """`save_pipe(folder, **unet_config)`: the folder, with `make_pipe(**unet_config)` in it as saved once for all."""
+
+    @functools.cache
+    def saved(**unet_config) -> Path:
+        folder = tmp_path_factory.mktemp("pipe") / "pipe"
+        make_pipe(**unet_config).save_pretrained(folder)
+        return folder
+
+    return lambda folder, **unet_config: shutil.copytree(saved(**unet_config), folder)
 
 
 def pytest_addoption(parser):

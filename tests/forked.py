@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from tiny_run import flags
 
-PRELOAD = ["mezzotint_training.train", "torch.distributed.launcher.api", "tiny_run", "warm"]
+PRELOAD = ["torch.distributed.launcher.api", "warm_run", "warm"]
 
 
 @functools.cache

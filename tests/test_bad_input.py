@@ -170,17 +170,21 @@ for part, words in (("unet", WORDS), ("text_encoder", TEXT_WORDS)):
         BAD[f"{part} {kind}"] = (TUNED | {"pretrained_model_name_or_path": source}, expected)
 
 
+@pytest.fixture(scope="module")
+def untouched(world) -> dict[str, str]:
+    return tree(world)
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_said_in_one_line_and_nothing_is_touched(world, name):
+def test_bad_input_is_said_in_one_line_and_nothing_is_touched(world, untouched, name):
     settings, said = BAD[name]
     settings = {k: v.replace("@", str(world)) if isinstance(v, str) else v for k, v in settings.items()}
-    before = tree(world)
     result = run(**{"output_dir": world / "out"} | settings)
     assert result.code == 2
     assert result.err.startswith("mezzotint: ") and result.err.count("\n") == 0, result.err
     for words in said:
         assert words.replace("@", str(world)) in result.err, result.err
-    assert tree(world) == before
+    assert tree(world) == untouched
 
 
 def test_bad_rows_may_be_skipped_and_are_counted(world, tmp_path):

@@ -278,9 +278,8 @@ def remove_snapshots(folder):
         (None, [], "run_dir must hold the pipeline that its snapshots are of: {tmp}/run differs in unet."),
     ],
 )
-def test_what_cannot_be_made_is_said_in_one_line(make_pipe, tmp_path, capsys, spoil, argv, words):
-    folder = tmp_path / "run"
-    make_pipe().save_pretrained(folder)
+def test_what_cannot_be_made_is_said_in_one_line(save_pipe, tmp_path, capsys, spoil, argv, words):
+    folder = save_pipe(tmp_path / "run")
     for step in range(6, 61, 6):
         save_snapshot(folder, step, {"0.05/unet.conv_in.bias": torch.ones(16), "0.1/unet.conv_in.bias": torch.ones(16)})
     capsys.readouterr()

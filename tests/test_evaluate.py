@@ -38,10 +38,10 @@ def some_digits() -> datasets.DatasetDict:
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path, monkeypatch):
+def folder(save_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "digits", some_digits)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    make_pipe(**UNET).save_pretrained(tmp_path / "pipe")
+    save_pipe(tmp_path / "pipe", **UNET)
     (tmp_path / "pipe" / "recipe.yaml").write_text("dataset_name: digits\nvalidation_split: test\nseed: 3\n")
     return tmp_path / "pipe"
 

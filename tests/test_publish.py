@@ -68,10 +68,10 @@ def publish(hub, tmp_path_factory):
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path, monkeypatch):
+def folder(save_pipe, tmp_path, monkeypatch):
     """A finished pipeline with a card and a recipe."""
     monkeypatch.chdir(tmp_path)
-    make_pipe().save_pretrained(tmp_path / "run")
+    save_pipe(tmp_path / "run")
     card = '---\nlicense: mit\n---\npipe = from_pretrained("./run", trust_remote_code=True)\n'
     (tmp_path / "run" / "README.md").write_text(card)
     (tmp_path / "run" / "recipe.yaml").write_text("seed: 0\nan_old_setting: 1\n")

@@ -20,8 +20,8 @@ from mezzotint_training import cli
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path, capsys):
-    make_pipe().save_pretrained(tmp_path / "tiny")
+def folder(save_pipe, tmp_path, capsys):
+    save_pipe(tmp_path / "tiny")
     capsys.readouterr()
     return tmp_path / "tiny"
 
@@ -164,19 +164,19 @@ def test_a_picture_is_changed_and_a_part_of_one_drawn(folder, tmp_path):
             np.testing.assert_array_equal(drawn[:, :5], pixels[:, :5])
 
 
-@pytest.fixture
-def task_folders(make_pipe, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def task_folders(make_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
     upscale = make_pipe(in_channels=7, condition={"task": "upscale", "scale": 2})
     segment = make_pipe(in_channels=5, out_channels=1, condition={"task": "segment", "num_classes": 2})
-    upscale.save_pretrained(tmp_path / "upscale"), segment.save_pretrained(tmp_path / "segment")
-    make_pipe(attributes={"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}).save_pretrained(tmp_path / "attributes")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(tmp_path / "small.png")
-    capsys.readouterr()
-    return tmp_path
+    upscale.save_pretrained(folder / "upscale"), segment.save_pretrained(folder / "segment")
+    make_pipe(attributes={"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}).save_pretrained(folder / "attributes")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(folder / "small.png")
+    return folder
 
 
-def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, capsys):
-    picture, path = Image.open(task_folders / "small.png"), task_folders / "drawn.png"
+def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, tmp_path, capsys):
+    picture, path = Image.open(task_folders / "small.png"), tmp_path / "drawn.png"
     common = ["--image", task_folders / "small.png", "--num_inference_steps", 2, "--output", path]
     assert sample(task_folders / "upscale", *common, "--scale", 2, "--noise_level", 0.2) == 0
     assert capsys.readouterr().out == f"1 picture of 14x12: {path}\n"
@@ -190,8 +190,8 @@ def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, capsys):
     np.testing.assert_array_equal(Image.open(path), expected.convert("RGB"))
 
 
-def test_what_is_said_beside_the_text(task_folders):
-    path = task_folders / "drawn.png"
+def test_what_is_said_beside_the_text(task_folders, tmp_path):
+    path = tmp_path / "drawn.png"
     common = ["--num_inference_steps", 2, "--output", path]
     said = ["--attributes", "class_labels=dog", "age=4.5"]
     assert sample(task_folders / "attributes", "a", *common, *said) == 0

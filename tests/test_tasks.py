@@ -19,7 +19,10 @@ from mezzotint_training.config.settings import HINTS
 from mezzotint_training.config.tasks import TASKS
 
 LEARNED = [name for name, task in TASKS.items() if task.given]
-SHOWN = {"validation_steps": 4, "num_validation_images": 2, "num_inference_steps": 2}
+SHOWN = {
+    **{"validation_steps": 4, "num_validation_samples": 8, "num_validation_images": 2, "num_inference_steps": 2},
+    "posthoc_ema_steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +81,7 @@ def test_a_pipeline_of_text_to_image_learns_a_task(runs, tmp_path):
 @pytest.mark.parametrize("task", LEARNED)
 def test_the_programs_know_what_it_is_trained_for(runs, tmp_path, capsys, task):
     """A post-hoc average keeps the class; what is for text to image says so in one line."""
-    folder = trained(tmp_path / "run", task=task, posthoc_ema_steps=1, max_train_steps=4)
-    assert cli.main(["ema", str(folder), "--length", "0.1", "--output", str(tmp_path / "mean")]) == 0
+    assert cli.main(["ema", str(runs[task]), "--length", "0.1", "--output", str(tmp_path / "mean")]) == 0
     assert json.loads((tmp_path / "mean" / "model_index.json").read_text())["_class_name"][1] == TASKS[task].pipeline
     capsys.readouterr()
     for argv in (["evaluate", runs[task]], ["fit-scheduler", runs[task], "--steps", "4"]):

@@ -24,8 +24,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path):
-    make_pipe(**UNET).save_pretrained(tmp_path / "pipe")
+def folder(save_pipe, tmp_path):
+    save_pipe(tmp_path / "pipe", **UNET)
     (tmp_path / "pipe" / "README.md").write_text("# The card\n")
     return tmp_path / "pipe"
 

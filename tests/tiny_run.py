@@ -36,7 +36,7 @@ TEXT_ENCODER = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_head
 TINY = {
     "recipe": "digits",
     "max_train_samples": 40,
-    "num_validation_samples": 8,
+    "num_validation_samples": 2,
     "unet": UNET,
     "text_encoder": TEXT_ENCODER,
     "max_text_length": 32,

@@ -33,7 +33,6 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 from mezzotint import MezzotintPipeline
 from mezzotint_training import fit_scheduler
 from mezzotint_training.config.errors import one_line, out_of_memory
-from mezzotint_training.data import rows
 
 SECRET = b"what stands in somebody's other folder"
 MEMORY, FILE_SIZE = 4 << 30, 256 << 20  # that a victim may take, in bytes
@@ -157,9 +156,8 @@ def serve(bin_folder: str) -> None:
     os.environ["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
     for name in ("sample", "evaluate", "fit_scheduler", "ema", "publish", "train_classifier", "train"):
         import_module(f"mezzotint_training.{name}")
+    import_module("warm_run")
     import_module("warm")
-    digits = rows.digits()
-    rows.digits = lambda: digits
     few = fit_scheduler.common_settings()[:2]  # solvers to start from: a fit takes a second
     fit_scheduler.common_settings = lambda: few
     print(json.dumps("ready"), flush=True)

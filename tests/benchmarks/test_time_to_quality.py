@@ -17,6 +17,7 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.benchmarks import ablations, changes, diffusers_recipe, quality, time_to_emoji, time_to_quality
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.metrics import features, judges
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
@@ -100,6 +101,23 @@ def test_both_sides_have_as_many_parameters(name):
     assert ours.num_parameters() == pytest.approx(peer.num_parameters(), rel=0.05)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def judges_once():
+    """Each judge is trained once, and knows fewer pieces of words: there are a dozen captions."""
+    train, trained = features.train_caption_judge, {}
+
+    def once(pixels, captions, *options):
+        key = (pixels.numpy().tobytes(), str(captions), *options)
+        if key not in trained:
+            trained[key] = train(pixels, captions, *options)
+        return trained[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "train_caption_judge", once)
+        patch.setattr(judges.TextTower.__init__, "__defaults__", (128, 2**10))
+        yield
+
+
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
     """The folder of a set of pictures of one colour each, named by it, with that of a text encoder."""
@@ -159,7 +177,7 @@ def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch,
         return quality.Run([], 1234.5, 2000.0)
 
     monkeypatch.setattr(time_to_emoji, "run", run)
-    flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "100"]
+    flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "60"]
     flags += ["--sampling_steps", "2", "--output", str(tmp_path / "out"), "--max_train_steps", "77", "--threads", "1"]
     assert time_to_emoji.main([*flags, *(["--peer"] if peer else [])]) == 0
     ((side, config),) = asked

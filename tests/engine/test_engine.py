@@ -56,7 +56,7 @@ PARTS = {
     "schedule-free": {"optimizer": "schedule_free", "use_ema": False, "lr_scheduler": "constant_with_warmup"},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1, "lr_scheduler": "constant"},
     "post-hoc averages": {"posthoc_ema_steps": 2},
-    "held-out loss": {"validation_steps": 2, "validation_split": "test"},
+    "held-out loss": {"validation_steps": 2, "validation_split": "test", "num_validation_samples": 8},
     "a stream": {"streaming": True, "shuffle_buffer_size": 12, "dataloader_num_workers": 2},
     "a frozen encoder": {"text_encoder_name_or_path": "@/encoder", "text_encoder": ...},
     "LoRA": {"pretrained_model_name_or_path": "@/base", "adapter": "lora", "rank": 2, "unet": ..., "text_encoder": ...},

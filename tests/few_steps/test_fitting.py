@@ -154,9 +154,8 @@ def test_few_outliers_do_not_rule_the_loss():
 # ---------------------------------------------------------------------------------------------------- the program
 
 
-def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
-    folder = tmp_path / "run"
-    make_pipe().save_pretrained(folder)
+def test_program_writes_tables_and_goes_on(save_pipe, tmp_path, capsys):
+    folder = save_pipe(tmp_path / "run")
     flags = ["--noises", "4", "--teacher_steps", "12", "--prompts", "a", "b", "--starts", "1", "--guidance_scale", "2"]
     assert fit_scheduler.main([str(folder), *flags, "--steps", "2", "3"]) == 0
     said = capsys.readouterr().out
@@ -178,8 +177,8 @@ def test_program_writes_tables_and_goes_on(make_pipe, tmp_path, capsys):
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_fitted_schedules"] == tables
 
 
-def test_networks_are_fitted_in_whole_float32(make_pipe, tmp_path, monkeypatch):
-    make_pipe().save_pretrained(tmp_path / "run")
+def test_networks_are_fitted_in_whole_float32(save_pipe, tmp_path, monkeypatch):
+    save_pipe(tmp_path / "run")
     seen, answer = set(), PipelineNetwork._answer
 
     def looked_at(*args):

@@ -46,9 +46,9 @@ def nothing_outside(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def folder(make_pipe, tmp_path) -> Path:
+def folder(save_pipe, tmp_path) -> Path:
     """A saved pipeline, as if published: with a card and the rest beside its components."""
-    make_pipe().save_pretrained(tmp_path / "a")
+    save_pipe(tmp_path / "a")
     for name in ("README.md", "LICENSE", "recipe.yaml", "metrics.json"):
         (tmp_path / "a" / name).write_text(f"the {name} of a")
     (tmp_path / "a/samples").mkdir()

@@ -253,7 +253,8 @@ def test_tasks_share_components_and_checkpoints(make_pipe, picture, tmp_path, mo
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_a_picture_is_drawn_again_from_the_noise_that_it_is_inverted_to(make_img2img, picture, steps):
     """By as many steps of DDIM, the more exactly the more iterations; for another prompt it is another picture."""
-    pipe = make_img2img(scheduler=MezzotintScheduler(solver_order=1))
+    small = {"block_out_channels": (16,), "transformer_layers_per_block": (1,)}
+    pipe = make_img2img(scheduler=MezzotintScheduler(solver_order=1), **small)
     text = MezzotintPipeline.from_pipe(pipe)
     errors = []
     for iterations in (1, 2, 8):

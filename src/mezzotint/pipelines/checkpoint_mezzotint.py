@@ -548,6 +548,13 @@ def _ship_source(cls: type, folder: Path) -> str:
     return name
 
 
+@functools.lru_cache(32)
+def _imports(text: bytes) -> list[tuple[str, int, int | None]]:
+    """The module that each `from ... import` at the top of a source text names, and its lines: from, to."""
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
+    return [(str(node.module), node.lineno - 1, node.end_lineno) for node in found]
+
+
 def _joined(module: ModuleType, path: Path) -> bytes:
     """The text of a module as it is shipped: in place of the first import of each shared file, one of the package's
     beside it, stands that file's text, likewise joined. A file out of a checkpoint has no such import and comes back as
@@ -559,13 +566,13 @@ def _joined(module: ModuleType, path: Path) -> bytes:
 
     def joined(text: bytes) -> bytes:
         lines, imports = text.splitlines(keepends=True), []
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ImportFrom) and str(node.module).rpartition(".")[0] == package:
-                shared, new = sys.modules[str(node.module)], b""
-                if (name := Path(str(shared.__file__)).name) not in files:
-                    files.append(name)
+        for name, start, end in _imports(text):
+            if name.rpartition(".")[0] == package:
+                shared, new = sys.modules[name], b""
+                if (file := Path(str(shared.__file__)).name) not in files:
+                    files.append(file)
                     new = joined(shared.SOURCE)
-                imports.append((node.lineno - 1, node.end_lineno, new))
+                imports.append((start, end, new))
         for start, end, new in reversed(imports):
             lines[start:end] = [new]
         return b"".join(lines)
