@@ -38,7 +38,7 @@ from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows, sized
-from mezzotint_training.engine import checkpoint, plan
+from mezzotint_training.engine import plan
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
@@ -54,6 +54,7 @@ from mezzotint_training.engine.resume import previous_run, same_data, update_siz
 from mezzotint_training.engine.threads import Neighbours
 from mezzotint_training.learning.averages import drop_snapshots_after
 from mezzotint_training.learning.held_out import Validation
+from mezzotint_training.learning.keeping import go_on, keep
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
 from mezzotint_training.metrics.onset import CopyWatch
@@ -131,7 +132,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     # Each has its part of a checkpoint's state, beside the learner's
     parts = (position, meter, validation, copying, source)
     if previous is not None:
-        _go_on(previous, learner, parts)
+        go_on(previous, learner, parts)
     batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
 
     # -------------------------------------------------------------------------------------------------- 4. one update
@@ -224,7 +225,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
                 learner.save_snapshot(output_dir, position.step)
             if position.due(config.checkpointing_steps) or stopped:
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests}
-                _keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit)
+                keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit)
             if stopped and not position.finished:
                 report.close()
                 end_together(accelerator)
@@ -281,30 +282,6 @@ def _foresee(
     for line in plan.lines(planned, every_row=config.plan):
         accelerator.print(line)
     return planned
-
-
-def _go_on(previous: tuple[Any, dict[str, Any]], learner: Learner, parts: tuple[Any, ...]) -> None:
-    """Take over what a checkpoint holds: the learner its tensors, and each part its part of the state."""
-    tensors, state = previous
-    with checkpoint.restoring(state):
-        learner.restore(tensors, state)
-    learner.accelerator.print(f"going on from step {state['step']}")
-    for part in parts:
-        part.restore(state)
-
-
-def _keep(
-    folder: Path, step: int, learner: Learner, parts: tuple[Any, ...], about: dict[str, Any], limit: int | None
-) -> None:
-    """Write a checkpoint, which `_go_on` takes over, and remove the oldest beyond `limit`. All processes call this."""
-    tensors, state = learner.state()
-    state |= about
-    for part in parts:
-        state |= part.state()
-    checkpoint.save(folder, step, tensors, state)
-    if learner.accelerator.is_main_process:
-        checkpoint.prune(folder, limit, step)
-    learner.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

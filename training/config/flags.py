@@ -6,7 +6,7 @@ import sys
 import types
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -15,6 +15,8 @@ from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.recipe import read_named, read_yaml, recipes
 from mezzotint_training.config.rules import Rule, nearest, number, shown
 from mezzotint_training.config.settings import HINTS, TrainConfig
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
@@ -26,14 +28,7 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
     parser = Parser("train", description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes())}")
     parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
-    for f in fields(TrainConfig):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-        kind = _kind(HINTS[f.name])
-        if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
-        else:
-            parser.add_argument(f"--{f.name}", nargs="*" if kind is list else None, metavar="", help=help)
+    add_settings(parser, TrainConfig)
     flags = vars(parser.parse_args(argv))
     recipe, config = flags.pop("recipe", None), flags.pop("config", None)
     layers = []
@@ -41,8 +36,34 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
         layers.append(read_named(recipe))
     if config is not None:
         layers.append(read_yaml(Path(config)))
-    layers.append({k: _from_text(k, v) for k, v in flags.items()})
+    return settled(TrainConfig, [*layers, flags_as_values(flags)])
 
+
+def add_settings(parser: "Parser", kind: type[TrainConfig], leave_out: frozenset[str] = frozenset()) -> None:
+    """Add a flag for each setting of `kind` that is not left out."""
+    for f in fields(kind):
+        if f.name in leave_out:
+            continue
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        value = _kind(HINTS[f.name])
+        if value is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
+        else:
+            parser.add_argument(f"--{f.name}", nargs="*" if value is list else None, metavar="", help=help)
+
+
+def flags_as_values(flags: dict[str, Any]) -> dict[str, Any]:
+    """What flags of settings say, as a layer of settings."""
+    return {k: _from_text(k, v) for k, v in flags.items()}
+
+
+def settled(kind: type[Config], layers: list[dict[str, Any]]) -> Config:
+    """The settings of `kind` from layers, each over the one before.
+
+    Raises:
+        UserError: for a value of the wrong type, or that breaks its rule.
+    """
     settings: dict[str, Any] = {}
     for layer in layers:
         # a data source replaces the one of the layer below, and what that said of it
@@ -55,11 +76,11 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
                 value = {**settings[key], **value}
             settings[key] = value
     given = dict(settings)
-    defaults = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    defaults = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
     for key, value in settings.items():
         if isinstance(value, dict) and isinstance(defaults.get(key), dict):
             settings[key] = {**defaults[key], **value}
-    config = TrainConfig(**settings)
+    config = kind(**settings)
     config.given = given
     return config
 

@@ -3,7 +3,8 @@
 
 import importlib.metadata
 import platform
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from mezzotint import hub
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import nearest, shown
-from mezzotint_training.config.settings import HINTS, TrainConfig
+from mezzotint_training.config.settings import TrainConfig, checked
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+PLACES = ("dataset_name", "train_data_dir")
 
 
 def recipes() -> list[str]:
@@ -40,10 +42,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: for a missing file, one that is not such YAML, or an unknown setting (with the nearest known one).
     """
-    settings = _read_mapping(path)
+    settings, known = _read_mapping(path), [f.name for f in fields(TrainConfig)]
     for key in settings:
-        if key not in HINTS:
-            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), list(HINTS))}")
+        if key not in known:
+            raise UserError(f"unknown setting {shown(key)} in {path}{nearest(str(key), known)}")
     return settings
 
 
@@ -58,6 +60,36 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "recipe.yaml"
     return _read_mapping(path) if path.is_file() else {}
+
+
+def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str], program: str) -> dict[str, Any]:
+    """The settings that the recipe of a finished run has for `names`, and over them those that were `given`, for a
+    program that reads the data of the run once more.
+
+    A recipe that came with somebody's checkpoint says nothing here of what is read or fetched: the user names the set,
+    unless it is `digits`, which is at hand. Of another set than the recipe's, nothing in it holds.
+
+    Raises:
+        UserError: for data that isn't named, or a recipe that cannot be read.
+    """
+    recipe = read_recipe(checkpoint)
+    recipe = {name: checked(name, recipe[name]) for name in (*PLACES, *names) if name in recipe}
+    told, asked = _place(recipe), _place(given)
+    if told is None and asked is None:
+        raise UserError(
+            f"{program} needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them"
+        )
+    if asked is None and told != ("dataset_name", "digits"):
+        raise UserError(f"{program} reads the set that the recipe names if you name it too: --{' '.join(told)}")
+    if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
+        recipe = {}
+    settings = {name: value for name, value in recipe.items() if name not in PLACES}
+    return settings | dict([asked or told]) | given
+
+
+def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """The setting that says where the data are, and what it says."""
+    return next(((name, settings[name]) for name in PLACES if settings.get(name) is not None), None)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

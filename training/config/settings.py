@@ -1,5 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Every setting of a training run, with its default and its help: the one place where a training default is written.
+"""Every setting of a run that trains or distils, with its default and its help: the one place where a training default
+is written.
 
 Settings come in layers, each over the one before: these defaults, a named recipe (`recipes/*.yaml`), a YAML file
 (`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
@@ -349,14 +350,39 @@ class TrainConfig:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
 
 
-HINTS = get_type_hints(TrainConfig)
-HELP = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
-RULES = {f.name: f.metadata["rules"] for f in fields(TrainConfig)}
+@dataclass
+class DistillConfig(TrainConfig):
+    """The settings of `distill.py`: those by which a student learns, as of `train.py`, and those of its teacher."""
+
+    steps: list[int] = setting(
+        [1, 2, 4],
+        "numbers of sampling steps to distil to; a pipeline draws in 2 by default, or in the most where 2 is not among "
+        "them",
+        at_least(1),
+        at_most(64),
+    )
+    teacher_guidance_scale: float = setting(
+        2.0, "guidance scale of the teacher, which the student then has in it; by default that of its recipe", *GUIDANCE
+    )
+    teacher_steps: int = setting(
+        8, "steps in which the teacher goes from noise to data, rounded up to a multiple of all steps", *COUNT
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.steps:
+            raise UserError("steps must be at least one number: got none")
+        self.steps = sorted(set(self.steps))
+
+
+HINTS = get_type_hints(DistillConfig)
+HELP = {f.name: f.metadata["help"] for f in fields(DistillConfig)}
+RULES = {f.name: f.metadata["rules"] for f in fields(DistillConfig)}
 
 
 def default(name: str) -> Any:
     """The default of a setting."""
-    field = TrainConfig.__dataclass_fields__[name]
+    field = DistillConfig.__dataclass_fields__[name]
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
