@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -80,6 +81,11 @@ def flags(**settings) -> list[str]:
 
 def run(*argv: str, **settings) -> Run:
     """`mezzotint train` with `flags(**settings)` and `argv`."""
+    return run_program(train.main, *flags(**settings), *argv)
+
+
+def run_program(main: Callable[[list[str]], int], *argv: str) -> Run:
+    """A training program in this process."""
     out, err = io.StringIO(), io.StringIO()
     loggers = [logging.getLogger(name) for name in ("datasets", "diffusers", "transformers", "accelerate")]
     handlers = [h for logger in loggers for h in logger.handlers if isinstance(h, logging.StreamHandler)]
@@ -95,7 +101,7 @@ def run(*argv: str, **settings) -> Run:
         for handler in handlers:
             stack.enter_context(mock.patch.object(handler, "stream", err))
         try:
-            code = train.main([*flags(**settings), *argv])
+            code = main(list(argv))
         finally:  # a process trains once; here the next run must not find the last one's state
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()

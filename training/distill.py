@@ -52,7 +52,7 @@ from mezzotint_training.learning.distillation import Distillation, evaluations
 from mezzotint_training.learning.keeping import go_on, keep
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.components import make_trainable
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.networks.text import TextEncoding
 from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
@@ -142,10 +142,7 @@ def teacher_of(config: DistillConfig) -> dict[str, Any]:
     pipe: Any = load_pipeline(str(config.pretrained_model_name_or_path))
     if (task := pipe.trained_for["task"]) != "text_to_image":
         raise UserError(f"checkpoint must be trained for text_to_image: got one for {task}, which is not distilled yet")
-    if pipe.distilled_steps is not None:
-        raise UserError(
-            f"checkpoint must be a network that denoises: got one distilled to {pipe.distilled_steps} steps"
-        )
+    check_denoises(pipe)
     if (target := pipe.scheduler.config.get("prediction_type")) != "v_prediction":
         raise UserError(
             f"checkpoint must predict velocities (v_prediction), which the student begins with: got {target}"

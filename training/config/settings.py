@@ -365,7 +365,7 @@ class DistillConfig(TrainConfig):
         2.0, "guidance scale of the teacher, which the student then has in it; by default that of its recipe", *GUIDANCE
     )
     teacher_steps: int = setting(
-        8, "steps in which the teacher goes from noise to data, rounded up to a multiple of all steps", *COUNT
+        8, "steps in which the teacher goes from noise to data, or as many as the student has times", *COUNT
     )
 
     def __post_init__(self):

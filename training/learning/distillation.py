@@ -12,8 +12,9 @@ identity without noise by itself, and so the teacher's weights are where the stu
 """
 
 import copy
-import math
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,22 +27,41 @@ from mezzotint_training.config.settings import DistillConfig
 HUBER = 0.03
 
 
-def teacher_grid(config: DistillConfig) -> int:
-    """The teacher's steps: `teacher_steps`, rounded up so that the times of all `steps` are among its own."""
-    common = math.lcm(*config.steps)
-    return -(-config.teacher_steps // common) * common
+def student_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> list[float]:
+    """The times at which a student predicts in any of its `steps`, most noise first.
+
+    Args:
+        scheduler: the student's.
+    """
+    times, scheduler = {}, copy.copy(scheduler)
+    for n in config.steps:
+        scheduler.set_timesteps(n)
+        times |= {Fraction(i, n): t for i, t in enumerate(scheduler.timesteps.tolist())}  # where two numbers meet, one
+    return sorted(times.values(), reverse=True)
 
 
-def student_indices(config: DistillConfig) -> list[int]:
-    """Where on the teacher's grid the student predicts: the times of all its numbers of steps."""
-    grid = teacher_grid(config)
-    return sorted({i * grid // n for n in config.steps for i in range(n)})
+def teacher_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> list[float]:
+    """The times of the teacher's steps, most noise first: the student's, and others, up to `teacher_steps` in all, each
+    in the middle of what is then the widest gap in log sigma, that to the schedule's least noise among them.
+
+    Args:
+        scheduler: the student's.
+    """
+    times = student_timesteps(config, scheduler)
+    levels = scheduler.timesteps_to_sigmas(torch.tensor([*times, 0.0])).log().tolist()
+    while len(times) < config.teacher_steps:
+        gaps = [round(a - b, 5) for a, b in pairwise(levels)]
+        i = gaps.index(max(gaps))  # the first of equal ones
+        levels.insert(i + 1, (levels[i] + levels[i + 1]) / 2)
+        times.insert(i + 1, scheduler.sigmas_to_timesteps(torch.tensor([levels[i + 1]]).exp()).item())
+    return times
 
 
 def evaluations(config: DistillConfig) -> int:
     """Passes of a network over one picture that a picture of an update costs, the backward pass counted as two: two of
     the guided teacher for each of its steps, three of the student for each of its times."""
-    return (2 if config.teacher_guidance_scale != 1 else 1) * teacher_grid(config) + 3 * len(student_indices(config))
+    times = len({Fraction(i, n) for n in config.steps for i in range(n)})
+    return (2 if config.teacher_guidance_scale != 1 else 1) * max(config.teacher_steps, times) + 3 * times
 
 
 class Teacher:
@@ -112,9 +132,9 @@ class Distillation:
     ):
         self.teacher = Teacher(teacher, scheduler, config.teacher_guidance_scale)
         self.scheduler, self.encode, self.accelerator = scheduler, encode, accelerator
-        grid = copy.copy(scheduler)
-        grid.set_timesteps(teacher_grid(config))
-        self.timesteps, self.indices = grid.timesteps.float().to(accelerator.device), student_indices(config)
+        times = teacher_timesteps(config, scheduler)
+        self.timesteps = torch.tensor(times, device=accelerator.device)
+        self.indices = [times.index(t) for t in student_timesteps(config, scheduler)]
 
     def said(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The network's arguments beside the sample and its timestep, for the B pictures of a batch, in 2B rows: of
