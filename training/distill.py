@@ -48,7 +48,7 @@ from mezzotint_training.engine.process import (
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import previous_run, same_data, update_size, write_recipe
-from mezzotint_training.learning.distillation import Distillation, evaluations
+from mezzotint_training.learning.distillation import Distillation, evaluations, times_of
 from mezzotint_training.learning.keeping import go_on, keep
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.components import make_trainable
@@ -65,7 +65,7 @@ DATA = (
 )  # fmt: skip
 COURSE = (
     "proportion_empty_prompts", "proportion_empty_attributes", "train_batch_size", "gradient_accumulation_steps",
-    "mixed_precision", "channels_last", "validation_prompts", "num_validation_images", "license",
+    "learning_rate", "mixed_precision", "channels_last", "validation_prompts", "num_validation_images", "license",
 )  # fmt: skip
 # Settings of `train.py` that are of no use here
 WITHOUT = frozenset((
@@ -82,6 +82,7 @@ DEFAULTS: dict[str, Any] = {
     "validation_steps": 100,
     "checkpointing_steps": 100,
 }
+LENGTH = ("max_train_steps", "teacher_guidance_scale")  # and what follows from the teacher
 SHARE = 0.2  # of the cost of the teacher's training
 
 
@@ -97,7 +98,9 @@ def settings(argv: list[str] | None) -> DistillConfig:
     """
     parser = Parser("distill", __doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("checkpoint", type=text, help="the teacher: a finished pipeline, a folder or a Hub name")
-    add_settings(parser, DistillConfig, WITHOUT)
+    add_settings(
+        parser, DistillConfig, WITHOUT, DEFAULTS | dict.fromkeys((*DATA, *COURSE, *LENGTH), "by the teacher's")
+    )
     flags = vars(parser.parse_args(argv))
     checkpoint = flags.pop("checkpoint")
     given, recipe = flags_as_values(flags), read_recipe(checkpoint)
@@ -109,6 +112,8 @@ def settings(argv: list[str] | None) -> DistillConfig:
     fixed = {"pretrained_model_name_or_path": checkpoint, "num_copy_samples": 0, "train_text_encoder": False}
     fixed |= {"output_dir": f"{checkpoint.rstrip('/')}-distilled"} if Path(checkpoint).is_dir() else {}
     config = settled(DistillConfig, [DEFAULTS, taught, fixed | where, given])
+    if "train_batch_size" not in given:  # as many samples in a pass as the teacher's training had
+        config.train_batch_size = max(1, config.train_batch_size // len(times_of(config.steps)))
     # as its pipeline draws
     config.num_inference_steps = 2 if 2 in config.steps else max(config.steps)
     config.guidance_scale = 1.0

@@ -16,7 +16,7 @@ from mezzotint import MezzotintScheduler
 def test_steps_equal_lcm(timesteps, prediction_type):
     """LCM's boundary condition is all but met from its smallest timestep here on: 1 - c_out < 2e-7."""
     ours = MezzotintScheduler(prediction_type=prediction_type, consistency_steps=[len(timesteps)])
-    stock = LCMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type=prediction_type)
+    stock = LCMScheduler.from_config(ours.config)
     ends = []
     for scheduler in (ours, stock):
         scheduler.set_timesteps(timesteps=timesteps)

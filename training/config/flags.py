@@ -4,8 +4,10 @@
 import argparse
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -39,12 +41,18 @@ def parse_args(argv: list[str] | None, description: str) -> TrainConfig:
     return settled(TrainConfig, [*layers, flags_as_values(flags)])
 
 
-def add_settings(parser: "Parser", kind: type[TrainConfig], leave_out: frozenset[str] = frozenset()) -> None:
-    """Add a flag for each setting of `kind` that is not left out."""
+def add_settings(
+    parser: "Parser",
+    kind: type[TrainConfig],
+    leave_out: frozenset[str] = frozenset(),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Add a flag for each setting of `kind` that is not left out; its help says the default, that of `defaults` before
+    its own."""
     for f in fields(kind):
         if f.name in leave_out:
             continue
-        default = f.default if f.default_factory is MISSING else f.default_factory()
+        default = defaults.get(f.name, f.default if f.default_factory is MISSING else f.default_factory())
         help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
         value = _kind(HINTS[f.name])
         if value is bool:

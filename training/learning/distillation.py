@@ -27,6 +27,11 @@ from mezzotint_training.config.settings import DistillConfig
 HUBER = 0.03
 
 
+def times_of(steps: list[int]) -> set[Fraction]:
+    """The times of all these numbers of steps, as shares of the way from noise to data."""
+    return {Fraction(i, n) for n in steps for i in range(n)}
+
+
 def student_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> list[float]:
     """The times at which a student predicts in any of its `steps`, most noise first.
 
@@ -60,8 +65,8 @@ def teacher_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> l
 def evaluations(config: DistillConfig) -> int:
     """Passes of a network over one picture that a picture of an update costs, the backward pass counted as two: two of
     the guided teacher for each of its steps, three of the student for each of its times."""
-    times = len({Fraction(i, n) for n in config.steps for i in range(n)})
-    return (2 if config.teacher_guidance_scale != 1 else 1) * max(config.teacher_steps, times) + 3 * times
+    times, passes = len(times_of(config.steps)), 2 if config.teacher_guidance_scale != 1 else 1
+    return passes * max(config.teacher_steps, times) + 3 * times
 
 
 class Teacher:
