@@ -73,7 +73,9 @@ def test_what_it_was_distilled_from_is_said(student, teacher):
     card = (student / "README.md").read_text()
     assert "teacher_guidance_scale: 3.0" in recipe and "pretrained_model_name_or_path: ./tiny\n" in recipe
     assert metrics["evaluations"] == 20 and metrics["steps"] == 4
+    assert metrics["share_of_teacher"] == 4 * 4 * 20 / (3 * 8 * 3)  # a picture costs its teacher three
     assert "distilled from `tiny`" in card and "guided at 3.0" in card and "in 2 steps by default" in card
+    assert "| cost | 20 passes of the network for each picture of an update, 444.4 % of those of" in card
     assert "num_inference_steps=2, guidance_scale=1.0" in card
     assert list((student / "samples").glob("*.png"))
     for name in ("text_encoder", "tokenizer"):  # the teacher's own
@@ -108,7 +110,7 @@ def test_a_student_begins_as_its_teacher(teacher, tmp_path):
 
 
 def test_it_costs_a_fifth_of_the_teachers_training_by_default(teacher, monkeypatch):
-    """3 updates of 8 pictures with three passes each: 72, of which a fifth is 14.4; each update here costs 4 x 20."""
+    """3 updates of 8 pictures, three passes each: 72, of which a fifth is 14.4; a picture here costs 2 x 4 + 3."""
     config = distill.settings([str(teacher), "--train_batch_size", "1", "--teacher_steps", "4", "--steps", "1"])
     assert evaluations(config) == 2 * 4 + 3 and config.max_train_steps == round(14.4 / 11)
     assert config.dataset_name == "digits" and config.validation_prompts == PROMPTS

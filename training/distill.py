@@ -33,7 +33,7 @@ from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import Interrupted, UserError, exit_code, loading
 from mezzotint_training.config.flags import Parser, add_settings, flags_as_values, settled, text
 from mezzotint_training.config.recipe import PLACES, data_of, read_recipe
-from mezzotint_training.config.settings import DistillConfig, checked
+from mezzotint_training.config.settings import DistillConfig, checked, default
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
 from mezzotint_training.engine import plan
 from mezzotint_training.engine.position import Position
@@ -77,12 +77,18 @@ WITHOUT = frozenset((
 ))  # fmt: skip
 # Where the defaults differ
 DEFAULTS: dict[str, Any] = {
+    "max_train_steps": 1000,
     "lr_warmup_steps": 20,
     "ema_decay": 0.95,
     "validation_steps": 100,
     "checkpointing_steps": 100,
 }
-LENGTH = ("max_train_steps", "teacher_guidance_scale")  # and what follows from the teacher
+# And how the help says those that follow from the teacher
+FOLLOWS = dict.fromkeys((*DATA, *COURSE, "teacher_guidance_scale"), "the teacher's") | {
+    "train_batch_size": "the teacher's, divided among the times at which a student predicts",
+    "max_train_steps": "what costs a fifth of the teacher's training, or 1000 where that is not known",
+    "output_dir": "CHECKPOINT-distilled",
+}
 SHARE = 0.2  # of the cost of the teacher's training
 
 
@@ -98,9 +104,7 @@ def settings(argv: list[str] | None) -> DistillConfig:
     """
     parser = Parser("distill", __doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("checkpoint", type=text, help="the teacher: a finished pipeline, a folder or a Hub name")
-    add_settings(
-        parser, DistillConfig, WITHOUT, DEFAULTS | dict.fromkeys((*DATA, *COURSE, *LENGTH), "by the teacher's")
-    )
+    add_settings(parser, DistillConfig, WITHOUT, DEFAULTS | FOLLOWS)
     flags = vars(parser.parse_args(argv))
     checkpoint = flags.pop("checkpoint")
     given, recipe = flags_as_values(flags), read_recipe(checkpoint)
@@ -117,25 +121,22 @@ def settings(argv: list[str] | None) -> DistillConfig:
     # as its pipeline draws
     config.num_inference_steps = 2 if 2 in config.steps else max(config.steps)
     config.guidance_scale = 1.0
-    if "max_train_steps" not in given:
-        config.max_train_steps = a_fifth(config)
+    if "max_train_steps" not in given and (cost := cost_of_teacher(config)) is not None:
+        config.max_train_steps = max(1, round(SHARE * cost / (evaluations(config) * update_size(config, 1))))
     return config
 
 
-def a_fifth(config: DistillConfig) -> int:
-    """The number of updates that cost a fifth of the teacher's training, in passes of a network over a picture, by what
-    its folder says; 1,000 where that says nothing."""
+def cost_of_teacher(config: DistillConfig) -> int | None:
+    """Passes of a network over a picture in the teacher's training, three for each, by what its folder says; `None`
+    where that says nothing."""
     folder = Path(str(config.pretrained_model_name_or_path))
     if not (folder / "metrics.json").is_file():
-        return 1000
-    recipe = read_recipe(folder)
+        return None
+    recipe, size = read_recipe(folder), ("train_batch_size", "gradient_accumulation_steps")
     with loading(f"metrics.json of {folder}"):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         updates, processes = int(metrics["steps"]), int(metrics["processes"])
-    size = processes * math.prod(
-        checked(x, recipe.get(x, 1)) for x in ("train_batch_size", "gradient_accumulation_steps")
-    )
-    return max(1, round(SHARE * 3 * updates * size / (evaluations(config) * update_size(config, 1))))
+    return 3 * updates * processes * math.prod(checked(name, recipe.get(name, default(name))) for name in size)
 
 
 def teacher_of(config: DistillConfig) -> dict[str, Any]:
@@ -193,6 +194,9 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
         components["scheduler"].config, variance_type=None, fitted_schedules=None,
         consistency_steps=sorted(config.steps, key=lambda n: (n != config.num_inference_steps, n)),
     )  # fmt: skip
+    for module in components["unet"].modules():  # every noise is new: there is nothing to learn by heart
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     learner = Learner(config, make_trainable(config, components, accelerator), accelerator)
     encode = TextEncoding(components["text_encoder"], components["tokenizer"], accelerator, trained=False)
     target = Distillation(config, teacher, components["scheduler"], encode, accelerator)
@@ -244,6 +248,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
             line: dict[str, Any] = {}
             if position.due(config.logging_steps):
                 line = meter.figures(norm, learner.learning_rate, position.skipped_steps)
+                del line["loss_by_noise_level"]  # all levels are in every loss
                 position.loss = line["loss"]
             if position.due(config.validation_steps) and shown.prompts and not position.finished:
                 with learner.averaged():
@@ -272,6 +277,8 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": None}
             measured = figures(position, meter, learner, components, **counts, plan={})
             measured["evaluations"] = cost
+            if (of_teacher := cost_of_teacher(config)) is not None:
+                measured["share_of_teacher"] = cost * meter.pictures * position.step / of_teacher
             pipe = mezzotint.MezzotintPipeline(**components | published)
             finish(pipe, config, output_dir, measured, accelerator, shown)
     end_together(accelerator)

@@ -6,14 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from mezzotint import MezzotintScheduler
+from mezzotint_training.benchmarks.distillation import LatentConsistencyDistillation
 from mezzotint_training.config.settings import DistillConfig
 from mezzotint_training.learning.distillation import (
     HUBER,
     Distillation,
     Teacher,
     evaluations,
+    pseudo_huber,
     student_timesteps,
     teacher_timesteps,
 )
@@ -127,3 +130,25 @@ def test_what_a_picture_costs_is_counted():
     student.register_forward_pre_hook(lambda _, inputs: calls.append(3 * len(inputs[0])))
     Distillation(settings, flow, scheduler, encode, PROCESS).loss(student, batch())
     assert sum(calls) == 3 * evaluations(settings)
+
+
+def test_the_peer_is_latent_consistency_distillation():
+    """Its target is what the student says after a guided step of diffusers' DDIM, from one of 50 timesteps."""
+    settings, scheduler = config(), MezzotintScheduler(consistency_steps=[2])
+    flow, student = Flow(scheduler, student=False), Flow(scheduler, student=True, shift=0.3)
+    peer = LatentConsistencyDistillation(settings, flow, scheduler, encode, PROCESS)
+    some = batch() | {"uniform": torch.tensor([0.03, 0.5, 0.99])}
+    found = peer.loss(student, some)
+    ddim = DDIMScheduler.from_config(MezzotintScheduler().config, timestep_spacing="trailing")
+    ddim.set_timesteps(50)
+    for i, t in enumerate((39, 519, 999)):
+        x_t = scheduler.add_noise(some["sample"], some["noise"], torch.tensor([t] * 3))[i : i + 1]
+        means = {word: torch.tensor(MEANS[word]).reshape(1, 1, 1) for word in MEANS}
+        ask = {"encoder_attention_mask": torch.ones(1, 1), "return_dict": False}
+        uncond, cond = (flow(x_t, torch.tensor([t]), means[word], **ask)[0] for word in ("", "a"))
+        x_s = ddim.step(uncond + SCALE * (cond - uncond), t, x_t).prev_sample
+        ends = [
+            scheduler.predict_original_sample(student(x, torch.tensor([time]), means["a"], **ask)[0], time, x)
+            for x, time in ((x_t, t), (x_s, t - 20))
+        ]
+        torch.testing.assert_close(found[i : i + 1], pseudo_huber(ends[0] - ends[1]), rtol=1e-4, atol=1e-6)

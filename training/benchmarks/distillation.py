@@ -44,7 +44,7 @@ PASSES = 6  # of latent consistency distillation: two of the teacher, one of the
 
 
 class LatentConsistencyDistillation(Distillation):
-    """The loss of diffusers' `train_lcm_distill` script, with a fixed guidance scale and the student itself as target."""
+    """The loss of diffusers' `train_lcm_distill` scripts, at one guidance scale, with the student itself as target."""
 
     GRID = 50
 
