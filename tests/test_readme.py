@@ -132,7 +132,7 @@ def test_commands_in_a_page_are_ones(page):
             known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, FLAGS, *PROGRAMS]))
         else:
             known = flags(path) if path.suffix == ".py" else set()
-            if path.stem in ("train", "train_classifier", "slurm"):
+            if path.stem in ("train", "train_classifier", "distill", "slurm"):
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")

@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=distill.SHARE, help="cost, as a share of the teacher's training")
     parser.add_argument("--count", type=int, default=1000, help="pictures to draw for each row")
     parser.add_argument("--judge_steps", type=int, default=600, help="updates of what is trained to judge")
+    parser.add_argument("--lcm_learning_rate", type=float, default=2e-4, help="peak learning rate of the peer, which "
+                        "chases itself and diverges at the teacher's own")  # fmt: skip
     parser.add_argument("--rows", nargs="+", default=["distilled", "lcm"], help="students to train and measure")
     args = parser.parse_args(argv)
     out, data = Path(args.out), ["--train_data_dir", args.train_data_dir] if args.train_data_dir else []
@@ -90,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     budget = args.share / distill.SHARE * config.max_train_steps * config.train_batch_size * distill.evaluations(config)
     for name, folder in students.items():
         if not (folder / "model_index.json").is_file():
-            train(name, folder, words, budget)
+            rate = ["--learning_rate", str(args.lcm_learning_rate)] if name == "lcm" else []
+            train(name, folder, [*words, *rate], budget)
 
     # 2. Judges, and pictures for the same captions from the same noises
     given = {"train_data_dir": args.train_data_dir} if args.train_data_dir else {}
