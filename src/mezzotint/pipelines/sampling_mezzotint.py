@@ -272,7 +272,8 @@ class MezzotintSamplingMixin(MezzotintInputsMixin):
     def distilled_steps(self) -> list[int] | None:
         """The numbers of steps that the network is distilled to, by the config of its scheduler, or of a stock one made
         from it; `None` where it is not distilled."""
-        return self.scheduler.config.get("_consistency_steps")
+        steps = self.scheduler.config.get("_consistency_steps")  # which a stock scheduler does not check
+        return list(steps) if isinstance(steps, (list, tuple)) and steps else None
 
     def settle_steps(self, num_inference_steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
         """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: 20 and 2, or the

@@ -258,7 +258,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         config = _stock_defaults(config_dict.get("_class_name"), cls) | dict(config_dict)
         tables = config.pop("_fitted_schedules", None)
         tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
-        steps = kwargs.pop("consistency_steps", config.pop("_consistency_steps", None))
+        steps = config.pop("consistency_steps", config.pop("_consistency_steps", None))
+        steps = kwargs.pop("consistency_steps", steps)
         config["_use_default_values"] = passed_over
         init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
         if "_use_default_values" in config_dict:
