@@ -84,6 +84,7 @@ NEEDED = {
     "train-classifier": ["--pipeline", "x", "--dataset_name", "digits"],
     "sample": ["x", "a red boot"],
     "fit-scheduler": ["x"],
+    "distill": ["x", "--dataset_name", "digits"],
     "evaluate": ["x"],
     "publish": ["x", "--hub_model_id", "user/x"],
     "ema": ["x", "--output", "y", "--length", "0.1"],

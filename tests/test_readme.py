@@ -134,7 +134,7 @@ def test_commands_in_a_page_are_ones(page):
         else:
             known = flags(path) if path.suffix == ".py" else set()
             known = known | (flags(OF_AUTOENCODERS) if path.stem == "train_autoencoder" else set())
-            if path.stem in ("train", "train_autoencoder", "train_classifier", "slurm"):
+            if path.stem in ("train", "train_autoencoder", "train_classifier", "distill", "slurm"):
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")

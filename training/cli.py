@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": "draw pictures with a trained pipeline",
     "demo": "open a page in the browser around a trained pipeline",
     "fit-scheduler": "fit a trained pipeline's scheduler to its network: few steps that end where many would",
+    "distill": "distil a trained pipeline to one to four steps: few steps, learned",
     "evaluate": "measure what a trained pipeline draws, against real pictures",
     "ema": "make a pipeline from another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",

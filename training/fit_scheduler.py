@@ -42,7 +42,7 @@ from mezzotint_training.engine.files import hold
 from mezzotint_training.few_steps.fitting import Fitted, fit, solve
 from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import common_settings, settings
-from mezzotint_training.networks.saved import load_pipeline, sample_size
+from mezzotint_training.networks.saved import check_denoises, load_pipeline, sample_size
 from mezzotint_training.publishing import card
 
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
@@ -111,6 +111,7 @@ def fit_scheduler(args: argparse.Namespace) -> None:
         raise UserError(f"the checkpoint must be trained for text_to_image, whose steps are fitted: got {task}")
     if not isinstance(pipe.scheduler, MezzotintScheduler):
         raise UserError(f"the checkpoint's scheduler must be a MezzotintScheduler: got {type(pipe.scheduler).__name__}")
+    check_denoises(pipe)
     number("teacher_steps", int, args.teacher_steps, at_most(len(pipe.scheduler)))
     reads_text = pipe.unet.config.cross_attention_dim is not None
     if not reads_text:

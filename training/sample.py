@@ -108,7 +108,8 @@ def _parser() -> Parser:
     parser.number(
         "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
     )
-    parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
+    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
+                  "those that it is distilled to")  # fmt: skip
     parser.add_argument(
         "--sampler", help="a scheduler of diffusers, such as DDIMScheduler; by default the checkpoint's own"
     )
@@ -116,7 +117,7 @@ def _parser() -> Parser:
         "guidance_scale",
         float,
         *GUIDANCE,
-        help="weight of the guidance; by default 2, and 1, which turns it off, without a prompt",
+        help="weight of the guidance; by default 2; and 1, which is none, without a prompt or of a distilled network",
     )
     parser.number(
         "guidance_interval",
@@ -215,9 +216,8 @@ def sample(args: argparse.Namespace) -> None:
         prompts = [""]
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
-    guidance_scale = args.guidance_scale
-    if guidance_scale is None:
-        guidance_scale = 2.0 if args.prompt else 1.0
+    guidance_scale = 1.0 if args.guidance_scale is None and not args.prompt else args.guidance_scale
+    steps, guidance_scale = pipe.settle_steps(args.num_inference_steps, guidance_scale)
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
@@ -226,7 +226,7 @@ def sample(args: argparse.Namespace) -> None:
         (images, *_) = pipe(
             prompts,
             **task,
-            num_inference_steps=args.num_inference_steps,
+            num_inference_steps=steps,
             guidance_scale=guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
             negative_prompt=args.negative_prompt,

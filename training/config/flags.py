@@ -4,8 +4,10 @@
 import argparse
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -28,14 +30,7 @@ def parse_args(argv: list[str] | None, description: str, kind: type[Config] = Tr
     parser = Parser(kind.program, description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes(kind))}")
     parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
-    for f in (f for f in fields(kind) if f.name not in kind.without):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-        plain = _plain(hints(kind)[f.name])
-        if plain is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
-        else:
-            parser.add_argument(f"--{f.name}", nargs="*" if plain is list else None, metavar="", help=help)
+    add_settings(parser, kind)
     flags = vars(parser.parse_args(argv))
     recipe, config = flags.pop("recipe", None), flags.pop("config", None)
     layers = []
@@ -43,8 +38,35 @@ def parse_args(argv: list[str] | None, description: str, kind: type[Config] = Tr
         layers.append(read_named(recipe, kind))
     if config is not None:
         layers.append(read_yaml(Path(config), kind))
-    layers.append({k: _from_text(k, v, hints(kind)[k]) for k, v in flags.items()})
+    found = settled(kind, [*layers, flags_as_values(flags, kind)])
+    found.argv = sys.argv[1:] if argv is None else list(argv)
+    return found
 
+
+def add_settings(parser: "Parser", kind: type[TrainConfig], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Add a flag for each setting that the program of `kind` has; its help says the default, that of `defaults` before
+    its own."""
+    for f in (f for f in fields(kind) if f.name not in kind.without):
+        default = defaults.get(f.name, f.default if f.default_factory is MISSING else f.default_factory())
+        help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        plain = _plain(hints(kind)[f.name])
+        if plain is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help)
+        else:
+            parser.add_argument(f"--{f.name}", nargs="*" if plain is list else None, metavar="", help=help)
+
+
+def flags_as_values(flags: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
+    """What flags of the settings of `kind` say, as a layer of settings."""
+    return {name: _from_text(name, value, hints(kind)[name]) for name, value in flags.items()}
+
+
+def settled(kind: type[Config], layers: list[dict[str, Any]]) -> Config:
+    """The settings of `kind` from layers, each over the one before.
+
+    Raises:
+        UserError: for a value of the wrong type, or that breaks its rule.
+    """
     settings: dict[str, Any] = {}
     for layer in layers:
         # a data source replaces the one of the layer below, and what that said of it
@@ -63,7 +85,6 @@ def parse_args(argv: list[str] | None, description: str, kind: type[Config] = Tr
             settings[key] = {**defaults[key], **value}
     found = kind(**settings)
     found.given = given
-    found.argv = sys.argv[1:] if argv is None else list(argv)
     return found
 
 

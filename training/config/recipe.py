@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import yaml
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import nearest, shown
-from mezzotint_training.config.settings import TrainConfig, hints
+from mezzotint_training.config.settings import TrainConfig, checked, default, hints
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+PLACES = ("dataset_name", "train_data_dir")
 
 
 def place(kind: type[TrainConfig] = TrainConfig) -> Path:
@@ -65,6 +67,36 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
     return _read_mapping(path) if path.is_file() else {}
 
 
+def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str], program: str) -> dict[str, Any]:
+    """The settings that the recipe of a finished run has for `names`, and over them those that were `given`, for a
+    program that reads the data of the run once more.
+
+    A recipe that came with somebody's checkpoint says nothing here of what is read or fetched: the user names the set,
+    unless it is `digits`, which is at hand. Of another set than the recipe's, nothing in it holds.
+
+    Raises:
+        UserError: for data that isn't named, or a recipe that cannot be read.
+    """
+    recipe = read_recipe(checkpoint)
+    recipe = {name: checked(name, recipe[name]) for name in (*PLACES, *names) if name in recipe}
+    told, asked = _place(recipe), _place(given)
+    if told is None and asked is None:
+        raise UserError(
+            f"{program} needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them"
+        )
+    if asked is None and told != ("dataset_name", "digits"):
+        raise UserError(f"{program} reads the set that the recipe names if you name it too: --{' '.join(told)}")
+    if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
+        recipe = {}
+    settings = {name: value for name, value in recipe.items() if name not in PLACES}
+    return settings | dict([asked or told]) | given
+
+
+def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """The setting that says where the data are, and what it says."""
+    return next(((name, settings[name]) for name in PLACES if settings.get(name) is not None), None)
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
@@ -91,5 +123,6 @@ def recipe_yaml(config: TrainConfig) -> str:
     from mezzotint import hub  # late: it brings torch, and a program's help and refusals need none
 
     header = "# " + ", ".join(f"{name} {version}" for name, version in versions().items())
-    settings = {name: value for name, value in hub.public(asdict(config)).items() if name not in config.without}
+    kind, settings = type(config), hub.public(asdict(config))
+    settings = {k: v for k, v in settings.items() if k not in kind.without or v != default(k, kind)}
     return f"{header}\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}"

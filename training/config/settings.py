@@ -1,5 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Every setting of a training run, with its default and its help: the one place where a training default is written.
+"""Every setting of a run that trains or distils, with its default and its help: the one place where a training default
+is written.
 
 Settings come in layers, each over the one before: these defaults, a named recipe (`recipes/*.yaml`), a YAML file
 (`--config`), flags. All four are checked alike. A model's own defaults stand in its `__init__`, not here.
@@ -44,6 +45,11 @@ def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "b
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def redefined(name: str, default: Any) -> Any:
+    """A setting of `train.py` with another default, for a program that shares it."""
+    return field(default=default, metadata=TrainConfig.__dataclass_fields__[name].metadata)
 
 
 @dataclass

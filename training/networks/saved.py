@@ -103,9 +103,21 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:
-    """Take away what was fitted to the network that was saved, for one whose weights change."""
-    if pipe.scheduler.config.get("_fitted_schedules"):
-        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, "_fitted_schedules": None})
+    """Take away what was fitted to the network that was saved, or what it was distilled to, for one whose weights
+    change."""
+    own = {name: None for name in ("_fitted_schedules", "_consistency_steps") if pipe.scheduler.config.get(name)}
+    if own:
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, **own})
+
+
+def check_denoises(pipe: MezzotintPipeline, name: str = "checkpoint") -> None:
+    """See that a network predicts what a sample is on average, and is not distilled to few steps.
+
+    Raises:
+        UserError: for one that is.
+    """
+    if (steps := pipe.distilled_steps) is not None:
+        raise UserError(f"{name} must be a network that denoises: got one distilled to {steps} steps; take its teacher")
 
 
 def pretrained_components(config: TrainConfig) -> dict:
@@ -121,6 +133,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     pipe.unet = ready_for_task(config, pipe.unet)
     if config.adapter is None:
         drop_fitted_schedules(pipe)
+    else:
+        check_denoises(pipe, name)
     return dict(pipe.components)
 
 

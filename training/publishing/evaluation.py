@@ -14,7 +14,7 @@ import torch
 from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.recipe import PLACES, data_of
 from mezzotint_training.config.rules import (
     COUNT,
     GUIDANCE,
@@ -25,7 +25,7 @@ from mezzotint_training.config.rules import (
     writable_file,
     writable_folder,
 )
-from mezzotint_training.config.settings import HELP, TrainConfig, checked
+from mezzotint_training.config.settings import HELP, TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
@@ -46,7 +46,6 @@ DATA = (
     "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "caption_column",
     "on_bad_row",
 )  # fmt: skip
-PLACES = ("dataset_name", "train_data_dir")
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
 
@@ -64,8 +63,10 @@ def arguments(parser: Parser) -> Parser:
     many = at_most(10**6)
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
-    parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
-    parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="weight of the guidance; 1 turns it off")
+    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default the pipeline's own, 20, or of "
+                  "a distilled network those that it is distilled to")  # fmt: skip
+    parser.number("guidance_scale", float, *GUIDANCE, help="weight of the guidance; 1 turns it off, which is the "
+                  "default of a distilled network; else 2")  # fmt: skip
     parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
                         "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
                         "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "
@@ -121,7 +122,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {folder}")
         writable_folder("checkpoint", folder)
         card.check(folder)
-    config = data_settings(args)
+    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
+    config = TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), "evaluate"), report_to="none")
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     if (task := pipe.trained_for["task"]) != "text_to_image":
         raise UserError(
@@ -129,7 +131,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             "training/benchmarks/task_quality.py measures"
         )
     device = pipe.device
-    number("num_inference_steps", int, args.num_inference_steps, at_most(pipe.scheduler.config.num_train_timesteps))
+    steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
+    number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
 
     # 1. Real pictures: all that were trained on, and held-out ones
     images, classes = real_pictures(config, pipe, args.split, args.label_column)
@@ -157,7 +160,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     features = {kind: make_features(kind, train, classes, device, args.judge_steps, args.seed) for kind in kinds}
 
     # 3. Pictures for captions that were trained on, and for those that were not, if there are any
-    how = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "batch_size", "seed")}
+    how = {"num_inference_steps": steps, "guidance_scale": scale, "batch_size": args.batch_size, "seed": args.seed}
     drawn = Real(draw(pipe, asked.captions, **how), asked.captions, asked.labels)
     unseen = None
     if pipe.unet.config.cross_attention_dim is not None and len(new) >= 2:
@@ -168,6 +171,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
         "settings": {k: v for k, v in vars(args).items() if k not in (*DATA, "checkpoint", "output", "card")}
+        | how
         | {"features": kinds},
         "data": {name: getattr(config, name) for name in DATA},
         "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
@@ -235,31 +239,3 @@ def held_out_loss(
     items = HeldOutLoss(fixed_items(images, args.count), args.batch_size, process)
     losses = torch.from_numpy(items.losses(unet, MezzotintScheduler.from_config(pipe.scheduler.config), encode))
     return [{"level": level} | figure(average(column)) for level, column in zip(LEVELS, losses.T, strict=True)]
-
-
-def data_settings(args: argparse.Namespace) -> TrainConfig:
-    """The settings of the data: those of the checkpoint's recipe, and flags over them.
-
-    A recipe that came with somebody's checkpoint says nothing here of what is read or fetched: the user names the set,
-    unless it is `digits`, which is at hand.
-
-    Raises:
-        UserError: for data that isn't named, or a recipe that cannot be read.
-    """
-    recipe = read_recipe(args.checkpoint)
-    recipe = {name: checked(name, recipe[name]) for name in (*DATA, *HELD) if name in recipe}
-    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
-    told, asked = _place(recipe), _place(given)
-    if told is None and asked is None:
-        raise UserError("evaluate needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them")
-    if asked is None and told != ("dataset_name", "digits"):
-        raise UserError(f"evaluate reads the set that the recipe names if you name it too: --{' '.join(told)}")
-    if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
-        recipe = {}
-    settings = {name: value for name, value in recipe.items() if name not in PLACES}
-    return TrainConfig(**settings | dict([asked or told]) | given, report_to="none")
-
-
-def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
-    """The setting that says where the data are, and what it says."""
-    return next(((name, settings[name]) for name in PLACES if settings.get(name) is not None), None)

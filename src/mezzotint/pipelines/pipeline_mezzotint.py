@@ -31,10 +31,10 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
@@ -65,11 +65,13 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
             height (`int`, *optional*): of the pictures, in pixels; by default the size trained at. Any size: one that
                 the U-Net cannot halve often enough is drawn larger and cropped.
             width (`int`, *optional*): likewise.
-            num_inference_steps (`int`): denoising steps.
+            num_inference_steps (`int`, *optional*): denoising steps; by default 20, or those that the network is
+                distilled to (the first of its scheduler's `consistency_steps`).
             timesteps (list of numbers, *optional*): the timesteps themselves, where the scheduler takes them.
             sigmas (list of `float`, *optional*): the noise levels themselves, where the scheduler takes them.
-            guidance_scale (`float`): weight w of guidance in `uncond + w (cond - uncond)`, above 1; 1 turns it off and
-                halves the cost. Where the scheduler has fitted schedules it takes that of the nearest scale.
+            guidance_scale (`float`, *optional*): weight w of guidance in `uncond + w (cond - uncond)`, above 1; 1 turns
+                it off and halves the cost; by default 2, or 1 of a distilled network, which has guidance in it. Where
+                the scheduler has fitted schedules it takes that of the nearest scale.
             guidance_rescale (`float`): 0 to 1, how far the guided prediction's deviation is brought back to the
                 conditional one's (<https://huggingface.co/papers/2305.08891>, section 3.4).
             guidance_interval (`(float, float)`, *optional*): guide at noise levels `low < sigma <= high` only, sigma
@@ -120,6 +122,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         height = default_height if height is None else height
         width = default_width if width is None else width
         guider = self.guider if guider is None else guider
+        num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
             attribute_guidance_scale,

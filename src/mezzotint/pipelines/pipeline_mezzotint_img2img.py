@@ -41,10 +41,10 @@ class MezzotintImg2ImgPipeline(
         prompt: str | list[str] | None = None,
         image: Image.Image | np.ndarray | torch.Tensor | list[Any] | None = None,
         strength: float = 0.8,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
@@ -78,7 +78,8 @@ class MezzotintImg2ImgPipeline(
                 the noise level where they begin. 0 gives the picture back as it is, 1 is text to image (with custom
                 timesteps it is mixed with noise at the first of them). A fitted schedule gives its timesteps only,
                 unless it is begun at its start.
-            num_inference_steps (`int`): denoising steps at strength 1.
+            num_inference_steps (`int`, *optional*): denoising steps at strength 1; by default 20, or
+                those that the network is distilled to.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that the
                 pictures are mixed with.
 
@@ -88,6 +89,7 @@ class MezzotintImg2ImgPipeline(
         """
         # 1. Check the inputs
         guider = self.guider if guider is None else guider
+        num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
             attribute_guidance_scale,
@@ -171,7 +173,8 @@ class MezzotintImg2ImgPipeline(
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, for a scheduler that
-                does not say what noise a prediction implies, and where the result is not finite.
+                does not say what noise a prediction implies, for a distilled network, and where the result is not
+                finite.
         """
         guidance = MezzotintGuidance(1.0, 0.0, None, None, None, 1.0)
         text = (prompt, None, prompt_embeds, None, prompt_attention_mask, None)
@@ -182,6 +185,10 @@ class MezzotintImg2ImgPipeline(
             raise ValueError(
                 "inversion needs a scheduler that says what noise a prediction implies, such as MezzotintScheduler: "
                 f"got {type(self.scheduler).__name__}"
+            )
+        if self.distilled_steps is not None:
+            raise ValueError(
+                "inversion follows the flow of a network that denoises: got a distilled one; take its teacher"
             )
         image = self.read_image(image)
         run = self.for_one_call(guidance)

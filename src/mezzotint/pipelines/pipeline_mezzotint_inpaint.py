@@ -50,10 +50,10 @@ class MezzotintInpaintPipeline(
         strength: float = 1.0,
         num_resamples: int = 1,
         padding_mask_crop: int | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
@@ -95,7 +95,8 @@ class MezzotintInpaintPipeline(
                 are trained for the task need none.
             padding_mask_crop (`int`, *optional*): draw only the part of the picture that holds all masks, with so many
                 pixels about it, at the size that was trained at, and set it back: for small holes in large pictures.
-            num_inference_steps (`int`): denoising steps at strength 1.
+            num_inference_steps (`int`, *optional*): denoising steps at strength 1; by default 20, or
+                those that the network is distilled to.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the noise that is
                 started from, and that the known part is mixed with.
 
@@ -105,6 +106,7 @@ class MezzotintInpaintPipeline(
         """
         # 1. Check the inputs
         guider = self.guider if guider is None else guider
+        num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
             attribute_guidance_scale,

@@ -276,6 +276,22 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
 
     # ----------------------------------------------------------------------------------------------- before the loop
 
+    @property
+    def distilled_steps(self) -> list[int] | None:
+        """The numbers of steps that the network is distilled to, by the config of its scheduler, or of a stock one made
+        from it; `None` where it is not distilled."""
+        steps = self.scheduler.config.get("_consistency_steps")  # which a stock scheduler does not check
+        return list(steps) if isinstance(steps, (list, tuple)) and steps else None
+
+    def settle_steps(self, num_inference_steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
+        """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: 20 and 2, or the
+        first of `distilled_steps` and 1 of a distilled network, which has guidance in it."""
+        steps, scale = (20, 2.0) if self.distilled_steps is None else (self.distilled_steps[0], 1.0)
+        return (
+            steps if num_inference_steps is None else num_inference_steps,
+            scale if guidance_scale is None else guidance_scale,
+        )
+
     def for_one_call(self, guidance: MezzotintGuidance, cross_attention_kwargs: dict[str, Any] | None = None):
         """A copy of the pipeline that holds what changes in a call, and that a callback is handed: calls of several
         threads, and one within a callback, leave each other alone. The pipeline itself says how the call that began

@@ -62,8 +62,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     A variance-preserving noise schedule. Its steps are linear multistep ones in data prediction, with coefficients that
     are fitted to a checkpoint where there is a table for the number of steps and those of DPM-Solver++
     (<https://huggingface.co/papers/2211.01095>) elsewhere; or those of DDPM
-    (<https://huggingface.co/papers/2006.11239>) and DDIM (<https://huggingface.co/papers/2010.02502>). Timesteps may be
-    fractional everywhere.
+    (<https://huggingface.co/papers/2006.11239>) and DDIM (<https://huggingface.co/papers/2010.02502>). Those of a
+    distilled network (`consistency_steps`) are a consistency model's: x_0 is predicted, and noised anew to the next
+    level (<https://huggingface.co/papers/2303.01469>, Algorithm 1). Timesteps may be fractional everywhere.
 
     **A table** of `fitted_schedules` holds, for n steps, all that sampling needs. With D[i] the data prediction made
     from the network's output at `taus[i]`, step i is
@@ -105,17 +106,21 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             log sigma: 2 is DPM-Solver++(2M), 3 its third-order form. 1 is DDIM over `timestep_spacing`.
         fitted_schedules (list of `dict`, *optional*): tables as above, made by `mezzotint fit-scheduler`; at most one
             for each number of steps and guidance scale.
+        consistency_steps (list of `int`, *optional*): the numbers of steps that the network is distilled to, by
+            `mezzotint distill`; a pipeline draws in the first of them by default, and without guidance, which is in the
+            network. Of any number, the noise levels are uniform in the angle arctan(sigma_t / alpha_t).
 
     Raises:
         ValueError: for a name that is not among the choices, betas outside (0, 1], `epsilon` with zero terminal signal
-            (pure noise does not determine x_0), or a table that is no such table.
+            (pure noise does not determine x_0), a table that is no such table, or `consistency_steps` beside tables or
+            a `variance_type`.
     """
 
     # Stock schedulers that `from_config(scheduler.config)` turns this one into. diffusers would leave a class outside
     # its own namespace off the list, hence `_get_compatibles`.
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
-    ignore_for_config = ["fitted_schedules"]  # registered under a private name
+    ignore_for_config = ["fitted_schedules", "consistency_steps"]  # registered under private names
 
     @register_to_config
     def __init__(
@@ -138,6 +143,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         solver_order: int = 2,
         fitted_schedules: list[dict[str, Any]] | None = None,
+        consistency_steps: list[int] | None = None,
     ):
         _check_choice("beta_schedule", beta_schedule, BetaSchedule)
         _check_choice("prediction_type", prediction_type, PredictionType)
@@ -166,6 +172,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(_use_default_values=[])
         if fitted_schedules is not None:
             self.register_to_config(_fitted_schedules=fitted_schedules)
+        if consistency_steps is not None:
+            self.register_to_config(_consistency_steps=consistency_steps)
 
         if trained_betas is not None:
             betas = torch.tensor(_floats("trained_betas", trained_betas), dtype=torch.float32)
@@ -207,6 +215,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         kinds = [(table["num_inference_steps"], table["guidance_scale"]) for table in fitted_schedules or ()]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"fitted_schedules may hold one table for each (steps, guidance scale): got {kinds}")
+        if consistency_steps is not None:
+            counts = consistency_steps if isinstance(consistency_steps, (list, tuple)) else []
+            if not counts or not all(_is_number(n, numbers.Integral) and 1 <= n <= len(self) for n in counts):
+                got = reprlib.repr(consistency_steps)
+                raise ValueError(f"consistency_steps must be a list of numbers in [1, {len(self)}]: got {got}")
+            if fitted_schedules or variance_type is not None:
+                got = "fitted_schedules" if fitted_schedules else f"variance_type {variance_type!r}"
+                raise ValueError(f"consistency_steps are all the steps that a distilled network takes: got {got} too")
 
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -242,11 +258,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         config = _stock_defaults(config_dict.get("_class_name"), cls) | dict(config_dict)
         tables = config.pop("_fitted_schedules", None)
         tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
+        steps = config.pop("consistency_steps", config.pop("_consistency_steps", None))
+        steps = kwargs.pop("consistency_steps", steps)
         config["_use_default_values"] = passed_over
         init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
         if "_use_default_values" in config_dict:
             hidden["_use_default_values"] = []  # of a config that was not read from a file, as `__init__` has it
-        return init_dict | {"fitted_schedules": tables}, unused, hidden
+        return init_dict | {"fitted_schedules": tables, "consistency_steps": steps}, unused, hidden
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -362,7 +380,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         A number of steps with fitted tables takes the one of the nearest guidance scale (in ratio), which is then in
         `self.fitted_schedule`. Else the noise levels are uniform in log sigma from the most to the least of the
         schedule, but that the last step, half as long again, goes on from there to no noise at all. With solver_order 1
-        or a `variance_type` the timesteps are spread as `timestep_spacing` says.
+        or a `variance_type` the timesteps are spread as `timestep_spacing` says, with `consistency_steps` in the angle.
 
         Args:
             num_inference_steps (`int`): how many.
@@ -389,7 +407,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         last = len(self) - 1
         n = num_inference_steps
         self.fitted_schedule = None
-        multistep = self.config.solver_order > 1 and self.config.variance_type is None
+        consistency = self.consistency_steps is not None
+        multistep = self.config.solver_order > 1 and self.config.variance_type is None and not consistency
         if sigmas is not None:
             sigmas = _floats("sigmas", sigmas)
             sigmas = sigmas[:-1] if sigmas[-1] == 0 else sigmas
@@ -404,6 +423,11 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             distance = [abs(np.log(max(table["guidance_scale"], 1) / max(guidance_scale, 1))) for table in tables]
             self.fitted_schedule = tables[int(np.argmin(distance))]
             grid = np.asarray(self.fitted_schedule["taus"], dtype=float)
+        elif consistency:
+            # sigma_t / alpha_t = tan(angle), TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section 3)
+            angles = np.arctan(np.exp(self.log_sigmas[-1].item())) * np.arange(n, 0, -1) / n
+            grid = np.interp(np.log(np.tan(angles)), self.log_sigmas.double().cpu().numpy(), np.arange(len(self)))
+            grid[0] = last
         elif multistep:
             # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
             levels = self.log_sigmas.double().cpu().numpy()
@@ -432,6 +456,11 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     def fitted_schedules(self) -> list[dict[str, Any]] | None:
         """All tables that the scheduler was made with, `None` without."""
         return self.config.get("_fitted_schedules")
+
+    @property
+    def consistency_steps(self) -> list[int] | None:
+        """The numbers of steps that the network is distilled to, `None` where it is not."""
+        return self.config.get("_consistency_steps")
 
     def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
         """The tables of `fitted_schedules` for that many steps."""
@@ -570,10 +599,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         t = float(timestep)
         prev_t = self.previous_timestep(t)
         a = self._alpha_cumprod(t, like=sample)
+        consistency = self.consistency_steps is not None
         if prev_t >= 0:
             a_prev = self._alpha_cumprod(prev_t, like=sample)
+        elif self.config.variance_type is None and not consistency:
+            a_prev = self.final_alpha_cumprod.to(a)
         else:
-            a_prev = self.final_alpha_cumprod.to(a) if self.config.variance_type is None else torch.ones_like(a)
+            a_prev = torch.ones_like(a)
 
         x_0 = self.predict_original_sample(model_output, t, sample)
         eps = self.predict_noise(model_output, t, sample)
@@ -588,6 +620,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             mean = a_prev.sqrt() * beta / (1 - a) * x_0 + (a / a_prev).sqrt() * (1 - a_prev) / (1 - a) * sample
             std = (variance.clamp(min=1e-20) if self.config.variance_type == "fixed_small" else beta).sqrt()
             add_noise = t > 0
+        elif consistency:
+            mean, std = a_prev.sqrt() * x_0, (1 - a_prev).sqrt()  # x_0 noised anew, all the way at any eta
+            add_noise = prev_t >= 0
         else:
             if use_clipped_model_output:
                 eps = (sample - a.sqrt() * x_0) / (1 - a).sqrt()

@@ -1,0 +1,51 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Every setting of `distill.py`: those by which a student learns, as of `train.py`, and those of its teacher."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.rules import COUNT, GUIDANCE, at_least, at_most
+from mezzotint_training.config.settings import TrainConfig, redefined, setting
+
+
+@dataclass
+class DistillConfig(TrainConfig):
+    """The settings of `distill.py`."""
+
+    program: ClassVar[str] = "distill"
+    without: ClassVar[frozenset[str]] = frozenset(
+        {
+            "size", "plan", "task", "scale", "num_classes", "pretrained_model_name_or_path", "revision", "unet", "vae",
+            "latent_versions", "scheduler", "text_encoder_name_or_path", "text_encoder", "max_text_length",
+            "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers", "mask_column",
+            "aspect_ratio_buckets", "augment_probability", "weighting_scheme", "logit_mean", "logit_std",
+            "proportion_empty_conditions", "posthoc_ema_steps", "num_copy_samples", "num_inference_steps",
+            "guidance_scale", "validation_split", "num_validation_samples",
+        }
+    )  # fmt: skip
+
+    steps: list[int] = setting(
+        [1, 2, 4],
+        "numbers of sampling steps to distil to; a pipeline draws in 2 by default, or in the most where 2 is not among "
+        "them",
+        at_least(1),
+        at_most(64),
+    )
+    teacher_guidance_scale: float = setting(
+        2.0, "guidance scale of the teacher, which the student then has in it; by default that of its recipe", *GUIDANCE
+    )
+    teacher_steps: int = setting(
+        8, "steps in which the teacher goes from noise to data, or as many as the student has times", *COUNT
+    )
+    max_train_steps: int = redefined("max_train_steps", 1000)
+    lr_warmup_steps: int = redefined("lr_warmup_steps", 20)
+    ema_decay: float = redefined("ema_decay", 0.95)
+    validation_steps: int = redefined("validation_steps", 100)
+    checkpointing_steps: int = redefined("checkpointing_steps", 100)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.steps:
+            raise UserError("steps must be at least one number: got none")
+        self.steps = sorted(set(self.steps))
