@@ -24,7 +24,11 @@ LINE_LINKS = [(page, *link) for page, text in PAGES.items() for link in LINE_LIN
 CAMPAIGNS = ROOT / "tests" / "conftest.py"  # which has pytest's flags of ours
 PROGRAMS = [*sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training" / "benchmarks").glob("*.py"))]
 SETTINGS = ROOT / "training" / "config" / "settings.py"
-OF_AUTOENCODERS = SETTINGS.with_name("autoencoder.py")
+# Settings that a program has beside those of training
+OWN_SETTINGS = {
+    "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
+    "distill": SETTINGS.with_name("distillation.py"),
+}
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
 
 
@@ -130,10 +134,10 @@ def test_commands_in_a_page_are_ones(page):
             continue  # another's program
         assert path is None or path.exists(), f"{page}: {words} runs {path}"
         if path is None:  # a flag alone, of any program
-            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, OF_AUTOENCODERS, FLAGS, *PROGRAMS]))
+            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, *OWN_SETTINGS.values(), FLAGS, *PROGRAMS]))
         else:
             known = flags(path) if path.suffix == ".py" else set()
-            known = known | (flags(OF_AUTOENCODERS) if path.stem == "train_autoencoder" else set())
+            known = known | (flags(OWN_SETTINGS[path.stem]) if path.stem in OWN_SETTINGS else set())
             if path.stem in ("train", "train_autoencoder", "train_classifier", "distill", "slurm"):
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
         for word in words:

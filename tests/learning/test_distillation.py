@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 
 from mezzotint import MezzotintScheduler
 from mezzotint_training.benchmarks.distillation import LatentConsistencyDistillation
-from mezzotint_training.config.settings import DistillConfig
+from mezzotint_training.config.distillation import DistillConfig
 from mezzotint_training.learning.distillation import (
     HUBER,
     Distillation,

@@ -80,7 +80,7 @@ def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str],
     recipe = read_recipe(checkpoint)
     recipe = {name: checked(name, recipe[name]) for name in (*PLACES, *names) if name in recipe}
     told, asked = _place(recipe), _place(given)
-    if told is None and asked is None:
+    if (place := asked or told) is None:
         raise UserError(
             f"{program} needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them"
         )
@@ -89,7 +89,7 @@ def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str],
     if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
         recipe = {}
     settings = {name: value for name, value in recipe.items() if name not in PLACES}
-    return settings | dict([asked or told]) | given
+    return {**settings, place[0]: place[1], **given}
 
 
 def _place(settings: dict[str, Any]) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.settings import DistillConfig
+from mezzotint_training.config.distillation import DistillConfig
 
 # Of the pseudo-Huber metric, relative to unit variance; <https://huggingface.co/papers/2310.14189>, section 3.3
 HUBER = 0.03

@@ -94,12 +94,12 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    size = pipe.default_size
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    height, width = pipe.default_size
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
-    return size
+    return height, width
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:
