@@ -95,7 +95,7 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
         UserError: for a U-Net that does not say it.
     """
     height, width = pipe.default_size
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
