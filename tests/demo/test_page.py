@@ -23,12 +23,12 @@ RED = Image.new("RGB", (8, 8), "red")
 
 
 class Handler:
-    """What a button of the page does, by the name that its API has; there the last value, the drawing, is missing."""
+    """What a button of the page does, by the name that its API has, where the drawing is not given."""
 
     def __init__(self, page, name: str):
         self.fn, *_ = sorted(
             (fn for fn in page.fns.values() if getattr(fn.fn, "__name__", None) == name),
-            key=lambda fn: -len(fn.outputs),
+            key=lambda fn: not any(isinstance(component, gr.State) for component in fn.outputs),
         )
 
     def values(self, **values) -> list:
