@@ -308,6 +308,5 @@ class _ForwardTab:
         shares += [(timestep, x, "t") for x in (0.0, 1.0)]
         ratio = [(t, x, "log SNR") for t, x in zip(curves.timesteps, curves.log_snr, strict=True)]
         ratio += [(timestep, x, "t") for x in (curves.log_snr.min(), curves.log_snr.max())]
-        return tuple(
-            pd.DataFrame(rows, columns=["t", y, "curve"]) for y, rows in (("share", shares), ("log SNR", ratio))
-        )
+        columns = (["t", "share", "curve"], ["t", "log SNR", "curve"])
+        return pd.DataFrame(shares, columns=columns[0]), pd.DataFrame(ratio, columns=columns[1])
