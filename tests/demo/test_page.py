@@ -23,12 +23,12 @@ RED = Image.new("RGB", (8, 8), "red")
 
 
 class Handler:
-    """What a button of the page does, by the name that its API has; there the last value, the drawing, is missing."""
+    """What a button of the page does, by the name that its API has, where the drawing is not given."""
 
     def __init__(self, page, name: str):
         self.fn, *_ = sorted(
             (fn for fn in page.fns.values() if getattr(fn.fn, "__name__", None) == name),
-            key=lambda fn: -len(fn.outputs),
+            key=lambda fn: not any(isinstance(component, gr.State) for component in fn.outputs),
         )
 
     def values(self, **values) -> list:
@@ -91,10 +91,11 @@ def test_the_api_gives_the_pictures_and_no_state(page_of):
     page, pipe = page_of()
     (fn,) = [fn for fn in page.fns.values() if fn.api_name == "text_to_image"]
     values = Handler(page, "text_to_image").values(prompt="7", count=1, seed=3, new_seed=False, num_inference_steps=2)
-    ((picture, caption),), seed = fn.fn(*values, lambda *args, **kwargs: None)
+    grid, ((picture, caption),), seed = fn.fn(*values, lambda *args, **kwargs: None)
+    np.testing.assert_array_equal(grid, picture)
     expected = pipe("7", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
     np.testing.assert_array_equal(picture, expected)
-    assert caption == "seed 3" and seed == 3 and len(fn.outputs) == 2
+    assert caption == "seed 3" and seed == 3 and not any(isinstance(component, gr.State) for component in fn.outputs)
     usual = {name: parameter.default for name, parameter in fn.fn.__signature__.parameters.items()}
     assert inspect.Parameter.empty not in usual.values() and usual["num_inference_steps"] == 20
     assert "num_inference_steps: Steps" in fn.fn.__doc__

@@ -218,8 +218,9 @@ def painted_classes(canvas: Image.Image, num_classes: int, size: tuple[int, int]
 # ---------------------------------------------------------------------------------------------- the forward process
 
 
-def schedule_of(pipe: Any) -> MezzotintScheduler:
-    """The noise schedule that the pipeline's network was trained under, whatever scheduler it has."""
+def schedule_of(pipe: Any) -> Any:
+    """The noise schedule that the pipeline's network was trained under, as a `MezzotintScheduler`, whatever the
+    pipeline's own is."""
     return MezzotintScheduler.from_config(pipe.scheduler.config)
 
 

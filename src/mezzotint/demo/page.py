@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -131,9 +132,10 @@ class _TaskTab:
             "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing],
             "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
         }  # fmt: skip
-        # Programs and language models get the pictures: of a function that gives a state too Gradio makes no tool
-        asked = {"fn": self._handler(name, to_the_page=False), "outputs": drawing["outputs"][:2], "api_name": name}
-        gr.Button(visible=False).click(**drawing | asked)
+        # Programs get the pictures, language models their grid: of a function that gives a state Gradio makes no tool
+        grid = gr.Image(label="All pictures", format="png", visible=False)
+        asked = {"fn": self._handler(name, to_the_page=False), "outputs": [grid, *drawing["outputs"][:2]]}
+        gr.Button(visible=False).click(**drawing | asked | {"api_name": name})
         drawing["api_visibility"] = "private"
         shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
         self.controls.draw.click(**drawing).success(self._unfold, self.drawing, shown, **private)
@@ -151,7 +153,7 @@ class _TaskTab:
 
     def _handler(self, name: str, to_the_page: bool = True) -> Callable:
         """A function of the values of the inputs by their names, as Gradio's API and MCP describe it, that gives the
-        pictures, the seed and, `to_the_page`, the drawing."""
+        pictures, the seed and, `to_the_page`, the drawing; otherwise all pictures in one come first."""
         inputs = self.controls.inputs
 
         def handler(*values):
@@ -164,7 +166,8 @@ class _TaskTab:
 
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
                 if not to_the_page:
-                    return drawing.pictures, call["seed"]
+                    pictures = np.stack([np.atleast_3d(picture) for picture, _ in drawing.pictures])
+                    return as_grid(pictures), drawing.pictures, call["seed"]
                 return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
 
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
