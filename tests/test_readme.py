@@ -25,6 +25,7 @@ CAMPAIGNS = ROOT / "tests" / "conftest.py"  # which has pytest's flags of ours
 PROGRAMS = [*sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training" / "benchmarks").glob("*.py"))]
 SETTINGS = ROOT / "training" / "config" / "settings.py"
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
+EVALUATION = ROOT / "training" / "publishing" / "evaluation.py"  # the flags of evaluate
 
 
 @cache
@@ -129,11 +130,13 @@ def test_commands_in_a_page_are_ones(page):
             continue  # another's program
         assert path is None or path.exists(), f"{page}: {words} runs {path}"
         if path is None:  # a flag alone, of any program
-            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, FLAGS, *PROGRAMS]))
+            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, FLAGS, EVALUATION, *PROGRAMS]))
         else:
             known = flags(path) if path.suffix == ".py" else set()
             if path.stem in ("train", "train_classifier", "slurm"):
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
+            elif path.stem == "evaluate":
+                known = known | flags(EVALUATION)
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")
             assert not word.startswith("--") or flag in known, f"{page}: {words} has {word}"
