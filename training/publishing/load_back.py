@@ -19,7 +19,7 @@ from mezzotint_training.config.errors import CannotGoOn
 from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.publishing import stranger
 
-STEPS = 4  # of a drawing for which nothing else was asked
+STEPS = 2  # of a drawing for which nothing else was asked: both ends of the noise levels
 GREY_LEVEL = 1 / 255
 FEW = 0.01  # share of a picture's values that rounding may move by more than half a grey level
 
@@ -92,7 +92,7 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
         pipe: of the package, which tells what its call takes.
         prompt: left out where the pipeline reads no text.
         seed: of the starting noise.
-        arguments: more of the call's; by default as few steps as show all of a network.
+        arguments: more of the call's; by default a few steps.
     """
     takes, inputs = inspect.signature(type(pipe).__call__).parameters, {}
     arguments = {"num_inference_steps": STEPS} | arguments
