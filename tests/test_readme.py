@@ -24,10 +24,11 @@ LINE_LINKS = [(page, *link) for page, text in PAGES.items() for link in LINE_LIN
 CAMPAIGNS = ROOT / "tests" / "conftest.py"  # which has pytest's flags of ours
 PROGRAMS = [*sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training" / "benchmarks").glob("*.py"))]
 SETTINGS = ROOT / "training" / "config" / "settings.py"
-# Settings that a program has beside those of training
+# Where else than in a program its flags are
 OWN_SETTINGS = {
     "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
     "distill": SETTINGS.with_name("distillation.py"),
+    "evaluate": ROOT / "training" / "publishing" / "evaluation.py",
 }
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
 

@@ -111,6 +111,7 @@ def evaluate_first(folder: Path, args: argparse.Namespace) -> str | None:
     asked = parser.parse_args([str(folder), "--card", *(word for x in places.items() for word in (f"--{x[0]}", x[1]))])
     if args.dry_run:
         return "a dry run"
+    print("evaluating, as nobody has yet; --no-evaluate leaves it out", flush=True)
     try:
         evaluation.measure_and_keep(asked, parser)
     except UserError as error:

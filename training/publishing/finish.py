@@ -190,20 +190,23 @@ def check_saved(
     except ValueError as error:
         accelerator.print(f"the saved pipeline is not compared with the trained one: {one_line(error)}")
         return None
-    began = time.monotonic()
+    began, where = time.monotonic(), "here"
     try:
         saved = drawing.by(loaded)
         verdict = load_back.compare(saved, trained, time.monotonic() - began)
-        if alone := verdict.same and config.load_back and config.adapter is None:
+        if verdict.same and config.load_back and config.adapter is None:
             saved = drawing.by(loaded.to("cpu")) if pipe.unet.device.type != "cpu" else saved
-            verdict = load_back.as_a_stranger(load_back.Source(str(folder)), drawing, saved)
+            try:
+                verdict = load_back.as_a_stranger(load_back.Source(str(folder)), drawing, saved)
+                where = "where mezzotint is not installed"
+            except load_back.NotTried as error:  # which says nothing of the pipeline
+                accelerator.print(f"{error}; `mezzotint doctor {shlex.quote(config.output_dir)}` tries it again")
         if not verdict.same:
             raise CannotGoOn(f"loaded back, it draws {verdict}")
     except (CannotGoOn, ValueError) as error:
         raise CannotGoOn(
             f"what was saved is not what was trained, and not put in place: {one_line(error)}; the checkpoint is whole"
         ) from None
-    where = "where mezzotint is not installed" if alone else "here"
     accelerator.print(f"loaded back {where}: {verdict} ({verdict.seconds:.1f} s)")
     return verdict._asdict() | {"where": where, "words": str(verdict)}
 
@@ -250,11 +253,11 @@ def finish(
     grid = None
     if shown.prompts:
         grid = draw_samples(loaded, config, shown, output_dir, metrics["steps"], accelerator)
+    plots.plot(output_dir)
     with replacing(new, output_dir, index, KIND):
         if not again:  # what was measured is of other weights
             card.drop_evaluation(output_dir)
         _write_figures(output_dir, metrics)
-        plots.plot(output_dir)
         card.write(output_dir, asdict(config), metrics, grid)
     loss = "no finite loss" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
     accelerator.print(f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, {loss})")

@@ -2,6 +2,7 @@
 """Loads back what was saved or uploaded, and compares a picture that it draws with the one that it must draw. It rules
 out that a model trains well and its saved pipeline draws garbage."""
 
+import errno
 import inspect
 import json
 import os
@@ -19,9 +20,14 @@ from mezzotint_training.config.errors import CannotGoOn
 from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.publishing import stranger
 
-STEPS = 4  # of a drawing for which nothing else was asked
+STEPS = 2  # of a drawing for which nothing else was asked: both ends of the noise levels
 GREY_LEVEL = 1 / 255
 FEW = 0.01  # share of a picture's values that rounding may move by more than half a grey level
+
+
+class NotTried(CannotGoOn):
+    """The machine did not let a stranger's process come to its end: a signal, or a full disk. It says nothing of the
+    pipeline."""
 
 
 class Source(NamedTuple):
@@ -92,7 +98,7 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
         pipe: of the package, which tells what its call takes.
         prompt: left out where the pipeline reads no text.
         seed: of the starting noise.
-        arguments: more of the call's; by default as few steps as show all of a network.
+        arguments: more of the call's; by default a few steps.
     """
     takes, inputs = inspect.signature(type(pipe).__call__).parameters, {}
     arguments = {"num_inference_steps": STEPS} | arguments
@@ -130,7 +136,8 @@ def as_a_stranger(source: Source, drawing: Drawing, here: np.ndarray) -> Verdict
         here: the picture that it must come to.
 
     Raises:
-        CannotGoOn: in one line, for a pipeline that does not load or draw there.
+        CannotGoOn: in one line, for a pipeline that does not load or draw there; `NotTried` for a machine that is in
+            the way.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
@@ -146,7 +153,9 @@ def as_a_stranger(source: Source, drawing: Drawing, here: np.ndarray) -> Verdict
                 if code < 0
                 else (said.strip().splitlines() or ["it wrote nothing"])[-1]
             )
-            raise CannotGoOn(f"it cannot be loaded back where mezzotint is not installed: {why[:400]}")
+            of_the_machine = code < 0 or os.strerror(errno.ENOSPC) in why or os.strerror(errno.EFBIG) in why
+            kind = NotTried if of_the_machine else CannotGoOn
+            raise kind(f"it cannot be loaded back where mezzotint is not installed: {why[:400]}")
         there = np.load(folder / stranger.PICTURE, allow_pickle=False)
     return compare(there, here, time.monotonic() - began)
 

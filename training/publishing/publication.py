@@ -3,6 +3,7 @@
 draw, the upload, and the upload loaded back by a stranger."""
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import enable_progress_bars
 
 import mezzotint
 from mezzotint import hub
@@ -200,6 +203,8 @@ def upload(
         UserError: for what `hub.push` refuses.
         CannotGoOn: for an upload that failed, or is not what was to go up.
     """
+    if sys.stderr.isatty() and HF_HUB_DISABLE_PROGRESS_BARS is not True:
+        enable_progress_bars()  # which transformers turns off with its own
     options = {"private": private or None, "replace_card": replace_card, "revision": revision, "say": say}
     try:
         address = hub.push(publication.folder, name, card=publication.card, **options)
