@@ -83,12 +83,12 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    size = pipe.default_size
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    size = [side for side in pipe.default_size if isinstance(side, int) and side > 0]
+    if len(size) != 2 or len(pipe.default_size) != 2:
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
-    return size
+    return size[0], size[1]
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:
