@@ -118,6 +118,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, vae, tmp_path):
     assert {path.name for path in (again / "cache").iterdir()} == before
 
 
+def test_a_plan_says_what_the_latents_take_and_touches_nothing(vae, tmp_path):
+    result = run("--plan", output_dir=tmp_path / "run", vae=vae)
+    assert result.code == 0 and not (tmp_path / "run").exists()
+    assert "latents      of 40 pictures, about " in result.out and "vae          " in result.out
+
+
 # ------------------------------------------------------------------------------------------------------- the checkpoint
 
 
