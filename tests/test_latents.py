@@ -21,11 +21,12 @@ from tiny_run import LONG, UNET, logged, run, saved, trained
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline, MezzotintPipeline, hub
 from mezzotint.pipelines.latents_mezzotint import to_latents
-from mezzotint_training import cli, train
+from mezzotint_training import cli, evaluate, train
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment, version_labels, versions
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.digits import digits
+from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.modalities.images import unit
 from mezzotint_training.networks import latents as latents_module
 from mezzotint_training.networks.latents import Latents
@@ -118,6 +119,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, vae, tmp_path):
     assert {path.name for path in (again / "cache").iterdir()} == before
 
 
+def test_a_plan_says_what_the_latents_take_and_touches_nothing(vae, tmp_path):
+    result = run("--plan", output_dir=tmp_path / "run", vae=vae)
+    assert result.code == 0 and not (tmp_path / "run").exists()
+    assert "latents      of 40 pictures, about " in result.out and "vae          " in result.out
+
+
 # ------------------------------------------------------------------------------------------------------- the checkpoint
 
 
@@ -167,6 +174,16 @@ def test_the_other_programs_take_it(whole, tmp_path, capsys):
     assert "1 picture of 8x8" in capsys.readouterr().out
     argv = ["--pipeline", str(whole), "--dataset_name", "digits", "--output_dir", str(tmp_path / "classified")]
     assert cli.main(["train-classifier", *argv]) == 2 and "a classifier is trained in pixels" in capsys.readouterr().err
+
+
+def test_its_held_out_loss_is_measured_in_its_latents(whole):
+    """As the run itself measured it, of the weights that it published."""
+    config = TrainConfig(dataset_name="digits", validation_split="test", num_validation_samples=8, max_train_samples=40)
+    images = CaptionedImages(held_out(config, load_splits(config))[1], config, 1, (8, 8))
+    pipe, args = MezzotintPipeline.from_pretrained(whole), SimpleNamespace(count=8, batch_size=3)
+    levels = evaluate.held_out_loss(pipe, images, args, torch.device("cpu"))
+    mean = sum(level["value"] for level in levels) / len(levels)
+    assert mean == pytest.approx(logged(whole, "held_out_loss")[6], rel=1e-4)
 
 
 def test_a_pipeline_is_fine_tuned_in_its_latents(whole, tmp_path):

@@ -73,6 +73,7 @@ def test_it_says_what_it_is_worth(whole):
     assert metrics["quality"] == {"psnr": logged(whole, "psnr")[6], "ssim": logged(whole, "ssim")[6]}
     assert metrics["pictures"] == 40 and metrics["parameters"].keys() == {"vae"}
     card = (whole / "README.md").read_text()
+    assert "`AutoencoderDC` of diffusers" in card and "4 numbers for each\nblock of 2x2 pixels" in card
     assert f"PSNR {metrics['quality']['psnr']:.2f} dB" in card and "![reconstructions](samples/step-000006.png)" in card
     assert ModelCard(card).data.library_name == "diffusers"
     grid = np.asarray(Image.open(whole / "samples" / "step-000006.png"))

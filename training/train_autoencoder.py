@@ -222,6 +222,9 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": validation.history.last}
             measured = figures(position, meter, learner, {"vae": vae}, **counts, plan=planned)
             measured |= {
+                "autoencoder": type(vae).__name__,
+                "vae_scale_factor": factor,
+                "latent_channels": vae.config.latent_channels,
                 "quality": quality(vae, unseen, config.train_batch_size) if unseen else None,
                 "latents": set_scale(vae, [item["sample"] for item in samples[1]] if samples else []),
             }

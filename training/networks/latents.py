@@ -19,7 +19,7 @@ from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.augment import versions
+from mezzotint_training.data.augment import count_versions, versions
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.networks.cache import Cache, Recent, fingerprint
 from mezzotint_training.networks.saved import check_finite
@@ -182,8 +182,8 @@ class Latents:
 
     def fingerprint(self) -> str:
         """A hash of the autoencoder: its class, settings and weights. Where it was loaded from makes no difference."""
-        names = ("_name_or_path", "_diffusers_version", "scaling_factor", "shift_factor")
-        config = {key: value for key, value in self.vae.config.items() if key not in names}
+        unused = ("scaling_factor", "shift_factor")
+        config = {k: v for k, v in self.vae.config.items() if not (k.startswith("_") or k in unused)}
         return fingerprint({"class": type(self.vae).__name__, "config": config}, self.vae).hexdigest()[:32]
 
     def prepare(
@@ -198,12 +198,13 @@ class Latents:
             UserError: for a folder that cannot be written to, or has no room left.
         """
         sets = [images for images in sets if images is not None]
-        changes = ("random_flip", "augment_probability", "latent_versions", "seed")
+        augmented = self.config.augment_probability > 0
         settings = {
             "vae": self.fingerprint(),
             "pictures": data["pictures"],
             "sizes": sets[0].buckets,
-            "changes": {name: getattr(self.config, name) for name in changes},
+            "changes": [self.config.random_flip, self.config.augment_probability, count_versions(self.config)],
+            "seed": self.config.seed if augmented else None,
             "device": self.accelerator.device.type,
             "versions": [torch.__version__, diffusers.__version__],
         }

@@ -94,12 +94,12 @@ def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int,
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    height, width = pipe.default_size
-    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+    size = [side for side in pipe.default_size if isinstance(side, int) and side > 0]
+    if len(size) != 2 or len(pipe.default_size) != 2:
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
-    return height, width
+    return size[0], size[1]
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:

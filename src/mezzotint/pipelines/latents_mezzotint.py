@@ -89,9 +89,8 @@ class MezzotintLatentMixin:
 
     def _scale(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel of the data."""
-        shape = (1, -1, *[1] * (like.ndim - 2))
-        mean, std = (torch.tensor(x).to(like).reshape(shape) for x in (
-            self.unet.config.sample_mean, self.unet.config.sample_std))  # fmt: skip
+        config, shape = self.unet.config, (1, -1, *[1] * (like.ndim - 2))
+        mean, std = (torch.tensor(x).to(like).reshape(shape) for x in (config.sample_mean, config.sample_std))
         return mean, std
 
     def encode(self, image: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
