@@ -1,5 +1,5 @@
-"""The course in `src/mezzotint/README.md`: it runs from top to bottom, prints what it says that it prints, and draws its
-own pictures; the notebook beside it is the same page.
+"""The course in `src/mezzotint/README.md`: it runs from top to bottom, prints what it says that it prints, and draws
+its own pictures; the notebook beside it is the same page.
 
 `python tests/test_course.py` runs the page and writes all three.
 """
@@ -62,8 +62,8 @@ def notebook(page: str) -> str:
 
     def add_text(text: str) -> None:
         for part in re.split(r"\n(?=## )", PICTURE.sub("", text)):  # a cell for each section, so that it can be folded
-            if part.strip():
-                cells.append({"cell_type": "markdown", "metadata": {}, "source": part.strip().splitlines(keepends=True)})
+            if lines := part.strip().splitlines(keepends=True):
+                cells.append({"cell_type": "markdown", "metadata": {}, "source": lines})
 
     for snippet in SNIPPET.finditer(page):
         add_text(page[place : snippet.start()])
@@ -80,7 +80,8 @@ def notebook(page: str) -> str:
 def assert_prints(said: str, printed: str) -> None:
     """The same words, and numbers that differ by no more than the last places of training on another processor: 5 %,
     or 2 units of the last digit shown."""
-    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", said).split(), f"the page says {said!r}, it is {printed!r}"
+    words = [NUMBER.sub("#", text).split() for text in (said, printed)]
+    assert words[0] == words[1], f"the page says {said!r}, it prints {printed!r}"
     for expected, got in zip(NUMBER.findall(said), NUMBER.findall(printed), strict=True):
         unit = 10.0 ** -len(expected.partition(".")[2])
         assert float(got) == pytest.approx(float(expected), rel=0.05, abs=2.01 * unit), f"{said!r}, {printed!r}"
