@@ -83,8 +83,10 @@ def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str],
         raise UserError(f"{program} reads the set that the recipe names if you name it too: --{' '.join(told)}")
     if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
         recipe = {}
-    settings = {name: value for name, value in recipe.items() if name not in PLACES}
-    return settings | dict([asked or told]) | given
+    settings: dict[str, Any] = {name: value for name, value in recipe.items() if name not in PLACES}
+    if (place := asked or told) is not None:
+        settings[place[0]] = place[1]
+    return settings | given
 
 
 def _place(settings: dict[str, Any]) -> tuple[str, str] | None:
