@@ -119,12 +119,13 @@ def test_it_costs_a_fifth_of_the_teachers_training_by_default(teacher, monkeypat
 
 def test_bad_input_is_said_in_one_line_and_leaves_nothing(teacher, student, make_pipe, tmp_path):
     def saved_pipe(name: str, **config) -> Path:
-        pipe = make_pipe(in_channels=1, out_channels=1, **config)
+        pipe = make_pipe(**{"in_channels": 1, "out_channels": 1} | config)
         pipe.save_pretrained(tmp_path / name)
         return tmp_path / name
 
     own = saved_pipe("own")
     epsilon = saved_pipe("epsilon", scheduler=MezzotintScheduler(prediction_type="epsilon"))
+    inpaint = saved_pipe("inpaint", in_channels=3, condition={"task": "inpaint"})
     (tmp_path / "empty").mkdir()
     data = ("--dataset_name", "digits")
     out = tmp_path / "out"
@@ -133,6 +134,7 @@ def test_bad_input_is_said_in_one_line_and_leaves_nothing(teacher, student, make
         ((tmp_path / "empty", *data), f"checkpoint {tmp_path}/empty cannot be loaded: "),
         ((own,), "distill needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them"),
         ((epsilon, *data), "checkpoint must predict velocities (v_prediction), which the student begins with: got eps"),
+        ((inpaint, *data), "checkpoint must be trained for text_to_image: got one for inpaint, which is not distilled"),
         ((student,), "checkpoint must be a network that denoises: got one distilled to [2, 1, 4] steps"),
         ((teacher, "--steps", "0"), "steps must be at least 1: got 0"),
         ((teacher, "--steps"), "steps must be at least one number: got none"),

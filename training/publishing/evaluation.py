@@ -122,8 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {folder}")
         writable_folder("checkpoint", folder)
         card.check(folder)
-    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
-    config = TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), "evaluate"), report_to="none")
+    config = data_settings(args)
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     if (task := pipe.trained_for["task"]) != "text_to_image":
         raise UserError(
@@ -215,6 +214,12 @@ def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[s
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
     return words
+
+
+def data_settings(args: argparse.Namespace) -> TrainConfig:
+    """The settings of the data: those of the checkpoint's recipe, and flags over them, as `data_of` allows."""
+    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
+    return TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), "evaluate"), report_to="none")
 
 
 def held_out_loss(
