@@ -87,15 +87,14 @@ def test_what_is_drawn_is_the_pipelines(page_of):
     assert animation.count("data:image/webp;base64,") == 2 and 'download="drawing.webp"' in animation
 
 
-def test_the_api_gives_the_pictures_and_no_state(page_of):
+def test_the_api_gives_all_pictures_in_one(page_of):
     page, pipe = page_of()
     (fn,) = [fn for fn in page.fns.values() if fn.api_name == "text_to_image"]
     values = Handler(page, "text_to_image").values(prompt="7", count=1, seed=3, new_seed=False, num_inference_steps=2)
-    grid, ((picture, caption),), seed = fn.fn(*values, lambda *args, **kwargs: None)
-    np.testing.assert_array_equal(grid, picture)
+    picture = fn.fn(*values, lambda *args, **kwargs: None)
     expected = pipe("7", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
     np.testing.assert_array_equal(picture, expected)
-    assert caption == "seed 3" and seed == 3 and not any(isinstance(component, gr.State) for component in fn.outputs)
+    assert [type(component) for component in fn.outputs] == [gr.Image]
     usual = {name: parameter.default for name, parameter in fn.fn.__signature__.parameters.items()}
     assert inspect.Parameter.empty not in usual.values() and usual["num_inference_steps"] == 20
     assert "num_inference_steps: Steps" in fn.fn.__doc__
@@ -198,6 +197,9 @@ def test_a_picture_is_divided_into_classes(page_of):
     page, _ = page_of(in_channels=5, out_channels=1, condition={"task": "segment", "num_classes": 2})
     drawn = Handler(page, "segment")(picture=RED, count=3, num_inference_steps=1)[2]
     assert [caption.split(":")[0] for _, caption in drawn.pictures] == ["classes", "doubt"]
+    (fn,) = [fn for fn in page.fns.values() if fn.api_name == "segment"]
+    values = Handler(page, "segment").values(picture=RED, count=1, num_inference_steps=1)
+    assert fn.fn(*values, lambda *args, **kwargs: None).size == (16, 8)  # side by side
 
 
 NOTHING = {"background": None, "layers": [], "composite": None}

@@ -132,9 +132,9 @@ class _TaskTab:
             "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing],
             "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
         }  # fmt: skip
-        # Programs get the pictures, language models their grid: of a function that gives a state Gradio makes no tool
+        # Programs and language models get all pictures in one, which is what Gradio's tools can hand on as a picture
         grid = gr.Image(label="All pictures", format="png", visible=False)
-        asked = {"fn": self._handler(name, to_the_page=False), "outputs": [grid, *drawing["outputs"][:2]]}
+        asked = {"fn": self._handler(name, to_the_page=False), "outputs": grid}
         gr.Button(visible=False).click(**drawing | asked | {"api_name": name})
         drawing["api_visibility"] = "private"
         shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
@@ -153,7 +153,7 @@ class _TaskTab:
 
     def _handler(self, name: str, to_the_page: bool = True) -> Callable:
         """A function of the values of the inputs by their names, as Gradio's API and MCP describe it, that gives the
-        pictures, the seed and, `to_the_page`, the drawing; otherwise all pictures in one come first."""
+        pictures, the seed and the drawing `to_the_page`, and otherwise all pictures in one."""
         inputs = self.controls.inputs
 
         def handler(*values):
@@ -166,8 +166,7 @@ class _TaskTab:
 
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
                 if not to_the_page:
-                    pictures = np.stack([np.atleast_3d(picture) for picture, _ in drawing.pictures])
-                    return as_grid(pictures), drawing.pictures, call["seed"]
+                    return as_grid(np.stack([np.asarray(picture.convert("RGB")) for picture, _ in drawing.pictures]))
                 return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
 
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
