@@ -19,6 +19,7 @@ ELSEWHERE = {
     "load_back", "output_dir", "plan", "pretrained_model_name_or_path", "push_to_hub", "report_to",
     "resume_from_checkpoint", "train_data_dir", "validation_prompts",
 }  # fmt: skip
+FROM_SCRATCH = {"max_text_length", "scheduler", "text_encoder", "unet"}  # which a saved pipeline brings along
 PREDICTS = {"v_prediction": "v", "epsilon": "the noise", "sample": "the picture"}
 
 
@@ -74,10 +75,10 @@ def data(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 def changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that differ from their defaults, as `recipe.yaml` has them."""
-    found = {}
+    found, silent = {}, ELSEWHERE | (FROM_SCRATCH if settings.get("pretrained_model_name_or_path") else set())
     for name, value in settings.items():
         with contextlib.suppress(UserError):  # for what is none of a setting's values
-            if name in HINTS and name not in ELSEWHERE and checked(name, value) != default(name):
+            if name in HINTS and name not in silent and checked(name, value) != default(name):
                 found[name] = value
     return [(code(name), code(json.dumps(value, ensure_ascii=False))) for name, value in found.items()]
 
