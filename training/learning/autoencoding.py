@@ -2,8 +2,8 @@
 """An autoencoder's loss, which needs no other network, and how good its reconstructions are.
 
 L1 and structure (SSIM) at several scales; noise in the latents that the decoder reads, as a diffusion model will leave
-some there; and scale equivariance (<https://huggingface.co/papers/2502.14831>, eq. 4): of latents at half the size the
-decoder is to make the picture at half the size. Without it high frequencies of the latents hold what a diffusion model
+some there; and scale equivariance (<https://huggingface.co/papers/2502.14831>): of latents at half the size the decoder
+is to make the picture at half the size. Without it high frequencies of the latents hold what a diffusion model
 draws worst.
 """
 
@@ -92,7 +92,8 @@ class Reconstruction(torch.nn.Module):
     def forward(
         self, pixels: torch.Tensor, noise: torch.Tensor, half: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """
+        """Make pictures again from their latents, to which noise is added.
+
         Args:
             pixels (`torch.Tensor` of shape `(B, C, H, W)`): in [-1, 1].
             noise (`torch.Tensor` of shape `(B,)`): its deviation in the latents, in those of a picture's latents.
