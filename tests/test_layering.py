@@ -129,7 +129,9 @@ def test_relative_import_is_seen(tmp_path, line):
 
 def test_importing_the_package_loads_nothing_that_its_base_classes_do_not():
     base = "from diffusers import DiffusionPipeline, ModelMixin\nfrom transformers import PreTrainedModel"
-    assert loaded_by("import mezzotint, mezzotint.hub, mezzotint.demo.drawing", after=base) == {"mezzotint"}
+    assert loaded_by("import mezzotint, mezzotint.hub, mezzotint.drawing, mezzotint.demo.pictures", after=base) == {
+        "mezzotint"
+    }
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["no-such-command"]])

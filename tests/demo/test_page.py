@@ -14,9 +14,10 @@ from mezzotint import MezzotintClassifier, MezzotintLayoutPipeline
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'mezzotint[demo]'")
 
-from mezzotint.demo import drawing  # noqa: E402
+from mezzotint import drawing  # noqa: E402
 from mezzotint.demo.controls import UNKNOWN, Checkpoint  # noqa: E402
 from mezzotint.demo.page import launch, make_page  # noqa: E402
+from mezzotint.demo.pictures import noised  # noqa: E402
 
 KNOWN = {"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}
 RED = Image.new("RGB", (8, 8), "red")
@@ -293,7 +294,7 @@ def test_the_forward_process_is_the_schedulers_with_its_curves(page_of):
     page, pipe = page_of()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     found, said, shares, ratio = Handler(page, "forward_process").fn.fn(picture, 300, 4)
-    np.testing.assert_array_equal(found, drawing.noised(pipe, picture, 300, 4))
+    np.testing.assert_array_equal(found, noised(pipe, picture, 300, 4))
     a = pipe.scheduler.alphas_cumprod[300].item()
     assert f"**{a**0.5:.3f}** x_0 + **{(1 - a) ** 0.5:.3f}** noise" in said
     assert set(shares["curve"]) == {"signal α", "noise σ", "t"} and set(shares[shares["curve"] == "t"]["t"]) == {300}

@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from mezzotint.demo.drawing import LARGEST, arguments_of, fitted, painted_classes, painted_over, samplers_of
+from mezzotint.demo.pictures import LARGEST, fitted, painted_classes, painted_over
+from mezzotint.drawing import arguments_of, samplers_of
 from mezzotint.hub import RECIPE
 from mezzotint.pipelines.pipeline_mezzotint_segment import class_colours
 
@@ -72,8 +73,8 @@ class Checkpoint:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels that the network was trained at."""
-        size = self.pipe.unet.config.sample_size or 64
-        return (size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size)
+        height, width = self.pipe.default_size
+        return height or 64, width or 64
 
 
 def in_our_words(component: Any) -> Any:
@@ -265,7 +266,7 @@ class Controls:
             self.inputs[name] = component
 
     def call(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of `drawing.draw` for the values of the inputs.
+        """The arguments of `draw` for the values of the inputs.
 
         Raises:
             ValueError: in one line, for what is missing or too much.

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from mezzotint.demo.controls import CANVAS, Checkpoint, Controls, in_our_words
-from mezzotint.demo.drawing import Drawing, animate, as_grid, curves_of, draw, fitted, noised, schedule_of, tasks_of
+from mezzotint.demo.pictures import curves_of, fitted, noised, schedule_of
+from mezzotint.drawing import Drawing, animate, as_grid, draw, tasks_of
 
 HOUR = 3600
 FONTS = {"font": ("ui-sans-serif", "system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
