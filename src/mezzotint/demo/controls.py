@@ -261,6 +261,9 @@ class Controls:
         usual = self.takes[name]
         if not (name == "guidance_scale" and usual == 1):  # of a task that needs no prompt to guide by
             usual = self.about.defaults.get(name, usual)
+        if usual is None:  # which the pipeline settles, where it is one of these
+            steps, scale = self.about.pipe.settle_steps(None, None)
+            usual = {"num_inference_steps": steps, "guidance_scale": scale}.get(name)
         component = CONTROLS[name](self.about, usual)
         if component is not None:
             self.inputs[name] = component
