@@ -81,24 +81,35 @@ def test_seeds_are_shared_by_all_prompts(folder, tmp_path):
     np.testing.assert_array_equal(Image.open(tmp_path / "grid.png"), expected)
 
 
-@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "DDIM"])
+@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "DDIMScheduler"])
 def test_a_sampler_of_diffusers_is_taken_by_its_name(folder, tmp_path, name):
     argv = ["--sampler", name, "--num_inference_steps", 3, "--output", tmp_path / "drawn.png"]
     assert sample(folder, "a red boot", *argv) == 0
     pipe = MezzotintPipeline.from_pretrained(folder)
     own = pipe("a red boot", num_inference_steps=3, generator=[torch.Generator().manual_seed(0)]).images[0]
-    cls = getattr(diffusers, name.removesuffix("Scheduler") + "Scheduler")
-    pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     expected = pipe("a red boot", num_inference_steps=3, generator=[torch.Generator().manual_seed(0)]).images[0]
     np.testing.assert_array_equal(Image.open(tmp_path / "drawn.png"), expected)
     assert not np.array_equal(own, expected)
+
+
+def test_an_animation_shows_the_steps(folder, tmp_path):
+    argv = ["--num_inference_steps", 3, "--num_images_per_prompt", 2, "--output", tmp_path / "drawn.png"]
+    assert sample(folder, "a red boot", *argv, "--animation", tmp_path / "steps.webp") == 0
+    with Image.open(tmp_path / "steps.webp") as moving:
+        assert moving.n_frames == 3
+        moving.seek(2)
+        last = np.asarray(moving.convert("RGB"))
+    enlarged = Image.open(tmp_path / "drawn.png").resize((256, 128), Image.Resampling.NEAREST)
+    for left in (4, 268):  # x_t after the last step, and the x_0 that is predicted at it
+        np.testing.assert_allclose(last[4:132, left : left + 256], np.asarray(enlarged), atol=1)
 
 
 def test_a_picture_tells_how_to_draw_it_again(folder, tmp_path, capsys):
     first, again, start = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "start.png"
     Image.effect_noise((8, 8), 90).convert("RGB").save(start)
     argv = ["--image", start, "--seed", 3, 9, "--negative_prompt=-é", "--guidance_interval", 0.5, 4]
-    argv += ["--sampler", "DDIM"]
+    argv += ["--sampler", "DDIMScheduler"]
     assert sample(folder, "a red boot", *argv, "--num_inference_steps", 4, "--output", first) == 0
     assert sample("--from", first, "--output", again) == 0
     np.testing.assert_array_equal(Image.open(first), Image.open(again))
@@ -238,7 +249,7 @@ def test_what_weights_cannot_do_is_said_in_one_line(task_folders, capsys, argv, 
         (["{tmp}/tiny", "a", "--image", "x", "--height", "8"], "leave one of --height and --image out"),
         (["{tmp}/tiny", "a", "--image", "x", "--strength", "1.5"], "strength must be in [0, 1]: got 1.5"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/moving.gif"], "it has several frames: give one of them"),
-        (["{tmp}/tiny", "a", "--sampler", "DDIMM"], "got 'DDIMM'; did you mean DDIM?"),
+        (["{tmp}/tiny", "a", "--sampler", "DIMScheduler"], "got 'DIMScheduler'; did you mean DDIMScheduler?"),
         (["{tmp}/tiny", "--prompts_file", "{tmp}/none.txt"], "prompts_file {tmp}/none.txt cannot be loaded"),
         (["{tmp}/tiny", "--prompts_file", "{tmp}/moving.gif"], "prompts_file {tmp}/moving.gif cannot be loaded"),
         (["--from", "{tmp}/none.png"], "from {tmp}/none.png cannot be loaded"),
@@ -281,6 +292,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(folder, tmp_path, capsys, argv
         (["--output", "{tmp}/x.txt"], "output must end in one of .png, .jpg, "),
         (["--output", "{tmp}/x"], "output must end in one of .png, .jpg, "),
         (["--output", ""], "output must be a file: got the folder ."),
+        (["--animation", "{tmp}/x.mp4"], "animation must end in one of .webp, .gif, .png: got {tmp}/x.mp4"),
         (["--device", "quantum"], "device must be one of this machine's (cpu"),
         (["--device", "cuda:99"], "device must be one of this machine's (cpu"),
         (["--device", "meta"], "device must be one of this machine's (cpu"),

@@ -8,6 +8,7 @@ mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
+mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
 mezzotint sample --from seven.png --num_inference_steps 50
 
 A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
@@ -34,6 +35,7 @@ from mezzotint import (
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
 )
+from mezzotint.drawing import Keeping, animate, sampler_of, samplers_of
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import (
@@ -46,7 +48,6 @@ from mezzotint_training.config.rules import (
     at_least,
     at_most,
     nearest,
-    shown,
     writable_file,
 )
 from mezzotint_training.engine.files import digest
@@ -64,8 +65,8 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
 # What goes with a picture, and with which
 NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
-UNTOLD = ("output", "device", "from", "prompts_file")  # what is of the call and not of the picture
-MANY_BYTES = 1_000_000  # more than arguments have
+UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
+MOVING = (".webp", ".gif", ".png")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,13 +106,18 @@ def _parser() -> Parser:
         "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
     parser.add_argument("--output", default="sample.png", help="the picture file to write")
+    parser.add_argument(
+        "--animation",
+        type=text,
+        help="a WebP, GIF or PNG file for the steps: the noisy sample on the left, what is foreseen in it on the right",
+    )
     parser.number(
         "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
     )
     parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
                   "those that it is distilled to")  # fmt: skip
     parser.add_argument(
-        "--sampler", help="a scheduler of diffusers, such as DDIMScheduler; by default the checkpoint's own"
+        "--sampler", help="a scheduler of diffusers by name, such as DDIMScheduler; by default the checkpoint's own"
     )
     parser.number(
         "guidance_scale",
@@ -188,9 +194,13 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
         UserError: for bad input, before anything is drawn.
     """
-    output = writable_file("output", Path(args.output))
+    output, animation = writable_file("output", Path(args.output)), None
     if output.suffix.lower() not in EXTENSIONS:
         raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
+    if args.animation is not None:
+        animation = writable_file("animation", Path(args.animation))
+        if animation.suffix.lower() not in MOVING:
+            raise UserError(f"animation must end in one of {', '.join(MOVING)}: got {animation}")
     given = {name: value for name, value in vars(args).items() if value is not None}
     for name, needed in NEEDS.items():
         if name in given and needed not in given:
@@ -207,7 +217,10 @@ def sample(args: argparse.Namespace) -> None:
         said[name] = value
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     if args.sampler is not None:
-        pipe.scheduler = sampler(args.sampler, pipe.scheduler)
+        try:
+            pipe.scheduler = sampler_of(pipe, args.sampler)
+        except ValueError as error:
+            raise UserError(f"{error}{nearest(args.sampler, list(samplers_of(pipe)))}") from None
     pipe, task = for_task(pipe, given, pictures)
     if said:
         task["attributes"] = attributes(said, pipe)
@@ -222,6 +235,7 @@ def sample(args: argparse.Namespace) -> None:
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
+    kept = Keeping()
     try:
         (images, *_) = pipe(
             prompts,
@@ -232,11 +246,14 @@ def sample(args: argparse.Namespace) -> None:
             negative_prompt=args.negative_prompt,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_dict=False,
+            **(kept.arguments if animation else {}),
         )
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
     images = [image.convert("RGB") if image.mode == "P" else image for image in images]
     write(make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), output, given)
+    if animation:
+        animate(kept.drawing([(image, "") for image in images]), animation)
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
@@ -281,21 +298,6 @@ def attributes(said: dict[str, str], pipe: MezzotintPipeline) -> dict[str, Any]:
         return {name: float(value) if name in numeric else value for name, value in said.items()}
     except ValueError as error:
         raise UserError(f"attributes must be numbers where the network reads numbers: {one_line(error)}") from None
-
-
-def sampler(name: str, scheduler: Any) -> Any:
-    """The scheduler of that name, with or without "Scheduler" at its end, on the noise schedule of `scheduler`.
-
-    Raises:
-        UserError: for one that does not take its configuration.
-    """
-    known = {cls.__name__: cls for cls in scheduler.compatibles}
-    cls = known.get(name) or known.get(f"{name}Scheduler")
-    if cls is None:
-        like = nearest(name, [x.removesuffix("Scheduler") for x in known])
-        raise UserError(f"sampler must be one of {', '.join(sorted(known))}: got {shown(name)}{like}")
-    with loading(f"sampler {name}"):
-        return cls.from_config(scheduler.config)
 
 
 def seeds_of(args: argparse.Namespace, prompts: int) -> list[int]:
