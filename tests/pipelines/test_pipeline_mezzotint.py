@@ -797,7 +797,7 @@ EMBEDS = torch.zeros(1, 5, 16)
         ({"num_inference_steps": 0}, "num_inference_steps must be a positive whole number: got 0"),
         ({"num_inference_steps": "4"}, "num_inference_steps must be a positive whole number: got '4'"),
         ({"num_inference_steps": 1001}, r"num_inference_steps must be in \[1, 1000\]: got 1001"),
-        ({"guidance_scale": None}, "guidance_scale must be a finite number: got None"),
+        ({"guidance_scale": [2]}, r"guidance_scale must be a finite number: got \[2\]"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number: got nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number: got inf"),
         ({"guidance_scale": "2"}, "guidance_scale must be a finite number: got '2'"),
