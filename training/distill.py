@@ -31,7 +31,7 @@ from accelerate import Accelerator
 import mezzotint
 from mezzotint import MezzotintScheduler
 from mezzotint_training.config.distillation import DistillConfig
-from mezzotint_training.config.errors import Interrupted, UserError, exit_code, loading
+from mezzotint_training.config.errors import UserError, exit_code, loading
 from mezzotint_training.config.flags import Parser, add_settings, flags_as_values, settled, text
 from mezzotint_training.config.recipe import PLACES, data_of, read_recipe
 from mezzotint_training.config.settings import checked, default
@@ -46,6 +46,7 @@ from mezzotint_training.engine.process import (
     seed_dropout,
     signals,
     sole_use,
+    stop_at,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -248,11 +249,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests, "course": None}
                 keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit, accelerator)
             if stopped and not position.finished:
-                report.close()
-                end_together(accelerator)
-                raise Interrupted(
-                    f"stopped at step {position.step}, with a checkpoint; the same command goes on from there"
-                )
+                stop_at(position.step, report, accelerator)
     report.close()
 
     # 5. The finished pipeline

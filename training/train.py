@@ -31,7 +31,7 @@ from accelerate import Accelerator
 
 import mezzotint
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.errors import Interrupted, exit_code
+from mezzotint_training.config.errors import exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.config.settings import TrainConfig
@@ -48,6 +48,7 @@ from mezzotint_training.engine.process import (
     seed_dropout,
     signals,
     sole_use,
+    stop_at,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -242,11 +243,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests}
                 keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit, accelerator)
             if stopped and not position.finished:
-                report.close()
-                end_together(accelerator)
-                raise Interrupted(
-                    f"stopped at step {position.step}, with a checkpoint; the same command goes on from there"
-                )
+                stop_at(position.step, report, accelerator)
     report.close()
 
     # 7. The finished pipeline

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 
 from mezzotint.pipelines.latents_mezzotint import vae_factor
 from mezzotint_training.config.autoencoder import AutoencoderConfig
-from mezzotint_training.config.errors import Interrupted, UserError, exit_code
+from mezzotint_training.config.errors import UserError, exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
 from mezzotint_training.engine import plan, sharding
@@ -41,6 +41,7 @@ from mezzotint_training.engine.process import (
     seed_dropout,
     signals,
     sole_use,
+    stop_at,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -208,11 +209,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests}
                 keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit, accelerator)
             if stopped and not position.finished:
-                report.close()
-                end_together(accelerator)
-                raise Interrupted(
-                    f"stopped at step {position.step}, with a checkpoint; the same command goes on from there"
-                )
+                stop_at(position.step, report, accelerator)
     report.close()
 
     # 7. The finished autoencoder

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NoReturn
 
 import datasets
 import diffusers
@@ -124,6 +125,21 @@ def end_together(accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
         time.sleep(0.3)
     accelerator.end_training()
+
+
+def stop_at(step: int, report: Any, accelerator: Accelerator) -> NoReturn:
+    """End a run that was asked to stop, after its checkpoint is written. All processes call this.
+
+    Args:
+        step: of the checkpoint.
+        report: of the run, which is closed.
+
+    Raises:
+        Interrupted: always.
+    """
+    report.close()
+    end_together(accelerator)
+    raise Interrupted(f"stopped at step {step}, with a checkpoint; the same command goes on from there")
 
 
 def agreed(accelerator: Accelerator, *votes: bool) -> tuple[bool, ...]:
