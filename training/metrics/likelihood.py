@@ -1,17 +1,19 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""How likely held-out pictures are to a network without guidance: bits per dimension, by the probability-flow ODE and by
-the variational bound, with and without the caption.
+"""How likely held-out pictures are to a network without guidance: bits per dimension, by the probability-flow ODE and
+by the variational bound, with and without the caption.
 
-The noise level is counted in lambda = log(sigma_t / alpha_t). With x_0 = D and eps as the network implies them, the
-flow (<https://huggingface.co/papers/2011.13456>, eq. 13) of the variance-preserving process moves along the velocity,
-and the density changes with its divergence (eq. 39):
+The noise level is counted in lambda = log(sigma_t / alpha_t). The flow of the variance-preserving process
+(<https://huggingface.co/papers/2011.13456>, eq. 13) moves along the velocity that the network implies, and the density
+changes with its divergence (eq. 39):
 
     dx / dlambda = alpha_t sigma_t v      log p_0(x_0) = log N(x_T; 0, I) + int alpha_t sigma_t div v dlambda
 
-**What is measured.** The model's density is that of its samples at the schedule's least noise, divided by alpha_0: the
-flow neither begins nor is known below. Pictures of 8 bits are dequantised uniformly, byte k to [k - 1/2, k + 1/2), whose
-density bounds their probability (<https://huggingface.co/papers/1511.01844>, section 3.1). Bits are of bytes: from the
-normalised data, of standard deviation s and in [-1, 1], to them there is a factor of 127.5 s in each dimension.
+The schedule ends at a noise above 0, below which no network is trained and there is no flow. The density is therefore
+that of samples with this least noise, divided by alpha_0; a picture is looked up in it as it is.
+
+Pictures of 8 bits are dequantised uniformly, byte k to [k - 1/2, k + 1/2), so that the density of bytes bounds their
+probability (<https://huggingface.co/papers/1511.01844>, section 3.1). From normalised data, of standard deviation s in
+[-1, 1] units, to bytes there is a factor of 127.5 s in each dimension.
 """
 
 from collections.abc import Callable
@@ -50,8 +52,8 @@ def flow_log_density(
         scheduler (`MezzotintScheduler`): owns the noise levels.
         samples (`torch.Tensor` of shape `(B, C, *spatial)`): x_0, normalised and dequantised.
         probes (`torch.Tensor` of shape `(P, B, C, *spatial)`, *optional*): of Hutchinson's estimate of the trace,
-            entries of mean 0 and variance 1, the same along the whole flow; `None` takes the exact trace, at the cost of
-            as many backward passes as a sample has dimensions.
+            entries of mean 0 and variance 1, the same along the whole flow; `None` takes the exact trace, at the cost
+            of as many backward passes as a sample has dimensions.
         tolerance: of the solver, absolute and relative, for the coordinates and for nats per dimension.
         method: of `scipy.integrate.solve_ivp`.
 
@@ -82,15 +84,17 @@ def flow_log_density(
             (product,) = torch.autograd.grad(v, x, e, retain_graph=True)
             trace += weight * (product * e).flatten(1).sum(1).double().cpu()
         flow = torch.cat([v.detach().double().cpu().flatten(), trace / size])
+        if not flow.isfinite().all():
+            raise ValueError(f"the network's velocity or its divergence is not finite at sigma {np.exp(level):.3g}")
         return flow.numpy() / (2 * np.cosh(level))  # alpha_t sigma_t
 
     least, most = _ends(scheduler)
     alpha = 1 / np.hypot(1, np.exp(least))
     start = np.concatenate([alpha * samples.double().cpu().flatten().numpy(), np.zeros(count)])
     found = solve_ivp(slope, (least, most), start, method, t_eval=[most], rtol=tolerance, atol=tolerance)
-    end = found.y[:, -1] if found.success else np.array([np.nan])
-    if not np.isfinite(end).all():
+    if not found.success:
         raise ValueError(f"the probability flow cannot be followed to its end: {found.message}")
+    end = found.y[:, -1]
     x = torch.from_numpy(end[:-count]).reshape(count, size)
     prior = -0.5 * (x**2 + np.log(2 * np.pi)).sum(1)
     return prior + size * (torch.from_numpy(end[-count:]) + np.log(alpha))
@@ -160,7 +164,9 @@ def likelihood(
     """
     unet, device = pipe.unet.eval(), pipe.device
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
-    mean, std = (torch.tensor(unet.config[f"sample_{x}"], device=device).reshape(-1, 1, 1) for x in ("mean", "std"))
+    mean, std = (
+        torch.tensor(x, device=device).reshape(-1, 1, 1) for x in (unet.config.sample_mean, unet.config.sample_std)
+    )
     size = pictures.pixels[0].numel()
     to_bytes = float((127.5 * std.double()).log().mean()) * size  # log-determinant
     texts = {"without_caption": [""] * len(pictures.captions)}

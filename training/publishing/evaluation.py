@@ -84,8 +84,8 @@ def arguments(parser: Parser) -> Parser:
                         "dimension, without guidance, with and without their captions")  # fmt: skip
     parser.number("likelihood_count", int, at_least(2), many, default=256, help="most pictures of --likelihood")
     parser.number("likelihood_probes", int, at_least(0), at_most(65_536), default=1,
-                  help="random probes of each picture's trace; 0 takes the exact trace, for small pictures: it costs as "
-                  "many backward passes as there are dimensions")  # fmt: skip
+                  help="random probes of each picture's trace (Hutchinson); 0 takes the exact trace, of small "
+                  "pictures: it costs as many backward passes as there are dimensions")  # fmt: skip
     parser.number("likelihood_tolerance", float, Rule("between 0 and 0.1", lambda x: 0 < x < 0.1), default=1e-4,
                   help="of the solver of the probability flow")  # fmt: skip
     parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
