@@ -85,9 +85,10 @@ class Captioned(torch.nn.Module):
 
     config = SimpleNamespace(cross_attention_dim=1, sample_mean=(0.1,), sample_std=(0.5,))
     dtype = torch.float32
+    scheduler = MezzotintScheduler()
 
     def forward(self, x, timesteps, texts, encoder_attention_mask, return_dict):
-        angle = MezzotintScheduler().timesteps_to_sigmas(timesteps).atan().reshape(-1, 1, 1, 1)
+        angle = self.scheduler.timesteps_to_sigmas(timesteps).atan().reshape(-1, 1, 1, 1)
         alpha, sigma = angle.cos(), angle.sin()
         variance = alpha**2 * VARIANCE + sigma**2  # of x_t
         mean = (alpha * x.sum((1, 2, 3), keepdim=True) / variance).tanh()
@@ -100,7 +101,7 @@ class Captioned(torch.nn.Module):
 def test_bits_are_of_bytes_and_a_caption_saves_what_it_says():
     """Two far Gaussians, of which a caption names one: it saves 1 bit a picture."""
     pipe = SimpleNamespace(
-        unet=Captioned(), scheduler=MezzotintScheduler(), device=torch.device("cpu"),
+        unet=Captioned(), scheduler=Captioned.scheduler, device=torch.device("cpu"),
         encode_prompt=lambda captions, device, do_classifier_free_guidance: (captions, None, None, None),
     )  # fmt: skip
     captions = ["dark", "light"] * 8
