@@ -92,8 +92,18 @@ def test_a_tiny_pipeline_on_digits(run):
     kid = found["features"]["random"]["kernel_distance"]
     assert f"| kernel distance (KID) x 1000, random features | {1000 * kid['value']:.3g} (" in out
     assert "| copy rate (pixels, ratio below 0." in out
+    assert "likelihood" not in found and "bits" not in out
     # as found, whatever the batch
-    _, again, _ = run(batch_size=7, features="random", copy_features="random")
+    bits = {"likelihood": [], "likelihood_count": 2, "likelihood_tolerance": 0.01}
+    _, again, out = run(batch_size=7, features="random", copy_features="random", **bits)
+    measured = again["likelihood"]
+    assert (measured["pictures"], measured["dimensions"]) == (2, 64)
+    for name, words in {"with_caption": ", given the caption", "without_caption": ""}.items():
+        flow = measured[name]["flow"]
+        assert f"| bits per dimension of 2 held-out pictures{words} (probability flow) | {flow['value']:.3f} (" in out
+    saved = measured["caption_saves"]["flow"]["value"]
+    assert saved == pytest.approx(64 * (flow["value"] - measured["with_caption"]["flow"]["value"]))
+    assert f"| bits that its caption saves a picture (probability flow) | {saved:.1f} (" in out
     for metric, figure in found["features"]["random"].items():
         assert again["features"]["random"][metric]["value"] == pytest.approx(figure["value"], rel=1e-2)
     assert again["prompt_accuracy"] == {} and again["copy_rate"]["features"] == "random"
@@ -234,6 +244,8 @@ def said(capsys, *argv) -> str:
         ({"batch_size": 10**12}, "batch_size must be at most 65,536: got"),
         ({"judge_steps": 10**12}, "judge_steps must be at most 1,000,000: got"),
         ({"choices": 1}, "choices must be at least 2: got 1"),
+        ({"likelihood_tolerance": 0}, "likelihood_tolerance must be between 0 and 0.1: got 0"),
+        ({"likelihood_probes": -1}, "likelihood_probes must be at least 0: got -1"),
         ({"copy_alarms": "nan"}, "copy_alarms must be between 0 and 1: got nan"),
         ({"count": True}, "count must be of type int: got 'True'"),
     ],
@@ -281,6 +293,20 @@ def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tm
     assert config(dataset_name="digits").train_data_dir is None
     (folder / "recipe.yaml").write_text("dataset_name: digits\nnum_validation_samples: 7\n")
     assert (config().dataset_name, config().num_validation_samples) == ("digits", 7)
+
+
+@pytest.mark.parametrize(
+    "pipe, words",
+    [
+        ({"vae": 1}, "likelihood must be of a network of pixels: got one of latents, whose bits are not of pictures"),
+        ({"distilled_steps": 2}, "checkpoint must be a network that denoises: got one distilled to 2 steps"),
+        ({"trained_for": {"task": "inpaint"}}, "checkpoint must be trained for text_to_image: got one for inpaint"),
+    ],
+)
+def test_likelihood_is_of_networks_that_denoise_pixels(folder, capsys, monkeypatch, pipe, words):
+    whole = {"trained_for": {"task": "text_to_image"}, "vae": None, "distilled_steps": None} | pipe
+    monkeypatch.setattr(evaluation, "load_pipeline", lambda *args, **kwargs: SimpleNamespace(**whole))
+    assert words in said(capsys, "evaluate", folder, "--likelihood")
 
 
 @pytest.mark.parametrize(

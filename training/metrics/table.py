@@ -50,4 +50,12 @@ def table(results: dict[str, Any]) -> str:
     line(f"copy rate ({plain(found['features'])}, ratio below {found['threshold']:.2f})", found, ".1%")
     for quarter, found in enumerate(results["held_out_loss"], 1):
         line(f"held-out loss, quarter {quarter} of the noise levels", found, ".4f")
+    bits = results.get("likelihood", {})
+    for key, texts in {"with_caption": ", given the caption", "without_caption": ""}.items():
+        if key in bits:
+            what = f"bits per dimension of {bits['pictures']} held-out pictures{texts}"
+            line(f"{what} (probability flow)", bits[key]["flow"], ".3f")
+            line(f"{what} (variational bound)", bits[key]["bound"], ".3f")
+    if "caption_saves" in bits:
+        line("bits that its caption saves a picture (probability flow)", bits["caption_saves"]["flow"], ".1f")
     return "\n".join(lines)

@@ -35,10 +35,11 @@ from mezzotint_training.metrics.copies import copies
 from mezzotint_training.metrics.features import TRAINED, make_features
 from mezzotint_training.metrics.intervals import GROUPS, average
 from mezzotint_training.metrics.judges import LearnedFeatures
+from mezzotint_training.metrics.likelihood import likelihood
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
 from mezzotint_training.modalities.images import unit
 from mezzotint_training.networks.latents import Latents
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.publishing import card
 
 # What a recipe says of its data, and flags can say in its place
@@ -79,6 +80,14 @@ def arguments(parser: Parser) -> Parser:
                         help="what copies are looked for in: pixels, or one of --features")  # fmt: skip
     parser.number("copy_alarms", float, Rule("between 0 and 1", lambda x: 0 < x < 1), default=0.05,
                   help="share of real pictures that may be taken for copies")  # fmt: skip
+    parser.add_argument("--likelihood", action="store_true", help="also how likely held-out pictures are, in bits per "
+                        "dimension, without guidance, with and without their captions")  # fmt: skip
+    parser.number("likelihood_count", int, at_least(2), many, default=256, help="most pictures of --likelihood")
+    parser.number("likelihood_probes", int, at_least(0), at_most(65_536), default=1,
+                  help="random probes of each picture's trace (Hutchinson); 0 takes the exact trace, of small "
+                  "pictures: it costs as many backward passes as there are dimensions")  # fmt: skip
+    parser.number("likelihood_tolerance", float, Rule("between 0 and 0.1", lambda x: 0 < x < 0.1), default=1e-4,
+                  help="of the solver of the probability flow")  # fmt: skip
     parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
     parser.number("seed", int, at_least(0), at_most(10**12), default=0,  # pictures are a million apart
                   help="seed of the drawings, of the choice of pictures and of what is trained to judge")  # fmt: skip
@@ -129,6 +138,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"checkpoint must be trained for text_to_image: got one for {task}, which "
             "training/benchmarks/task_quality.py measures"
         )
+    if args.likelihood:
+        if pipe.vae is not None:
+            raise UserError(
+                "likelihood must be of a network of pixels: got one of latents, whose bits are not of pictures"
+            )
+        check_denoises(pipe)
     device = pipe.device
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
@@ -200,6 +215,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "features": args.copy_features, "threshold": found.threshold, "same": found.same,
     }  # fmt: skip
     results["held_out_loss"] = held_out_loss(pipe, images[1], args, device)
+    if args.likelihood:
+        some = test.rows(torch.arange(min(args.likelihood_count, len(test.pixels))))
+        how = {"probes": args.likelihood_probes, "tolerance": args.likelihood_tolerance}
+        results["likelihood"] = likelihood(pipe, some, **how, batch_size=args.batch_size, seed=args.seed)
     return results
 
 
