@@ -684,14 +684,17 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 
             x_t <- x_t + epsilon s + sqrt(2 epsilon) z,    epsilon = 2 alphas[t] (snr |z| / |s|)^2
 
-        with the score s = grad log p_t(x_t) of the network's output and noise z. The norms are of each sample on its
-        own, so that no sample depends on others in its batch. Timesteps and predictions of `step` stay as they are.
+        with the score s = grad log p_t(x_t) of the network's output and noise z, D numbers each. The norms are
+        |z|^2 = D and |s|^2 = D / sigma_t^2: the first is the mean, the second the most that its mean can be. (From the
+        sample's own norms the step would be longer where the score is small; such dynamics end at p_t |s|^2 in place of
+        p_t. From a batch's, a sample would depend on others.) Of Gaussian data no variance then ends more than
+        1 / (1 - snr^2) times too large. What `step` remembers stays as it is.
 
         Args:
             model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
             timestep (`float`): of `sample`; one for the whole batch.
             sample (`torch.Tensor` of the same shape): x_t.
-            snr (`float`): the ratio of the lengths of the two terms, signal to noise, up to a factor alphas[t]^(1/2).
+            snr (`float`): the ratio of the lengths of the two terms, signal to noise, but for alphas[t]^(1/2).
             generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise.
             noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
 
@@ -707,11 +710,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"a corrector goes with steps without a table: {self._table_said()}")
         wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
         score = self.predict_score(model_output.to(wide.dtype), timestep, wide)
-        z = self._noise(wide, generator, noise)
-        ratio = torch.linalg.vector_norm(z.flatten(1), dim=1) / torch.linalg.vector_norm(score.flatten(1), dim=1)
-        epsilon = 2 * float(self.alphas[int(float(timestep))]) * (snr * ratio) ** 2  # (B,)
-        epsilon = epsilon.reshape(-1, *[1] * (sample.ndim - 1))
-        return (wide + epsilon * score + (2 * epsilon).sqrt() * z).to(sample.dtype)
+        _, sigma = self._alpha_sigma(timestep, like=wide)
+        epsilon = 2 * self.alphas.to(sigma)[int(timestep)] * (snr * sigma) ** 2
+        return (wide + epsilon * score + (2 * epsilon).sqrt() * self._noise(wide, generator, noise)).to(sample.dtype)
 
     def _multistep(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, eta, generator, variance_noise):
         """(x[i+1], D[i]) with x[i+1] = a x[i] + sum_j c_j D[i-j] + std z: few operations, with numbers that were worked
