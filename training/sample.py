@@ -15,6 +15,7 @@ A PNG tells how it was drawn, and --from draws it again, with what is given besi
 """
 
 import argparse
+import inspect
 import io
 import json
 import sys
@@ -125,6 +126,10 @@ def _parser() -> Parser:
         *GUIDANCE,
         help="weight of the guidance; by default 2; and 1, which is none, without a prompt or of a distilled network",
     )
+    parser.number("eta", float, SHARE, help="noise added in each step, from 0, the flow, to 1, the stochastic "
+                  "differential equation; by default none")  # fmt: skip
+    parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
+                  "but the last, each an evaluation more; by default none")  # fmt: skip
     parser.number(
         "guidance_interval",
         float,
@@ -234,6 +239,9 @@ def sample(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
+    if "corrector_steps" in given and "corrector_steps" not in inspect.signature(pipe.__call__).parameters:
+        raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
+    task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
     kept = Keeping()
     try:

@@ -122,17 +122,6 @@ def test_clipped_predictions_enter_the_step(kwargs):
     assert torch.equal(x, out.pred_original_sample)  # the last step goes to x_0 itself
 
 
-def test_noise_makes_the_step_ddims():
-    ours, ddim = MezzotintScheduler(), MezzotintScheduler(solver_order=1)
-    timesteps = [900.0, 600.5, 200.25, 3.0]
-    x, noise = randn(1, 1, 4, 4), randn(1, 1, 4, 4, seed=1)
-    for scheduler in (ours, ddim):
-        scheduler.set_timesteps(timesteps=timesteps)
-    for t in timesteps:
-        a, b = (s.step(smooth_network(x, t), t, x, eta=0.7, variance_noise=noise).prev_sample for s in (ours, ddim))
-        assert torch.equal(a, b)
-
-
 def test_half_precision_is_stepped_in_float32():
     scheduler = MezzotintScheduler()
     scheduler.set_timesteps(6)

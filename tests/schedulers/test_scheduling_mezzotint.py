@@ -291,7 +291,7 @@ def test_full_noise_from_zero_signal_is_finite(n):
 
 @pytest.mark.parametrize("variance_type", [None, "fixed_small"])
 def test_each_sample_depends_on_its_own_generator(variance_type):
-    scheduler = MezzotintScheduler(variance_type=variance_type)
+    scheduler = MezzotintScheduler(variance_type=variance_type, solver_order=1)
     scheduler.set_timesteps(10)
     t, x = scheduler.timesteps[4], randn(3, 2, 4, 4)
 
@@ -311,7 +311,7 @@ def test_each_sample_depends_on_its_own_generator(variance_type):
 @pytest.mark.parametrize("variance_type", [None, "fixed_small"])
 def test_same_numbers_in_every_form(variance_type):
     """A tuple for an output object, signals and volumes for pictures, bf16 for float32."""
-    scheduler = MezzotintScheduler(variance_type=variance_type, thresholding=True, sample_max_value=1.3)
+    scheduler = MezzotintScheduler(variance_type=variance_type, thresholding=True, sample_max_value=1.3, solver_order=1)
     scheduler.set_timesteps(10)
     t, x, v, noise = (
         scheduler.timesteps[4],

@@ -38,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1000, help="pictures to draw, a tenth for each digit")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--guidance_scale", type=float, default=2.0, help="weight of the guidance; 1 turns it off")
+    parser.add_argument("--eta", type=float, default=0.0, help="noise added in each step, from 0 to 1")
+    parser.add_argument("--corrector_steps", type=int, default=0,
+                        help="steps of Langevin dynamics after each step but the last")  # fmt: skip
     parser.add_argument("--schedulers", nargs="+", default=[],
                         help="schedulers of diffusers to draw with instead of the checkpoint's own")  # fmt: skip
     parser.add_argument("--classifier_scale", type=float, nargs="+", default=[0.0], help="weights of the "
@@ -74,6 +77,8 @@ def measure(pipe: MezzotintPipeline, svm: SVC, args: argparse.Namespace, classif
             guidance_interval=args.guidance_interval,
             class_labels=label if classifier_scale else None,
             classifier_scale=classifier_scale,
+            eta=args.eta,
+            corrector_steps=args.corrector_steps,
             generator=torch.Generator().manual_seed(args.seed * 10 + label),
             output_type="np",
         ).images

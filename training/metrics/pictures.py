@@ -86,6 +86,8 @@ def draw(
     batch_size: int,
     seed: int,
     progress: bool = True,
+    eta: float = 0.0,
+    corrector_steps: int = 0,
 ) -> torch.Tensor:
     """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
     its own, whatever the batch.
@@ -104,6 +106,8 @@ def draw(
                 **({} if prompts else {"num_images_per_prompt": len(some)}),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                eta=eta,
+                corrector_steps=corrector_steps,
                 generator=[torch.Generator().manual_seed(seed * 10**6 + start + i) for i in range(len(some))],
                 output_type="pt",
             ).images

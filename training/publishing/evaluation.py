@@ -18,6 +18,7 @@ from mezzotint_training.config.recipe import PLACES, data_of
 from mezzotint_training.config.rules import (
     COUNT,
     GUIDANCE,
+    SHARE,
     Rule,
     at_least,
     at_most,
@@ -68,6 +69,10 @@ def arguments(parser: Parser) -> Parser:
                   "a distilled network those that it is distilled to")  # fmt: skip
     parser.number("guidance_scale", float, *GUIDANCE, help="weight of the guidance; 1 turns it off, which is the "
                   "default of a distilled network; else 2")  # fmt: skip
+    parser.number("eta", float, SHARE, default=0.0, help="noise added in each step, from the flow's, 0, to the "
+                  "stochastic differential equation's, 1")  # fmt: skip
+    parser.number("corrector_steps", int, at_least(0), at_most(1000), default=0,
+                  help="steps of Langevin dynamics after each step but the last, each an evaluation more")  # fmt: skip
     parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
                         "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
                         "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "
@@ -175,6 +180,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     # 3. Pictures for captions that were trained on, and for those that were not, if there are any
     how = {"num_inference_steps": steps, "guidance_scale": scale, "batch_size": args.batch_size, "seed": args.seed}
+    how |= {"eta": args.eta, "corrector_steps": args.corrector_steps}
     drawn = Real(draw(pipe, asked.captions, **how), asked.captions, asked.labels)
     unseen = None
     if pipe.unet.config.cross_attention_dim is not None and len(new) >= 2:

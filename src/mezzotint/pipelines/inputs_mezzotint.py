@@ -76,6 +76,8 @@ class MezzotintInputsMixin:
         output_type,
         callback_on_step_end,
         callback_on_step_end_tensor_inputs,
+        corrector_steps=0,
+        snr=0.16,
         **counts,
     ) -> None:
         """Raises `ValueError` in one line for an impossible argument, one of `counts` (whole numbers by name) among
@@ -100,6 +102,10 @@ class MezzotintInputsMixin:
                 raise ValueError(f"{name} must be a positive whole number: got {_shown(value)}")
         if not _is_number(eta) or eta < 0:
             raise ValueError(f"eta must be a finite number of at least 0: got {_shown(eta)}")
+        if not _is_number(corrector_steps, numbers.Integral) or corrector_steps < 0:
+            raise ValueError(f"corrector_steps must be a whole number of at least 0: got {_shown(corrector_steps)}")
+        if not _is_number(snr) or snr <= 0:
+            raise ValueError(f"snr must be a finite number above 0: got {_shown(snr)}")
         generators = generator if isinstance(generator, list) else [generator]
         if generator is not None and not (generators and all(isinstance(x, torch.Generator) for x in generators)):
             raise ValueError(f"generator must be a torch.Generator or a list of them: got {_shown(generator)}")

@@ -56,6 +56,8 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         cross_attention_kwargs: dict[str, Any] | None = None,
+        corrector_steps: int = 0,
+        snr: float = 0.16,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures. Threads may share the pipeline, with generators of their own, and a callback may call it.
 
@@ -91,7 +93,8 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
                 have `guidance_scale`.
             negative_prompt (`str` or list of `str`, *optional*): stands for "uncond" above in place of the empty text.
             num_images_per_prompt (`int`): pictures for each prompt, side by side in the result.
-            eta (`float`): noise added in each step, for schedulers that take it (DDIM).
+            eta (`float`): noise added in each step, for schedulers that take it: 0 follows the flow, 1 the reverse SDE
+                (DDIM's, and SDE-DPM-Solver++'s in multistep steps). Not with a fitted schedule or a distilled network.
             generator (`torch.Generator`, or a list of one for each picture, *optional*): makes a call repeatable; with
                 a list each picture depends on its own generator alone, whatever the batch.
             latents (`torch.Tensor` of shape `(pictures, channels, height, width)`, *optional*): the starting noise.
@@ -112,6 +115,10 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
                 `diffusers.callbacks` says itself what it gets.
             cross_attention_kwargs (`dict`, *optional*): `{"scale": number}` multiplies the weight of all adapters
                 (LoRA) of the U-Net and the text encoder in this call; 0 draws as without them.
+            corrector_steps (`int`): steps of Langevin dynamics after each step but the last, each of which costs as
+                much as a step (predictor-corrector, <https://huggingface.co/papers/2011.13456>, Algorithm 5). Not with
+                a fitted schedule, a distilled network or a scheduler of diffusers.
+            snr (`float`): the signal-to-noise ratio of these, above 0; they are the longer the greater it is.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, and where the result
@@ -137,7 +144,8 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
-        counts = {"height": height, "width": width}
+        corrector = {"corrector_steps": corrector_steps, "snr": snr}
+        counts = corrector | {"height": height, "width": width}
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback, **counts)
         self.check_guidance(guidance)
         self.check_text(*text)
@@ -153,7 +161,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         latents = run.draw_noise(batch_size, (height, width), generator, latents) * run.scheduler.init_noise_sigma
 
         # 5. Denoise
-        latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
+        latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback, **corrector)
 
         # 6. Back to pixels
         images = latents

@@ -66,6 +66,8 @@ class MezzotintImg2ImgPipeline(
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         cross_attention_kwargs: dict[str, Any] | None = None,
+        corrector_steps: int = 0,
+        snr: float = 0.16,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures like `image`. Arguments that are not listed here are those of `MezzotintPipeline`.
 
@@ -104,9 +106,10 @@ class MezzotintImg2ImgPipeline(
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
+        corrector = {"corrector_steps": corrector_steps, "snr": snr}
         if not _is_number(strength) or not 0 <= strength <= 1:
             raise ValueError(f"strength must be a number in [0, 1]: got {_shown(strength)}")
-        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback)
+        self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback, **corrector)
         self.check_guidance(guidance)
         self.check_text(*text)
         image = self.read_image(image)
@@ -132,7 +135,7 @@ class MezzotintImg2ImgPipeline(
                 latents = run.scheduler.add_noise(latents, noise, schedule[:1].expand(batch_size))
 
             # 5. Denoise
-            latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback)
+            latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback, **corrector)
             image = self.decode(latents, spatial)
 
         # 6. Back to pixels

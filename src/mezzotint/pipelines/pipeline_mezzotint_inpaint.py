@@ -75,6 +75,8 @@ class MezzotintInpaintPipeline(
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         cross_attention_kwargs: dict[str, Any] | None = None,
+        corrector_steps: int = 0,
+        snr: float = 0.16,
     ) -> ImagePipelineOutput | tuple:
         """Draw what `mask_image` covers of `image`, so that it goes with the rest, which stays as it is, bit for bit.
         Arguments that are not listed here are those of `MezzotintPipeline`.
@@ -121,13 +123,14 @@ class MezzotintInpaintPipeline(
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
+        corrector = {"corrector_steps": corrector_steps, "snr": snr}
         crop = padding_mask_crop
         if crop is not None and (not _is_number(crop, numbers.Integral) or crop < 0):
             raise ValueError(f"padding_mask_crop must be a whole number of at least 0: got {_shown(crop)}")
         if not _is_number(strength) or not 0 < strength <= 1:
             raise ValueError(f"strength must be a number above 0 and up to 1: got {_shown(strength)}")
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback,
-                          num_resamples=num_resamples)  # fmt: skip
+                          num_resamples=num_resamples, **corrector)  # fmt: skip
         self.check_guidance(guidance)
         self.check_text(*text)
         trained = self.trained_for["task"] == "inpaint"
@@ -190,6 +193,7 @@ class MezzotintInpaintPipeline(
             *callback,
             after_step=None if trained else put_back,
             num_resamples=num_resamples,
+            **corrector,
             condition=masked_condition(known, drawn.to(known)) if trained else None,
         )
 

@@ -439,6 +439,8 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         num_resamples: int = 1,
         condition: torch.Tensor | None = None,
         evaluate: Callable[..., torch.Tensor] | None = None,
+        corrector_steps: int = 0,
+        snr: float = 0.16,
     ) -> torch.Tensor:
         """Denoise `latents` along the `schedule` until clean data is left: the network and the scheduler take turns.
         Called on a copy that `for_one_call` made and `choose_timesteps` set.
@@ -457,9 +459,14 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 default, for a network that reads one, nothing is known.
             evaluate (function, *optional*): takes a network with the arguments of its call, and returns its prediction,
                 in the place of that call.
+            corrector_steps (`int`): Langevin steps after each step but the last, at the level that it leads to, each an
+                evaluation more (<https://huggingface.co/papers/2011.13456>, Algorithm 5). A callback sees the sample
+                before them.
+            snr (`float`): their signal-to-noise ratio.
 
         Raises:
-            ValueError: where the result is not finite, and for what a callback may not return.
+            ValueError: where the result is not finite, for what a callback may not return, and for `corrector_steps`
+                with a scheduler that has none.
         """
         # 1. What each step costs: the timesteps that are guided, and how the scheduler steps
         prompt_embeds, prompt_attention_mask = text
@@ -471,6 +478,8 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
         guider = copy.copy(guidance.guider)  # it comes back as it was
         guider_enabled = guider is not None and guider.get_state()["enabled"]
+        if corrector_steps and not hasattr(self.scheduler, "corrector_step"):
+            raise ValueError(f"corrector_steps needs a MezzotintScheduler: got {type(self.scheduler).__name__}")
 
         # 2. A branch is a network and its rows of the text, which it reads once a call, not once a step
         rows, negative_rows = slice(-len(latents), None), slice(len(latents))
@@ -528,12 +537,14 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
 
         # 3. Step by step
         before: Any = None  # the scheduler as the step found it
-        steps = [(i, t, again) for i, t in enumerate(schedule) for again in range(num_resamples)]
+        # below 0 are the corrector's, at the level that the step before led to
+        counts = [range(-corrector_steps if i else 0, num_resamples) for i in range(len(schedule))]
+        steps = [(i, t, again) for i, t in enumerate(schedule) for again in counts[i]]
         with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(steps)) as progress_bar:
             for i, t, again in steps:
                 if self.interrupt:
                     continue
-                if num_resamples > 1:
+                if num_resamples > 1 and again >= 0:
                     if again:
                         latents, self.scheduler = self._noised_again(latents, schedule, i, before, generator), before
                     before = copy.deepcopy(self.scheduler)
@@ -567,11 +578,14 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 if guidance.labels is not None and within[i]:
                     gradient = self.classifier.score(model_input, t, guidance.labels)
                     model_output = self.scheduler.guide(model_output, t, guidance.classifier_scale * gradient)
-                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                if again < 0:
+                    latents = self.scheduler.corrector_step(model_output, t, latents, snr, generator)
+                else:
+                    latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
                 if after_step is not None:
-                    latents = after_step(latents, i)
+                    latents = after_step(latents, i if again >= 0 else i - 1)
 
-                if callback_on_step_end is not None:
+                if callback_on_step_end is not None and again >= 0:
                     callback_kwargs, names = (
                         {},
                         _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs),

@@ -229,6 +229,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
         self.fitted_schedule: dict[str, Any] | None = None  # the table in use
         self._rows: list[tuple[float, ...]] | None = None  # of the multistep steps, None for DDPM's and DDIM's
+        self._rows_for = (0, 0.0)  # the index of the first step and the eta that they were worked out for
         self._run: tuple[Any, ...] | None = None  # what they and the timesteps were worked out for
         self._begin_index: int | None = None
         self._step_index: int | None = None
@@ -449,7 +450,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         whole = np.array_equal(grid, np.round(grid))
         self.timesteps = torch.as_tensor(grid.copy(), dtype=torch.int64 if whole else torch.float32).to(device)
         self._begin_index = self._step_index = None
-        self._rows = self._multistep_rows() if multistep or self.fitted_schedule else None
+        self._rows, self._rows_for = self._multistep_rows() if multistep or self.fitted_schedule else None, (0, 0.0)
         self._run = (*run, self.timesteps)
 
     @property
@@ -495,25 +496,34 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """The index of the timestep in `self.timesteps` that is nearest to `timestep`."""
         return int(np.abs(self._grid - float(timestep)).argmin())
 
-    def _multistep_rows(self, first: int = 0) -> list[tuple[float, ...]]:
-        """For each step (alpha, sigma, a, c_0, c_1, ...): alpha_t and sigma_t at the network's time, and the step's
-        coefficients: a table's, or those of DPM-Solver++ of order `solver_order` in lambda for steps from `first` on.
-        Lower orders where there are too few predictions yet, and towards the end, where the last step goes to x_0
-        itself. A table knows runs from its start only; those from the middle take DPM-Solver++ over its timesteps."""
+    def _multistep_rows(self, first: int = 0, eta: float = 0.0) -> list[tuple[float, ...]]:
+        """For each step (alpha, sigma, std, a, c_0, c_1, ...): alpha_t and sigma_t at the network's time, the standard
+        deviation of the noise that is added, and the step's coefficients: a table's, or those of (SDE-)DPM-Solver++ of
+        order `solver_order` in lambda for steps from `first` on. Lower orders where there are too few predictions yet,
+        and towards the end, where the last step goes to x_0 itself. A table knows runs from its start only; those from
+        the middle take DPM-Solver++ over its timesteps."""
         n = len(self._grid)
         # in float64 throughout: levels may lie close together
         lambdas = -np.interp(self._grid, np.arange(len(self)), self.log_sigmas.double().cpu().numpy())
         alpha, sigma = 1 / np.sqrt(1 + np.exp(-2 * lambdas)), 1 / np.sqrt(1 + np.exp(2 * lambdas))
         if self.fitted_schedule is not None and first == 0:
+            if eta > 0:
+                raise ValueError(f"eta above 0 goes with steps without a table: {self._table_said()}")
             rows = self.fitted_schedule["coefficients"]
-            return [(float(alpha[i]), float(sigma[i]), *map(float, rows[i])) for i in range(n)]
+            return [(float(alpha[i]), float(sigma[i]), 0.0, *map(float, rows[i])) for i in range(n)]
         order = max(self.config.solver_order, 1 if self.fitted_schedule is None else 2)
         rows = []
         for i in range(n):
             if i == n - 1:
-                row = (0.0, 1.0)
+                row = (0.0, 0.0, 1.0)
             else:
-                h, decay = lambdas[i + 1] - lambdas[i], np.expm1(lambdas[i] - lambdas[i + 1])  # e^-h - 1
+                h = lambdas[i + 1] - lambdas[i]
+                # The noise's share in x[i] shrinks by a factor more, to leave room for new noise: DDIM eq. 12 and 16.
+                # All integrals are those of the flow over a step that is longer by its logarithm.
+                shrink = np.sqrt(1 - eta**2 + eta**2 * np.exp(-2 * h))
+                std = eta * sigma[i + 1] * np.sqrt(-np.expm1(-2 * h))
+                length = h - np.log(shrink)
+                decay = np.expm1(-length)  # e^-h - 1 of the flow
                 c = [-alpha[i + 1] * decay, 0.0, 0.0]  # alpha_t (1 - e^-h) D[i], eq. 9 at order 1
                 use = min(order, i - first + 1, n - i)
                 if use > 1 and i > first:
@@ -526,11 +536,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
                         older = np.array([0, 1, -1]) / r_1
                         second_difference = (first_difference - older) / (r_0 + r_1)
                         slope = first_difference + r_0 * second_difference
-                        c = c + alpha[i + 1] * (decay / h + 1) * slope
-                        c = c - alpha[i + 1] * ((decay + h) / h**2 - 0.5) * second_difference
-                row = (sigma[i + 1] / sigma[i], *c[:use])
+                        c = c + alpha[i + 1] * (decay / length + 1) * slope
+                        c = c - alpha[i + 1] * ((decay + length) / length**2 - 0.5) * second_difference
+                row = (std, sigma[i + 1] / sigma[i] * shrink, *c[:use])
             rows.append((float(alpha[i]), float(sigma[i]), *map(float, row)))
         return rows
+
+    def _table_said(self) -> str:
+        return f"got the fitted schedule of {self.num_inference_steps} steps; another number or timesteps have none"
 
     def previous_timestep(self, timestep: float | torch.Tensor) -> float:
         """The timestep that a step from `timestep` leads to; negative is clean data. One that is not on the grid of
@@ -577,22 +590,41 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         """One step of the reverse process, from `timestep` to `previous_timestep(timestep)`.
 
         Multistep steps remember the predictions of the steps before, so they are taken in the order of the timesteps.
-        Those of DDPM and DDIM (`solver_order` 1 without a table, a `variance_type`, or `eta` above 0) remember nothing.
+        Those of DDPM and DDIM (`solver_order` 1 without a table, or a `variance_type`) remember nothing.
+
+        With `eta` above 0, steps of DPM-Solver++ are SDE-DPM-Solver++'s, with h = lambda' - lambda and new noise z:
+
+            x' = sigma' / sigma k x + alpha' (1 - k e^-h) D + ... + eta sigma' sqrt(1 - e^-2h) z
+            k = sqrt(1 - eta^2 (1 - e^-2h))
+
+        It begins with the step of DDIM at that `eta`. 1 is the reverse SDE (<https://huggingface.co/papers/2211.01095>,
+        appendix A; <https://huggingface.co/papers/2011.13456>, eq. 6), between 0 and 1 are those that share its
+        distributions, with eta^2 of its noise. `solver_order` 1 with 1 is DDPM's ancestral sampling, which becomes
+        Euler-Maruyama as steps shrink (2011.13456, appendix E).
 
         Args:
             model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
             timestep (`float`): of `sample`; one for the whole batch.
             sample (`torch.Tensor` of the same shape): x_t.
-            eta (`float`): noise that is added, of DDIM: 0 is none, 1 as much as DDPM's.
+            eta (`float`): noise that is added, of DDIM and of the multistep steps without a table (there at most 1): 0
+                is none, 1 as much as DDPM's. DDPM's own steps take no notice of it.
             use_clipped_model_output (`bool`): for DDIM: derive the noise again from the clipped x_0.
             generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise that is added.
             variance_noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
             return_dict (`bool`): whether an output object or the tuple `(prev_sample, pred_original_sample)` comes.
+
+        Raises:
+            ValueError: for a generator beside noise, and for an `eta` that the steps have no place for: any above 0 in
+                those of a table from its start and of a distilled network, above 1 in multistep ones.
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("step takes a generator or variance_noise, not both")
-        if self._rows is not None and eta == 0:
-            prev_sample, x_0 = self._multistep(model_output, timestep, sample)
+        if eta != 0 and self.consistency_steps is not None:
+            raise ValueError(f"eta must be 0 with consistency_steps, between which x_0 is noised anew: got {eta}")
+        if self._rows is not None:
+            if not 0 <= eta <= 1:
+                raise ValueError(f"eta must be in [0, 1] for multistep steps: got {eta}")
+            prev_sample, x_0 = self._multistep(model_output, timestep, sample, eta, generator, variance_noise)
             if not return_dict:
                 return prev_sample, x_0
             return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
@@ -621,7 +653,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             std = (variance.clamp(min=1e-20) if self.config.variance_type == "fixed_small" else beta).sqrt()
             add_noise = t > 0
         elif consistency:
-            mean, std = a_prev.sqrt() * x_0, (1 - a_prev).sqrt()  # x_0 noised anew, all the way at any eta
+            mean, std = a_prev.sqrt() * x_0, (1 - a_prev).sqrt()  # x_0 noised anew, all the way
             add_noise = prev_t >= 0
         else:
             if use_clipped_model_output:
@@ -631,29 +663,70 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             mean = a_prev.sqrt() * x_0 + (1 - a_prev - std**2).clamp(min=0).sqrt() * eps
             add_noise = eta > 0
         if add_noise:
-            if variance_noise is None:
-                variance_noise = randn_tensor(
-                    model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
-                )
-            mean = mean + std * variance_noise
+            mean = mean + std * self._noise(model_output, generator, variance_noise)
 
         prev_sample, x_0 = mean.to(sample.dtype), x_0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x_0
         return MezzotintSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
-    def _multistep(self, model_output: torch.Tensor, timestep, sample: torch.Tensor):
-        """(x[i+1], D[i]) with x[i+1] = a x[i] + sum_j c_j D[i-j]: few operations, with numbers that were worked out
-        before, and no wait for the device."""
+    def corrector_step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        snr: float = 0.16,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One step of Langevin dynamics at the noise level of `timestep`, which draws the sample nearer to the
+        distribution there: the corrector of <https://huggingface.co/papers/2011.13456>, Algorithm 5,
+
+            x_t <- x_t + epsilon s + sqrt(2 epsilon) z,    epsilon = 2 alphas[t] (snr |z| / |s|)^2
+
+        with the score s = grad log p_t(x_t) of the network's output and noise z, D numbers each. The norms are
+        |z|^2 = D and |s|^2 = D / sigma_t^2: the first is the mean, the second the most that its mean can be. (From the
+        sample's own norms the step would be longer where the score is small; such dynamics end at p_t |s|^2 in place of
+        p_t. From a batch's, a sample would depend on others.) Of Gaussian data no variance then ends more than
+        1 / (1 - snr^2) times too large. What `step` remembers stays as it is.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): the network at `sample`.
+            timestep (`float`): of `sample`; one for the whole batch.
+            sample (`torch.Tensor` of the same shape): x_t.
+            snr (`float`): the ratio of the lengths of the two terms, signal to noise, but for alphas[t]^(1/2).
+            generator (`torch.Generator`, or a list of one for each sample, *optional*): for the noise.
+            noise (`torch.Tensor` of the same shape, *optional*): that noise itself.
+
+        Raises:
+            ValueError: for a generator beside noise, in a run of a table from its start (its states are at other noise
+                levels than its timesteps say), and for a distilled network, which does not predict the score.
+        """
+        if noise is not None and generator is not None:
+            raise ValueError("corrector_step takes a generator or noise, not both")
+        if self.consistency_steps is not None:
+            raise ValueError("a corrector needs a network that predicts the score: got one with consistency_steps")
+        if self.fitted_schedule is not None and self._rows_for[0] == 0:
+            raise ValueError(f"a corrector goes with steps without a table: {self._table_said()}")
+        wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
+        score = self.predict_score(model_output.to(wide.dtype), timestep, wide)
+        _, sigma = self._alpha_sigma(timestep, like=wide)
+        epsilon = 2 * self.alphas.to(sigma)[int(timestep)] * (snr * sigma) ** 2
+        return (wide + epsilon * score + (2 * epsilon).sqrt() * self._noise(wide, generator, noise)).to(sample.dtype)
+
+    def _multistep(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, eta, generator, variance_noise):
+        """(x[i+1], D[i]) with x[i+1] = a x[i] + sum_j c_j D[i-j] + std z: few operations, with numbers that were worked
+        out before, and no wait for the device."""
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
             self._predictions: list[torch.Tensor] = []  # D[i], D[i-1], ...
-            if self._step_index > 0:
-                self._rows, self._run = self._multistep_rows(first=self._step_index), None
-            self._reads = max(map(len, self._rows)) - 3  # predictions that a step reads, at most
+            self._first_index = self._step_index
+        if self._rows_for != (self._first_index, eta):
+            self._rows, self._rows_for = self._multistep_rows(self._first_index, eta), (self._first_index, eta)
+        reads = max(map(len, self._rows)) - 4  # predictions that a step reads, at most
         if self._step_index >= len(self._rows):
             raise ValueError(f"all {len(self._rows)} steps have been taken: call set_timesteps before another run")
-        alpha, sigma, a, *c = self._rows[self._step_index]
+        alpha, sigma, std, a, *c = self._rows[self._step_index]
         self._step_index += 1
 
         wide = sample if sample.dtype in (torch.float32, torch.float64) else sample.float()
@@ -666,11 +739,20 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         if self.config.thresholding or self.config.clip_sample:
             x_0 = self._clip(x_0)
 
-        self._predictions = [x_0, *self._predictions[: self._reads - 1]]
+        self._predictions = [x_0, *self._predictions[: reads - 1]]
         prev_sample = torch.mul(wide, a)
         for weight, prediction in zip(c, self._predictions, strict=False):
             prev_sample.add_(prediction, alpha=weight)
+        if std > 0:
+            prev_sample.add_(self._noise(wide, generator, variance_noise), alpha=std)
         return prev_sample.to(sample.dtype), x_0.to(sample.dtype)
+
+    @staticmethod
+    def _noise(like: torch.Tensor, generator, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """`noise` where it is given, else standard normal noise of the shape, device and dtype of `like`."""
+        if noise is None:
+            return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        return noise.to(like)
 
     def _clip(self, sample: torch.Tensor) -> torch.Tensor:
         """Predicted x_0 within `clip_sample_range`; or dynamic thresholding, Imagen section 2.3: clamp each sample to
