@@ -21,7 +21,7 @@ from tiny_run import LONG, UNET, logged, run, saved, trained
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintInpaintPipeline, MezzotintPipeline, hub
 from mezzotint.pipelines.latents_mezzotint import to_latents
-from mezzotint_training import cli, evaluate, train
+from mezzotint_training import cli, train
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment, version_labels, versions
 from mezzotint_training.data.dataset import CaptionedImages
@@ -30,6 +30,7 @@ from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.modalities.images import unit
 from mezzotint_training.networks import latents as latents_module
 from mezzotint_training.networks.latents import Latents
+from mezzotint_training.publishing import evaluation
 
 IMAGES = datasets.Image(decode=False)
 KL = {
@@ -181,7 +182,7 @@ def test_its_held_out_loss_is_measured_in_its_latents(whole):
     config = TrainConfig(dataset_name="digits", validation_split="test", num_validation_samples=8, max_train_samples=40)
     images = CaptionedImages(held_out(config, load_splits(config))[1], config, 1, (8, 8))
     pipe, args = MezzotintPipeline.from_pretrained(whole), SimpleNamespace(count=8, batch_size=3)
-    levels = evaluate.held_out_loss(pipe, images, args, torch.device("cpu"))
+    levels = evaluation.held_out_loss(pipe, images, args, torch.device("cpu"))
     mean = sum(level["value"] for level in levels) / len(levels)
     assert mean == pytest.approx(logged(whole, "held_out_loss")[6], rel=1e-4)
 

@@ -375,7 +375,7 @@ def test_a_run_whose_upload_fails_is_finished_and_says_so(tmp_path, monkeypatch)
         raise ConnectionError("the upload to user/run failed: cut\noff")
 
     monkeypatch.setattr(hub_module, "push", failed)
-    monkeypatch.setattr("mezzotint_training.train.problems", lambda *arguments: [])
+    monkeypatch.setattr("mezzotint_training.publishing.checks.problems", lambda *arguments: [])
     result = run(output_dir=tmp_path / "my run", push_to_hub=True)
     assert result.code == 3 and (tmp_path / "my run" / "model_index.json").is_file()
     assert result.err.splitlines()[-1] == (

@@ -287,7 +287,7 @@ def test_another_folder_for_whatever_the_states_depend_on(tmp_path, accelerator,
     prints.append(fingerprint())
     text_encoder.to(torch.bfloat16)
     prints.append(fingerprint())
-    monkeypatch.setattr(text, "FORMAT", -1)
+    monkeypatch.setattr(cache, "FORMAT", -1)
     prints.append(fingerprint())
     assert len(set(prints)) == len(prints)
     accelerator.state._mixed_precision = "bf16"  # which is for what is trained: a CPU encodes in float32
