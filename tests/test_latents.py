@@ -179,7 +179,7 @@ def test_the_other_programs_take_it(whole, tmp_path, capsys):
 
 def test_its_held_out_loss_is_measured_in_its_latents(whole):
     """As the run itself measured it, of the weights that it published."""
-    config = TrainConfig(dataset_name="digits", validation_split="test", num_validation_samples=8, max_train_samples=40)
+    config = TrainConfig(dataset_name="digits", validation_split="test", num_validation_samples=2, max_train_samples=40)
     images = CaptionedImages(held_out(config, load_splits(config))[1], config, 1, (8, 8))
     pipe, args = MezzotintPipeline.from_pretrained(whole), SimpleNamespace(count=8, batch_size=3)
     levels = evaluation.held_out_loss(pipe, images, args, torch.device("cpu"))
