@@ -335,7 +335,7 @@ def test_each_component_has_the_precision_asked_for(life, saved):
     assert life(precisions, saved.folder, parts) == {"unet": "torch.bfloat16", "text_encoder": "torch.float32"}
     assert life(precisions, saved.folder, "bfloat16") == {"unet": "torch.bfloat16", "text_encoder": "torch.bfloat16"}
     assert life(weights, saved.folder, dtype=parts) == life(weights, saved.folder, cast="bfloat16")
-    assert life(distance, saved.folder, parts) < 0.02
+    assert 0 < life(distance, saved.folder, parts) < 0.04
 
 
 def test_the_text_encoder_can_be_left_out_or_brought(hub, life, saved, tmp_path):

@@ -73,7 +73,7 @@ def test_our_own_steps_are_read_off_too():
     ours = MezzotintScheduler()
     form = read_off(ours, 5, SCHEDULER)
     ours.set_timesteps(5)
-    for row, (_, _, *expected) in zip(form.rows, ours._rows, strict=True):
+    for row, (_, _, _, *expected) in zip(form.rows, ours._rows, strict=True):
         np.testing.assert_allclose(row, [*expected, *[0] * (len(row) - len(expected))], rtol=0, atol=2e-5)
     assert [len(row) for row in with_history(form, 2).rows] == [2, 3, 3, 3, 3]
     assert with_history(form, 1) is None

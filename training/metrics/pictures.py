@@ -86,11 +86,10 @@ def draw(
     batch_size: int,
     seed: int,
     progress: bool = True,
-    eta: float = 0.0,
-    corrector_steps: int = 0,
+    **more: Any,
 ) -> torch.Tensor:
     """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
-    its own, whatever the batch.
+    its own, whatever the batch. `more` are arguments of the pipeline's call.
 
     Raises:
         UserError: for what the pipeline does not take, or cannot draw.
@@ -106,8 +105,7 @@ def draw(
                 **({} if prompts else {"num_images_per_prompt": len(some)}),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                eta=eta,
-                corrector_steps=corrector_steps,
+                **more,
                 generator=[torch.Generator().manual_seed(seed * 10**6 + start + i) for i in range(len(some))],
                 output_type="pt",
             ).images

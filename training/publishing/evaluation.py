@@ -92,7 +92,7 @@ def arguments(parser: Parser) -> Parser:
                   help="random probes of each picture's trace (Hutchinson); 0 takes the exact trace, of small "
                   "pictures: it costs as many backward passes as there are dimensions")  # fmt: skip
     parser.number("likelihood_tolerance", float, Rule("between 0 and 0.1", lambda x: 0 < x < 0.1), default=1e-4,
-                  help="of the solver of the probability flow")  # fmt: skip
+                  help="tolerance of the solver of the probability flow")  # fmt: skip
     parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
     parser.number("seed", int, at_least(0), at_most(10**12), default=0,  # pictures are a million apart
                   help="seed of the drawings, of the choice of pictures and of what is trained to judge")  # fmt: skip
