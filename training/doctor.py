@@ -117,7 +117,7 @@ def installation() -> Iterator[Finding]:
     installed = {name: importlib.metadata.version(name) for name in names if name not in str(missing.get(""))}
     yield Finding("ok", f"python {sys.version.split()[0]}, {', '.join(f'{k} {v}' for k, v in installed.items())}")
     if lacks := missing.pop("", None):
-        yield Finding("wrong", f"mezzotint itself lacks {', '.join(lacks)}: pip install -U mezzotint")
+        yield Finding("wrong", f"mezzotint itself lacks {', '.join(lacks)}: pip install mezzotint")
     for extra, lacks in missing.items():
         yield Finding("note", f"{EXTRAS[extra]} lacks {', '.join(lacks)}: pip install 'mezzotint[{extra}]'")
     if torch.cuda.is_available():
