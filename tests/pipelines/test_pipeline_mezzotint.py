@@ -859,6 +859,12 @@ def test_call_that_cannot_be_carried_out_is_refused(make_pipe, kwargs, rule):
     assert "\n" not in str(error.value)
 
 
+def test_a_scheduler_of_another_process_is_refused(make_pipe):
+    pipe = make_pipe(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="^scheduler must be one .*: got FlowMatchEulerDiscreteScheduler$"):
+        pipe(PROMPT)
+
+
 @pytest.mark.parametrize("name", ["timesteps", "sigmas"])
 def test_custom_timesteps_are_refused_where_the_sampler_has_none(make_pipe, name):
     pipe = make_pipe()

@@ -92,6 +92,11 @@ class MezzotintInputsMixin:
                 f"{type(self).__name__} needs weights that are trained for {' or '.join(self.tasks)}: got some for "
                 f"{task}, which {best.get(task, 'a newer version of mezzotint')} takes"
             )
+        if not hasattr(self.scheduler, "init_noise_sigma"):  # a flow-matching one
+            raise ValueError(
+                "scheduler must be one that holds a diffusion's noise schedule, such as DDIMScheduler: got "
+                f"{type(self.scheduler).__name__}"
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
         counts["num_images_per_prompt"] = num_images_per_prompt
