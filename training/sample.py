@@ -15,7 +15,6 @@ A PNG tells how it was drawn, and --from draws it again, with what is given besi
 """
 
 import argparse
-import inspect
 import io
 import json
 import sys
@@ -36,7 +35,7 @@ from mezzotint import (
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
 )
-from mezzotint.drawing import Keeping, animate, sampler_of, samplers_of
+from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, samplers_of
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import (
@@ -239,7 +238,7 @@ def sample(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
-    if "corrector_steps" in given and "corrector_steps" not in inspect.signature(pipe.__call__).parameters:
+    if "corrector_steps" in given and "corrector_steps" not in arguments_of(type(pipe)):
         raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
     task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
@@ -288,7 +287,7 @@ def for_task(
         raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
     if "scale" in given and given["scale"] != trained["scale"]:
         raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {given['scale']}")
-    task = {name: (pictures | given | pictures)[name] for name in takes if name in given and name != "scale"}
+    task = {name: (given | pictures)[name] for name in takes if name in given and name != "scale"}
     if "mask" in task:
         task["mask_image"] = task.pop("mask")
     return cls(**pipe.components), task

@@ -49,7 +49,7 @@ class Keeping:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of the call."""
+        """Arguments of the pipeline's call, by which it hands over its states."""
         names = ["latents", "pred_original_sample"]
         return {"callback_on_step_end": self.keep, "callback_on_step_end_tensor_inputs": names}
 
@@ -63,7 +63,7 @@ class Keeping:
         return {}
 
     def drawing(self, pictures: list[tuple[Image.Image, str]]) -> Drawing:
-        """What was kept, with the pictures that came of it."""
+        """The states that were kept, with the pictures that came of them."""
         width, height = pictures[0][0].size  # the network may have drawn them larger, to be cropped
         noisy, clean = ([state[:, :height, :width] for state in states] for states in (self.noisy, self.clean))
         return Drawing(pictures, self.timesteps, noisy, clean)

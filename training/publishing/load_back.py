@@ -3,7 +3,6 @@
 out that a model trains well and its saved pipeline draws garbage."""
 
 import errno
-import inspect
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mezzotint.drawing import arguments_of
 from mezzotint_training.config.errors import CannotGoOn
 from mezzotint_training.config.tasks import picture_channels
 from mezzotint_training.publishing import stranger
@@ -100,7 +100,7 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
         seed: of the starting noise.
         arguments: more of the call's; by default a few steps.
     """
-    takes, inputs = inspect.signature(type(pipe).__call__).parameters, {}
+    takes, inputs = arguments_of(type(pipe)), {}
     arguments = {"num_inference_steps": STEPS} | arguments
     if pipe.text_encoder is not None:
         arguments["prompt"] = prompt

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a visitor may set: a control for each argument that a task's pipeline takes and its checkpoint can follow. A
+"""Controls of a page: one for each argument that a task's pipeline takes and its checkpoint can follow. A
 task whose arguments are all here needs no line of its own."""
 
 import contextlib
@@ -27,7 +27,7 @@ UNKNOWN = "(not said)"
 
 @dataclass
 class Checkpoint:
-    """What a page is told of a pipeline.
+    """A pipeline, with all that its page says and offers of it.
 
     Attributes:
         pipe: the pipeline, of any task.
@@ -238,7 +238,8 @@ class Controls:
             self.inputs["picture"] = in_our_words(self.picture)
 
     def _conditions(self) -> None:
-        """What can be said beside the text: classes and numbers that the network reads, or a classifier's classes."""
+        """Add controls of what stands beside the text: classes and numbers that the network reads, or the classifier's
+        classes."""
         known = self.about.attributes if "attributes" in self.takes else {}
         for i, (name, about) in enumerate(sorted(known.items())):
             self.attributes[name] = f"attribute_{i}"

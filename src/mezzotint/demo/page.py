@@ -180,7 +180,8 @@ class _TaskTab:
         return handler
 
     def _unfold(self, drawing: Drawing) -> list[Any]:
-        """What is shown of how a drawing came about, from its middle, where noise and what is foreseen in it differ."""
+        """The states of a drawing, begun at its middle step, where the noisy sample and the x_0 foreseen in it differ
+        most."""
         steps = len(drawing.timesteps)
         noisy, clean, step = self._leaf(drawing, -(-steps // 2))
         if steps:  # a slider has two ends

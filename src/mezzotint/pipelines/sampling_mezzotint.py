@@ -586,10 +586,8 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                     latents = after_step(latents, i if again >= 0 else i - 1)
 
                 if callback_on_step_end is not None and again >= 0:
-                    callback_kwargs, names = (
-                        {},
-                        _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs),
-                    )
+                    callback_kwargs = {}
+                    names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
                     if "pred_original_sample" in names:
                         pred_original_sample = self._predict_original_sample(model_output, t, model_input)  # noqa: F841
                     for k in names:
