@@ -13,6 +13,8 @@ COMMANDS = {
     "fit-scheduler": "fit a trained pipeline's scheduler to its network: few steps that end where many would",
     "distill": "distil a trained pipeline to one to four steps: few steps, learned",
     "evaluate": "measure what a trained pipeline draws, against real pictures",
+    "classify": "tell which caption a picture is likeliest under: a classifier that nobody trained",
+    "outliers": "find training rows that are unlike the others, have a wrong caption, or are remembered",
     "ema": "make a pipeline from another average of a run's weights",
     "publish": "upload a trained pipeline to the Hub, load it back and compare",
     "doctor": "say what is wrong with this installation, a run's folder or a data set, and what mends it",

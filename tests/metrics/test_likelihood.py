@@ -13,6 +13,7 @@ from mezzotint_training.metrics.likelihood import flow_log_density, likelihood, 
 from mezzotint_training.metrics.pictures import Real
 
 VARIANCE = 0.05
+SAID = {"dark": -1.0, "light": 1.0, "": torch.nan}  # means that captions name
 SIGMA = 0.01  # sigma_0 / alpha_0 of the default schedule
 
 
@@ -92,18 +93,22 @@ class Captioned(torch.nn.Module):
         alpha, sigma = angle.cos(), angle.sin()
         variance = alpha**2 * VARIANCE + sigma**2  # of x_t
         mean = (alpha * x.sum((1, 2, 3), keepdim=True) / variance).tanh()
-        said = torch.tensor([{"dark": -1.0, "light": 1.0, "": torch.nan}[text] for text in texts]).reshape(-1, 1, 1, 1)
+        said = texts.reshape(-1, 1, 1, 1)
         mean = torch.where(said.isnan(), mean, said)
         x_0 = mean + alpha * VARIANCE / variance * (x - alpha * mean)
         return ((alpha * x - x_0) / sigma,)
 
 
+def captioned_pipe():
+    return SimpleNamespace(
+        unet=Captioned(), scheduler=Captioned.scheduler, device=torch.device("cpu"),
+        encode_prompt=lambda captions, *_, **__: (torch.tensor([SAID[x] for x in captions]), None, None, None),
+    )  # fmt: skip
+
+
 def test_bits_are_of_bytes_and_a_caption_saves_what_it_says():
     """Two far Gaussians, of which a caption names one: it saves 1 bit a picture."""
-    pipe = SimpleNamespace(
-        unet=Captioned(), scheduler=Captioned.scheduler, device=torch.device("cpu"),
-        encode_prompt=lambda captions, device, do_classifier_free_guidance: (captions, None, None, None),
-    )  # fmt: skip
+    pipe = captioned_pipe()
     captions = ["dark", "light"] * 8
     normal = torch.tensor([-1.0, 1.0] * 8)[:, None, None, None] + VARIANCE**0.5 * randn(16, 1, 1, 2)
     pixels = (((0.5 * normal + 0.1) + 1) * 127.5).round().byte()

@@ -162,25 +162,21 @@ def likelihood(
     Raises:
         UserError: where the flow cannot be followed.
     """
-    unet, device = pipe.unet.eval(), pipe.device
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
-    mean, std = (
-        torch.tensor(x, device=device).reshape(-1, 1, 1) for x in (unet.config.sample_mean, unet.config.sample_std)
-    )
     size = pictures.pixels[0].numel()
-    to_bytes = float((127.5 * std.double()).log().mean()) * size  # log-determinant
+    to_bytes = nats_of_bytes(pipe, size)
     texts = {"without_caption": [""] * len(pictures.captions)}
-    if unet.config.cross_attention_dim is not None:
+    if pipe.unet.config.cross_attention_dim is not None:
         texts = {"with_caption": [captions[0] for captions in pictures.captions]} | texts
     nats: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in texts}
     starts = range(0, len(pictures.pixels), batch_size)
     work = [(start, name) for start in starts for name in texts]
     for start, name in progress_bar(work, "likelihood", len(work), progress):
-        pixels = pictures.pixels[start : start + batch_size].to(device)
-        network = _conditioned(pipe, texts[name][start : start + batch_size])
-        generators = [torch.Generator().manual_seed(seed * 10**6 + start + i) for i in range(len(pixels))]
-        uniform, signs = _drawn(generators, pixels.shape[1:], probes)
-        samples = (unit(pixels) + (uniform.to(device) - 0.5) / 127.5 - mean) / std
+        pixels = pictures.pixels[start : start + batch_size]
+        network = conditioned(pipe, *encoded(pipe, texts[name][start : start + batch_size]))
+        generators = generators_of(range(start, start + len(pixels)), seed)
+        samples = dequantised(pipe, pixels, generators)
+        signs = _probes(generators, pixels.shape[1:], probes)
         try:
             found = {"flow": -flow_log_density(network, scheduler, samples, signs, tolerance) + to_bytes}
         except ValueError as error:
@@ -209,26 +205,47 @@ def _ends(scheduler: MezzotintScheduler) -> tuple[float, float]:
     return float(scheduler.log_sigmas[0]), float(scheduler.log_sigmas[-1 if scheduler.betas[-1] < 1 else -2])
 
 
-def _conditioned(pipe: Any, captions: list[str]) -> Network:
-    """The pipeline's network for these captions, without guidance."""
-    text = mask = None
-    if pipe.unet.config.cross_attention_dim is not None:
-        with torch.no_grad():
-            text, _, mask, _ = pipe.encode_prompt(captions, pipe.device, do_classifier_free_guidance=False)
+def encoded(pipe: Any, captions: list[str]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Embeddings and mask of captions, a row each; `None` of a pipeline that reads no text."""
+    if pipe.unet.config.cross_attention_dim is None:
+        return None, None
+    with torch.no_grad():
+        text, _, mask, _ = pipe.encode_prompt(captions, pipe.device, do_classifier_free_guidance=False)
+    return text, mask
+
+
+def conditioned(pipe: Any, text: torch.Tensor | None, mask: torch.Tensor | None) -> Network:
+    """The pipeline's network for texts that are `encoded`, without guidance."""
+    unet = pipe.unet.eval()
 
     def network(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        output = pipe.unet(x.to(pipe.unet.dtype), timesteps, text, encoder_attention_mask=mask, return_dict=False)[0]
+        output = unet(x.to(unet.dtype), timesteps, text, encoder_attention_mask=mask, return_dict=False)[0]
         return output.to(x.dtype)
 
     return network
 
 
-def _drawn(
-    generators: list[torch.Generator], shape: torch.Size, probes: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of each picture's generator: noise in [0, 1) that dequantises it, and signs that probe its trace."""
-    uniform = torch.stack([torch.rand(shape, generator=g) for g in generators])
+def dequantised(pipe: Any, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """Bytes (B, C, H, W), each with noise of its width from its picture's generator, normalised as the network's data
+    are: a sample x_0."""
+    mean, std = (torch.tensor(getattr(pipe.unet.config, f"sample_{x}")).reshape(-1, 1, 1) for x in ("mean", "std"))
+    uniform = torch.stack([torch.rand(pixels.shape[1:], generator=g) for g in generators])
+    return ((unit(pixels) + (uniform - 0.5) / 127.5 - mean) / std).to(pipe.device)
+
+
+def generators_of(pictures: range, seed: int) -> list[torch.Generator]:
+    """A generator for each picture by its number, whatever the batch."""
+    return [torch.Generator().manual_seed(seed * 10**6 + i) for i in pictures]
+
+
+def nats_of_bytes(pipe: Any, size: int) -> float:
+    """What is added to a sample's -log p in nats for that of its bytes, of so many dimensions: the log-determinant."""
+    return float((127.5 * torch.tensor(pipe.unet.config.sample_std, dtype=torch.float64)).log().mean()) * size
+
+
+def _probes(generators: list[torch.Generator], shape: torch.Size, probes: int) -> torch.Tensor | None:
+    """Signs (probes, B, *shape) of each picture's generator, which probe its trace."""
     if probes == 0:
-        return uniform, None
+        return None
     signs = [torch.randint(2, (probes, *shape), generator=g) * 2.0 - 1 for g in generators]
-    return uniform, torch.stack(signs, dim=1)  # (probes, B, C, H, W)
+    return torch.stack(signs, dim=1)

@@ -18,14 +18,16 @@ from mezzotint_training.networks.saved import sample_size
 
 @dataclass
 class Real:
-    """Pictures of a split: bytes (N, C, H, W), the captions of each, and its class, -1 where it has none."""
+    """Pictures of a split: bytes (N, C, H, W), the captions of each, its class, -1 where it has none, and its row."""
 
     pixels: torch.Tensor
     captions: list[list[str]]
     labels: torch.Tensor
+    numbers: torch.Tensor | None = None
 
     def rows(self, rows: torch.Tensor) -> "Real":
-        return Real(self.pixels[rows], [self.captions[i] for i in rows.tolist()], self.labels[rows])
+        numbers = None if self.numbers is None else self.numbers[rows]
+        return Real(self.pixels[rows], [self.captions[i] for i in rows.tolist()], self.labels[rows], numbers)
 
 
 def real_pictures(
@@ -70,7 +72,8 @@ def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real
     number = {name: i for i, name in enumerate(classes)}
     names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)
     labels = torch.tensor([number.get(names[i], -1) for i, _ in good])
-    return Real(torch.stack([pixels for _, pixels in good]), texts, labels)
+    numbers = torch.from_numpy(images.numbers[[i for i, _ in good]])
+    return Real(torch.stack([pixels for _, pixels in good]), texts, labels, numbers)
 
 
 def shuffled(count: int, seed: int) -> torch.Tensor:

@@ -54,14 +54,7 @@ HELD = ("validation_split", "num_validation_samples", "max_train_samples")
 
 def arguments(parser: Parser) -> Parser:
     """The same parser, with the arguments of an evaluation."""
-    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
-    for name in DATA:
-        only = ", if that names digits; any other set must be named here" if name in PLACES else ""
-        help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
-        parser.add_argument(f"--{name}", type=text, help=help, nargs="+" if name == "caption_column" else None)
-    parser.add_argument("--split", type=text,
-                        help="split of the held-out pictures; by default test, else what the run held out")  # fmt: skip
-    parser.add_argument("--label_column", type=text, help="column of the classes; by default label, if there is one")
+    data_arguments(parser)
     many = at_most(10**6)
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
@@ -103,6 +96,18 @@ def arguments(parser: Parser) -> Parser:
     return parser
 
 
+def data_arguments(parser: Parser) -> None:
+    """Add the arguments that say which pipeline is looked at, and which real pictures beside it."""
+    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
+    for name in DATA:
+        only = ", if that names digits; any other set must be named here" if name in PLACES else ""
+        help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
+        parser.add_argument(f"--{name}", type=text, help=help, nargs="+" if name == "caption_column" else None)
+    parser.add_argument("--split", type=text,
+                        help="split of the held-out pictures; by default test, else what the run held out")  # fmt: skip
+    parser.add_argument("--label_column", type=text, help="column of the classes; by default label, if there is one")
+
+
 def measure_and_keep(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
     """Evaluate, and with `card` put the figures into the checkpoint's folder and its card, which no other program may
     write to meanwhile.
@@ -136,7 +141,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"card needs the folder of a finished run, with recipe.yaml and metrics.json: got {folder}")
         writable_folder("checkpoint", folder)
         card.check(folder)
-    config = data_settings(args)
+    config = data_settings(args, "evaluate")
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     if (task := pipe.trained_for["task"]) != "text_to_image":
         raise UserError(
@@ -144,11 +149,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             "training/benchmarks/task_quality.py measures"
         )
     if args.likelihood:
-        if pipe.vae is not None:
-            raise UserError(
-                "likelihood must be of a network of pixels: got one of latents, whose bits are not of pictures"
-            )
-        check_denoises(pipe)
+        check_pixels(pipe, "likelihood")
     device = pipe.device
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
@@ -241,10 +242,35 @@ def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[s
     return words
 
 
-def data_settings(args: argparse.Namespace) -> TrainConfig:
-    """The settings of the data: those of the checkpoint's recipe, and flags over them, as `data_of` allows."""
+def data_settings(args: argparse.Namespace, program: str) -> TrainConfig:
+    """The settings of the data for a program: those of the checkpoint's recipe, and flags over them, as `data_of`
+    allows."""
     given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
-    return TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), "evaluate"), report_to="none")
+    return TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), program), report_to="none")
+
+
+def load_for_likelihood(checkpoint: str, device: str, program: str) -> Any:
+    """A pipeline of whose pictures a likelihood can be told.
+
+    Raises:
+        UserError: for one of another task, one of latents, or one that does not denoise; `program` is what asks.
+    """
+    pipe: Any = load_pipeline(checkpoint, device=device)
+    if (task := pipe.trained_for["task"]) != "text_to_image":
+        raise UserError(f"{program} needs a checkpoint that is trained for text_to_image: got one for {task}")
+    check_pixels(pipe, program)
+    return pipe
+
+
+def check_pixels(pipe: Any, program: str) -> None:
+    """Check that the network's likelihoods are of pictures; `program` is what asks.
+
+    Raises:
+        UserError: for a network of latents, or one that does not denoise.
+    """
+    if pipe.vae is not None:
+        raise UserError(f"{program} must be of a network of pixels: got one of latents, whose bits are not of pictures")
+    check_denoises(pipe)
 
 
 def held_out_loss(

@@ -1,0 +1,148 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Tell which of several captions a picture is likeliest under, to a text-to-image pipeline: a classifier that nobody
+trained (<https://huggingface.co/papers/2303.16203>).
+
+    mezzotint classify runs/digits picture.png --captions "a handwritten six" "a handwritten eight"
+    mezzotint classify runs/mine --train_data_dir pictures/ --split test --output verdicts.json
+
+Pictures that are named are read, scaled and cropped as in training, and each has a line with its likeliest caption and
+its probability. Without one, held-out pictures of a set are classified, by default among the first captions of its
+training pictures, and the share that is right stands in the end with its 95 % interval.
+
+Captions are compared by the variational bound of the likelihood, without guidance, under the same noise; those that are
+clearly behind drop out early. A picture takes hundreds of evaluations of the network. Everything is a function of
+--seed.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.flags import Parser, text
+from mezzotint_training.config.rules import at_least, at_most, writable_file
+from mezzotint_training.metrics.accuracy import figure
+from mezzotint_training.metrics.intervals import share
+from mezzotint_training.metrics.pictures import Real, read, real_pictures, shuffled
+from mezzotint_training.metrics.zero_shot import LEAST, Verdicts, classify
+from mezzotint_training.modalities.images import read_picture
+from mezzotint_training.networks.saved import sample_size
+from mezzotint_training.publishing.evaluation import data_arguments, data_settings, load_for_likelihood
+
+MOST_CAPTIONS = 100  # of a set's own, among which pictures are classified without being asked to
+CONFUSIONS = 5  # that are told
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("classify", __doc__)
+    data_arguments(parser)
+    parser.add_argument("images", nargs="*", metavar="PICTURE", type=text, help="files to classify")
+    parser.add_argument("--captions", nargs="+", type=text, help="captions to choose from, two or more")
+    parser.number("count", int, at_least(1), at_most(10**6), default=256, help="most held-out pictures to classify")
+    parser.number("rounds", int, at_least(LEAST), at_most(10_000), default=32,
+                  help="looks at a picture before the likeliest caption is taken where none is clearly so")  # fmt: skip
+    parser.number("batch_size", int, at_least(1), at_most(65_536), default=256,
+                  help="pairs of a picture and a caption at a time")  # fmt: skip
+    parser.number("seed", int, at_least(0), at_most(10**10), default=0, help="seed of the noise and of the choice")
+    parser.add_argument("--output", type=text, help="a JSON file for the verdicts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to work on")
+
+    def program() -> None:
+        args = parser.parse_args(argv)
+        if args.output:
+            writable_file("output", Path(args.output))
+        results = of_files(args) if args.images else of_a_set(args)
+        if args.output:
+            Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    return exit_code(program)
+
+
+def of_files(args: argparse.Namespace) -> dict[str, Any]:
+    """Classify the files that are named, print a line for each and return the verdicts as plain data."""
+    captions = checked_captions(args.captions)
+    pipe = load(args)
+    pictures = []
+    for path in args.images:
+        try:
+            pictures.append(read_picture({"path": path, "bytes": None}, pipe.channels, sample_size(pipe)))
+        except ValueError as error:
+            raise UserError(f"picture {path} cannot be read: {error}") from None
+    found = classify(pipe, torch.stack(pictures), captions, args.batch_size, args.seed, args.rounds)
+    verdicts = [verdict(found, i, captions) | {"picture": path} for i, path in enumerate(args.images)]
+    for one in verdicts:
+        print(f"{one['picture']}: {one['caption']} ({one['probability']:.1%})")
+    return {"captions": captions, "evaluations": found.evaluations, "verdicts": verdicts}
+
+
+def of_a_set(args: argparse.Namespace) -> dict[str, Any]:
+    """Classify held-out pictures of a set, print how many are right and return the verdicts as plain data."""
+    if args.captions:
+        checked_captions(args.captions)
+    config = data_settings(args, "classify")
+    pipe = load(args)
+    images, classes = real_pictures(config, pipe, args.split, args.label_column)
+    held_out: Real = read(images[1], classes, args.label_column or "label")
+    held_out = held_out.rows(shuffled(len(held_out.pixels), args.seed)[: args.count])
+    known = list(dict.fromkeys(images[0].captions[i][0] for i in images[0].good.tolist()))
+    if args.captions is None and not 2 <= len(known) <= MOST_CAPTIONS:
+        raise UserError(
+            f"captions must be named where a set has fewer than 2 or more than {MOST_CAPTIONS}: got {len(known):,}"
+        )
+    captions = args.captions or sorted(known)
+    own = torch.tensor([next((captions.index(x) for x in some if x in captions), -1) for some in held_out.captions])
+    if (own < 0).all():
+        raise UserError("captions must be of the set's pictures: got none that a held-out one has")
+    held_out, own = held_out.rows((own >= 0).nonzero()[:, 0]), own[own >= 0]
+    found = classify(pipe, held_out.pixels, captions, args.batch_size, args.seed, args.rounds)
+    right = figure(share(int((found.best == own).sum()), len(own)))
+    wrong = Counter(
+        (captions[i], captions[j]) for i, j in zip(own.tolist(), found.best.tolist(), strict=True) if i != j
+    )
+    low, high = right["interval"]
+    print(f"{right['value']:.1%} ({low:.1%} to {high:.1%}) of {len(own)} held-out pictures are likeliest under their "
+          f"own caption of {len(captions)}, by {found.evaluations:.0f} evaluations each")  # fmt: skip
+    for (said, taken), count in wrong.most_common(CONFUSIONS):
+        print(f"  {said!r} taken for {taken!r}: {count}")
+    assert held_out.numbers is not None
+    rows = enumerate(zip(held_out.numbers.tolist(), own.tolist(), strict=True))
+    verdicts = [verdict(found, i, captions) | {"row": row, "own": captions[number]} for i, (row, number) in rows]
+    return {"captions": captions, "evaluations": found.evaluations, "right": right, "verdicts": verdicts}
+
+
+def load(args: argparse.Namespace) -> Any:
+    """The pipeline.
+
+    Raises:
+        UserError: for one without likelihoods of pictures given a text.
+    """
+    pipe = load_for_likelihood(args.checkpoint, args.device, "classify")
+    if pipe.unet.config.cross_attention_dim is None:
+        raise UserError("classify needs a network that reads captions: got one that reads no text")
+    return pipe
+
+
+def checked_captions(captions: list[str] | None) -> list[str]:
+    """The captions.
+
+    Raises:
+        UserError: for fewer than two, or one that is there twice.
+    """
+    if len(captions or []) < 2 or len(set(captions or [])) < len(captions or []):
+        raise UserError(f"captions must be two or more different ones to choose from: got {captions or 'none'}")
+    return captions or []
+
+
+def verdict(found: Verdicts, i: int, captions: list[str]) -> dict[str, Any]:
+    """The likeliest caption of a picture, by its number, as plain data."""
+    best = int(found.best[i])
+    return {"caption": captions[best], "probability": float(found.probabilities[i, best])}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
