@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.metadata
+import inspect
 import re
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import fields
 import pytest
 
 from mezzotint_training import cli, sample
+from mezzotint_training.config import arguments
 from mezzotint_training.config.flags import Parser
 from mezzotint_training.config.settings import TrainConfig
 
@@ -69,13 +71,35 @@ def test_it_runs_as_a_module(monkeypatch, capsys):
     assert "accelerate launch training/train.py --recipe digits" in out
 
 
-def test_the_command_line_is_light():
-    """Help must come at once: neither torch nor anything that brings it is imported."""
-    code = "import sys, mezzotint_training.cli as cli; cli.main([]); cli.main(['x']); print(*sorted(sys.modules))"
+def test_help_and_refusals_are_light():
+    """They must come at once, of `mezzotint` and of each program: neither torch nor anything that brings it is
+    imported."""
+    code = """
+import contextlib, sys
+import mezzotint_training.cli as cli
+cli.main([]), cli.main(["x"])
+for name in cli.COMMANDS:
+    with contextlib.redirect_stderr(sys.stdout):
+        assert cli.main([name, "--no_such_flag"]) == 2
+        with contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+            sys.exit("there is no help")
+print(*sorted(sys.modules))
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in cli.COMMANDS:
+        assert f"usage: mezzotint {name} " in result.stdout
+    assert result.stdout.count("\nmezzotint: ") == len(cli.COMMANDS)
     modules = set(result.stdout.splitlines()[-1].split())
-    assert "mezzotint_training.cli" in modules
-    assert not modules & {"torch", "diffusers", "transformers", "datasets", "numpy", "mezzotint_training.train"}
+    assert "mezzotint_training.config.arguments" in modules
+    assert not modules & {"torch", "diffusers", "transformers", "datasets", "numpy", "PIL", "mezzotint_training.train"}
+
+
+def test_help_is_what_the_program_says_of_itself(capsys):
+    """Read from the text of its file, which is not run for it."""
+    for name in arguments.TAKES:
+        program = importlib.import_module(f"mezzotint_training.{name.replace('-', '_')}")
+        assert arguments.parser_of(name).description == inspect.getdoc(program)
 
 
 # What each program cannot do without

@@ -179,7 +179,12 @@ def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, 
 def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     pipe = MezzotintPipeline.from_pretrained(folder)
     args = SimpleNamespace(
-        checkpoint=folder, split=None, label_column=None, count=3, batch_size=2, **dict.fromkeys(evaluation.DATA)
+        checkpoint=folder,
+        split=None,
+        label_column=None,
+        count=3,
+        batch_size=2,
+        **dict.fromkeys(evaluation.EVALUATION_DATA),
     )
     (_, test), classes = real_pictures(evaluation.data_settings(args), pipe, None, None)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
@@ -279,7 +284,9 @@ def test_a_set_that_only_somebodys_recipe_names_is_neither_fetched_nor_read(fold
 
 def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tmp_path):
     def config(**given):
-        return evaluation.data_settings(SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluation.DATA) | given))
+        return evaluation.data_settings(
+            SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluation.EVALUATION_DATA) | given)
+        )
 
     recipe = "train_data_dir: elsewhere/sprites\ncaption_column: title\nmax_train_samples: 50\nof_another_version: 1\n"
     (folder / "recipe.yaml").write_text(recipe)

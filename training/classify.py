@@ -23,34 +23,23 @@ from typing import Any
 
 import torch
 
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import UserError, exit_code
-from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.rules import at_least, at_most, writable_file
+from mezzotint_training.config.rules import writable_file
 from mezzotint_training.metrics.accuracy import figure
 from mezzotint_training.metrics.intervals import share
 from mezzotint_training.metrics.pictures import Real, read, real_pictures, shuffled
-from mezzotint_training.metrics.zero_shot import LEAST, Verdicts, classify
+from mezzotint_training.metrics.zero_shot import Verdicts, classify
 from mezzotint_training.modalities.images import read_picture
 from mezzotint_training.networks.saved import sample_size
-from mezzotint_training.publishing.evaluation import data_arguments, data_settings, load_for_likelihood
+from mezzotint_training.publishing.evaluation import data_settings, load_for_likelihood
 
 MOST_CAPTIONS = 100  # of a set's own, among which pictures are classified without being asked to
 CONFUSIONS = 5  # that are told
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("classify", __doc__)
-    data_arguments(parser)
-    parser.add_argument("images", nargs="*", metavar="PICTURE", type=text, help="files to classify")
-    parser.add_argument("--captions", nargs="+", type=text, help="captions to choose from, two or more")
-    parser.number("count", int, at_least(1), at_most(10**6), default=256, help="most held-out pictures to classify")
-    parser.number("rounds", int, at_least(LEAST), at_most(10_000), default=32,
-                  help="looks at a picture before the likeliest caption is taken where none is clearly so")  # fmt: skip
-    parser.number("batch_size", int, at_least(1), at_most(65_536), default=256,
-                  help="pairs of a picture and a caption at a time")  # fmt: skip
-    parser.number("seed", int, at_least(0), at_most(10**10), default=0, help="seed of the noise and of the choice")
-    parser.add_argument("--output", type=text, help="a JSON file for the verdicts")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to work on")
+    parser = parser_of("classify")
 
     def program() -> None:
         args = parser.parse_args(argv)

@@ -36,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mezzotint: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        # Help and refusals come before the program and all that it brings
+        check = importlib.import_module("mezzotint_training.config.arguments").check
+        errors = importlib.import_module("mezzotint_training.config.errors")
+        if code := errors.exit_code(lambda: check(argv[0], argv[1:])):
+            return code
         program = importlib.import_module(f"mezzotint_training.{argv[0].replace('-', '_')}")
     except ModuleNotFoundError as error:
         print(f"mezzotint: {argv[0]} needs {error.name}; pip install 'mezzotint[train]' brings it", file=sys.stderr)

@@ -15,7 +15,6 @@ The same command again goes on where it stopped; exit codes are those of `mezzot
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
 
 # isort: split
-import argparse
 import copy
 import json
 import math
@@ -30,9 +29,10 @@ from accelerate import Accelerator
 
 import mezzotint
 from mezzotint import MezzotintScheduler
-from mezzotint_training.config.distillation import DistillConfig
+from mezzotint_training.config.arguments import parser_of
+from mezzotint_training.config.distillation import COURSE, DATA, DistillConfig
 from mezzotint_training.config.errors import UserError, exit_code, loading
-from mezzotint_training.config.flags import Parser, add_settings, flags_as_values, settled, text
+from mezzotint_training.config.flags import flags_as_values, settled
 from mezzotint_training.config.recipe import PLACES, data_of, read_recipe
 from mezzotint_training.config.settings import checked, default
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
@@ -58,22 +58,6 @@ from mezzotint_training.networks.text import TextEncoding
 from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
 
-# Of the teacher's recipe: what it says of the data, and of how a run goes and what it shows
-DATA = (
-    "dataset_config_name", "dataset_split", "image_column", "caption_column", "caption_weights", "label_column",
-    "attribute_columns", "balance_column", "balance_power", "resolution", "random_flip", "max_train_samples",
-    "validation_split", "num_validation_samples", "on_bad_row", "dataset_license",
-)  # fmt: skip
-COURSE = (
-    "proportion_empty_prompts", "proportion_empty_attributes", "train_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "mixed_precision", "channels_last", "validation_prompts", "num_validation_images", "license",
-)  # fmt: skip
-# How the help says the defaults that follow from the teacher
-FOLLOWS = dict.fromkeys((*DATA, *COURSE, "teacher_guidance_scale"), "the teacher's") | {
-    "train_batch_size": "the teacher's, divided among the times at which a student predicts",
-    "max_train_steps": "what costs a fifth of the teacher's training, or 1000 where that is not known",
-    "output_dir": "CHECKPOINT-distilled",
-}
 SHARE = 0.2  # of the cost of the teacher's training
 
 
@@ -87,9 +71,7 @@ def settings(argv: list[str] | None) -> DistillConfig:
     Raises:
         UserError: for a teacher without data that are named, or a value that breaks its rule.
     """
-    parser = Parser("distill", __doc__, argument_default=argparse.SUPPRESS)
-    parser.add_argument("checkpoint", type=text, help="the teacher: a finished pipeline, a folder or a Hub name")
-    add_settings(parser, DistillConfig, FOLLOWS)
+    parser = parser_of("distill")
     flags = vars(parser.parse_args(argv))
     checkpoint = flags.pop("checkpoint")
     given, recipe = flags_as_values(flags, DistillConfig), read_recipe(checkpoint)

@@ -26,10 +26,10 @@ import torch
 from packaging.requirements import Requirement
 
 from mezzotint import hub
+from mezzotint_training.config.arguments import DOCTOR_DATA, parser_of
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line
-from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.recipe import read_recipe
-from mezzotint_training.config.settings import HELP, TrainConfig
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.machine import hardware
 
 # What the extras are for; those for working on mezzotint itself are left out
@@ -41,10 +41,6 @@ EXTRAS = {
     "demo": "mezzotint demo",
     "benchmarks": "training/benchmarks",
 }
-# Settings by which a data set is read
-OF_DATA = (
-    "dataset_config_name", "dataset_split", "image_column", "caption_column", "resolution", "mask_column", "task"
-)  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -55,15 +51,7 @@ class Finding(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("doctor", __doc__)
-    parser.add_argument("what", nargs="?", type=text, help="a folder with a run, a pipeline or pictures, or a data "
-                        "set's name; by default the installation alone")  # fmt: skip
-    parser.add_argument("--hub_model_id", type=text, help="user/name to publish a folder as")
-    parser.add_argument("--trust_remote_code", action="store_true",
-                        help="let code in the folder run that is not the installed package's")  # fmt: skip
-    for name in OF_DATA:
-        many = "+" if name in ("caption_column", "resolution") else None
-        parser.add_argument(f"--{name}", nargs=many, help=f"{HELP[name]}; of a data set")
+    parser = parser_of("doctor")
 
     def program() -> int:
         args, wrong = parser.parse_args(argv), False
@@ -215,7 +203,7 @@ def a_data_set(args: argparse.Namespace) -> Iterator[Finding]:
     from mezzotint_training.engine import plan
 
     place = "train_data_dir" if Path(args.what).exists() else "dataset_name"
-    given = {name: value for name in OF_DATA if (value := getattr(args, name)) is not None}
+    given = {name: value for name in DOCTOR_DATA if (value := getattr(args, name)) is not None}
     config = TrainConfig(**{place: args.what}, **given, on_bad_row="skip", report_to="none")
     try:
         rows = open_rows(config)

@@ -17,19 +17,15 @@ from pathlib import Path
 import torch
 
 from mezzotint import MezzotintPipeline
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import UserError, exit_code
-from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.engine.files import make_readable
-from mezzotint_training.learning.averages import LONGEST, combined, fit, snapshots
+from mezzotint_training.learning.averages import combined, fit, snapshots
 from mezzotint_training.networks.saved import drop_fitted_schedules, load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("ema", __doc__)
-    parser.add_argument("run_dir", type=text, help="a finished run's output_dir")
-    parser.number("length", float, required=True, help=f"length of the average, above 0 and below {LONGEST:.4f}")
-    parser.number("step", int, help="snapshot at which the average ends; by default the last")
-    parser.add_argument("--output", type=text, required=True, help="the folder to write, new or empty")
+    parser = parser_of("ema")
 
     def program() -> None:
         args = parser.parse_args(argv)

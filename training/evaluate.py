@@ -30,14 +30,14 @@ import json
 import sys
 from pathlib import Path
 
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import exit_code
-from mezzotint_training.config.flags import Parser
 from mezzotint_training.metrics.table import table
 from mezzotint_training.publishing import evaluation
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = evaluation.arguments(Parser("evaluate", __doc__))
+    parser = parser_of("evaluate")
 
     def program() -> None:
         args = parser.parse_args(argv)

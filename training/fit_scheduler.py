@@ -23,15 +23,10 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import UserError, exit_code
-from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.recipe import read_recipe
 from mezzotint_training.config.rules import (
-    COUNT,
-    GUIDANCE,
-    SEED,
-    Rule,
-    at_least,
     at_most,
     new_folder,
     number,
@@ -49,28 +44,7 @@ PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("fit-scheduler", __doc__)
-    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder, or a Hub name with --output_dir")
-    steps = (Rule("at least 2, one step has nothing to fit", lambda x: x >= 2), at_most(100))
-    parser.number("steps", int, *steps, nargs="+", default=[4, 5, 6, 8, 10],
-                  help="numbers of sampling steps, each of which gets a table")  # fmt: skip
-    parser.number("guidance_scale", float, *GUIDANCE, nargs="+",
-                  help="guidance scales to fit at, 1 being off; by default the recipe's, else 2")  # fmt: skip
-    parser.add_argument("--prompts", nargs="+", help="prompts to fit on; by default the recipe's validation_prompts")
-    trajectories = (at_least(2), at_most(100_000))
-    parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, and as many to judge on")
-    parser.number("teacher_steps", int, *COUNT, default=100, help="steps of each trajectory that is followed")
-    parser.add_argument("--stock", choices=["common", "all"], default="common",
-                        help="solvers of diffusers that a table must beat")  # fmt: skip
-    parser.number("starts", int, *COUNT, help="number of solvers to start from; by default 36 / steps, at least 4")
-    parser.number("history", int, *COUNT,
-                  help="earlier predictions that a step reads; by default all up to 10 steps, else 4")  # fmt: skip
-    parser.add_argument("--refit", action="store_true", help="fit anew what the checkpoint has a table for")
-    parser.add_argument(
-        "--output_dir", type=text, help="write a copy of the pipeline there, and leave the checkpoint as it is"
-    )
-    parser.number("seed", int, *SEED, default=0, help="seed of the trajectories' noises")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to fit on")
+    parser = parser_of("fit-scheduler")
 
     def program() -> None:
         args = parser.parse_args(argv)
@@ -135,7 +109,7 @@ def fit_scheduler(args: argparse.Namespace) -> None:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if ends is None:
                     generator = torch.Generator().manual_seed(args.seed)
-                    noise = torch.randn(2 * count, *shape, generator=generator).to(args.device)
+                    noise = torch.randn(2 * count, *shape, generator=generator).to(pipe.device)
                     ends, held_out = (
                         solve(network, pipe.scheduler, half, args.teacher_steps) for half in noise.split(count)
                     )

@@ -19,29 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import UserError, exit_code
-from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.rules import Rule, at_least, at_most, writable_file
-from mezzotint_training.metrics.intervals import GROUPS
+from mezzotint_training.config.rules import GROUPS, writable_file
 from mezzotint_training.metrics.outliers import ALARMS, outliers
 from mezzotint_training.metrics.pictures import read, real_pictures, shuffled
-from mezzotint_training.publishing.evaluation import data_arguments, data_settings, load_for_likelihood
+from mezzotint_training.publishing.evaluation import data_settings, load_for_likelihood
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("outliers", __doc__)
-    data_arguments(parser)
-    parser.number("count", int, at_least(2 * GROUPS), at_most(10**6), default=1000,
-                  help="most pictures of each kind, trained on and held out, to look at")  # fmt: skip
-    parser.number("deviations", float, Rule("above 0", lambda x: x > 0), default=4.0,
-                  help="robust standard deviations from the median that make a picture an outlier")  # fmt: skip
-    parser.number("top", int, at_least(1), at_most(10**6), default=10, help="rows of each kind to print")
-    parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures at a time")
-    parser.number("seed", int, at_least(0), at_most(10**12), default=0, help="seed of the noise and of the choice")
-    parser.add_argument("--output", type=text, help="a JSON file for all figures and rows")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to work on")
+    parser = parser_of("outliers")
 
     def program() -> None:
         args = parser.parse_args(argv)

@@ -17,37 +17,14 @@ import sys
 from pathlib import Path
 
 from mezzotint import hub
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code
-from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.settings import HELP
+from mezzotint_training.config.recipe import PLACES
 from mezzotint_training.publishing import card, evaluation, publication
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("publish", __doc__)
-    parser.add_argument("folder", type=text, help="a finished run's output_dir")
-    parser.add_argument("--hub_model_id", type=text, required=True, help="user/name of the repository to upload to")
-    parser.add_argument("--private", "--hub_private_repo", dest="private", action="store_true",
-                        help="upload to a private repository only")  # fmt: skip
-    parser.add_argument("--revision", type=text, help="branch to upload to, made where it is missing; by default main")
-    parser.add_argument("--dry_run", action="store_true",
-                        help="make all checks, list what would go up, and change nothing")  # fmt: skip
-    parser.add_argument("--license", type=text, help="licence of the weights, for a card that names none")
-    parser.add_argument(
-        "--replace_card", action="store_true", help="replace a card on the Hub that somebody wrote or edited by hand"
-    )
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        help="the pipeline that adapters were trained for; by default the one that their recipe names",
-    )
-    parser.add_argument("--prompt", help="prompt of the picture that is compared; by default the card's first")
-    parser.add_argument("--trust_remote_code", action="store_true",
-                        help="let the checks run code in the folder that is not the installed package's")  # fmt: skip
-    parser.add_argument("--no-evaluate", dest="evaluate", action="store_false",
-                        help="publish a run that was not evaluated as it is")  # fmt: skip
-    for name in evaluation.PLACES:
-        parser.add_argument(f"--{name}", type=text, help=f"{HELP[name]}; of the run, to evaluate it by")
-    return exit_code(lambda: publish(parser.parse_args(argv)))
+    return exit_code(lambda: publish(parser_of("publish").parse_args(argv)))
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -106,8 +83,8 @@ def evaluate_first(folder: Path, args: argparse.Namespace) -> str | None:
         return None
     if (folder / hub.CARD).is_file() and not hub.unedited((folder / hub.CARD).read_text(encoding="utf-8")):
         return f"{hub.CARD} was edited by hand; `mezzotint evaluate {folder} --card` writes it anew"
-    places = {name: value for name in evaluation.PLACES if (value := getattr(args, name)) is not None}
-    parser = evaluation.arguments(Parser("evaluate", None))
+    places = {name: value for name in PLACES if (value := getattr(args, name)) is not None}
+    parser = parser_of("evaluate")
     asked = parser.parse_args([str(folder), "--card", *(word for x in places.items() for word in (f"--{x[0]}", x[1]))])
     if args.dry_run:
         return "a dry run"

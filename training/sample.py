@@ -36,17 +36,10 @@ from mezzotint import (
     MezzotintUpscalePipeline,
 )
 from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, samplers_of
+from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import (
-    COUNT,
-    GUIDANCE,
-    SEED,
-    SHARE,
-    SIDE,
-    Rule,
-    at_least,
-    at_most,
     nearest,
     writable_file,
 )
@@ -79,7 +72,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: for a flag that is unknown or breaks its rule, a file that is not there or holds something else.
     """
-    parser = _parser()
+    parser = parser_of("sample")
     args = parser.parse_args(argv)
     if (picture := getattr(args, "from")) is not None:
         parser.set_defaults(**told_by(picture, parser))
@@ -91,105 +84,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
         args.prompt = [*args.prompt, *(line for line in lines if line.strip())]
     return args
-
-
-def _parser() -> Parser:
-    parser = Parser("sample", __doc__)
-    parser.add_argument("checkpoint", type=text, nargs="?", help="a trained pipeline: a folder or a Hub name")
-    parser.add_argument(
-        "prompt",
-        nargs="*",
-        help="one or more texts, each of which becomes a row of pictures; enlarging and segmenting need none",
-    )
-    parser.add_argument("--prompts_file", type=text, help="a text file with more prompts, one a line")
-    parser.add_argument(
-        "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
-    )
-    parser.add_argument("--output", default="sample.png", help="the picture file to write")
-    parser.add_argument(
-        "--animation",
-        type=text,
-        help="a WebP, GIF or PNG file for the steps: the noisy sample on the left, what is foreseen in it on the right",
-    )
-    parser.number(
-        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
-    )
-    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
-                  "those that it is distilled to")  # fmt: skip
-    parser.add_argument(
-        "--sampler", help="a scheduler of diffusers by name, such as DDIMScheduler; by default the checkpoint's own"
-    )
-    parser.number(
-        "guidance_scale",
-        float,
-        *GUIDANCE,
-        help="weight of the guidance; by default 2; and 1, which is none, without a prompt or of a distilled network",
-    )
-    parser.number("eta", float, SHARE, help="noise added in each step, from 0, the flow, to 1, the stochastic "
-                  "differential equation; by default none")  # fmt: skip
-    parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
-                  "but the last, each an evaluation more; by default none")  # fmt: skip
-    parser.number(
-        "guidance_interval",
-        float,
-        at_least(0),
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="noise levels that are guided, in sigma; by default all",
-    )
-    parser.add_argument("--negative_prompt", help="a text to guide away from; by default the empty text")
-    parser.add_argument(
-        "--attributes",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="what the network was trained to read beside the text, the class as class_labels: class_labels=7 ink=0.3",
-    )
-    parser.add_argument(
-        "--image",
-        type=text,
-        help="a picture file to start from, of whose size the drawn ones are; or to enlarge or divide into classes, "
-        "with weights that are trained for it",
-    )
-    parser.add_argument(
-        "--mask",
-        type=text,
-        help="a picture file of the same size: what is white is drawn, what is black stays; alone, a map of classes to "
-        "be drawn, with weights that are trained for it",
-    )
-    parser.number(
-        "strength",
-        float,
-        SHARE,
-        help="part of the steps that is taken from the picture on; by default 0.8, and 1 with a mask",
-    )
-    parser.number(
-        "num_resamples", int, at_least(1), at_most(1000), help="times that each step is taken, with a mask (RePaint)"
-    )
-    parser.number(
-        "scale",
-        int,
-        at_least(2),
-        at_most(8),
-        help="times to enlarge the image, as often as the weights are trained for",
-    )
-    parser.number(
-        "noise_level",
-        float,
-        Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
-        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
-    )
-    parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
-    parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
-    parser.number(
-        "seed",
-        int,
-        *SEED,
-        nargs="+",
-        default=[0],
-        help="seed of the starting noise; of several, every row has those of each, so that prompts can be compared",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to draw on")
-    return parser
 
 
 def sample(args: argparse.Namespace) -> None:

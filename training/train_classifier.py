@@ -11,13 +11,11 @@ Scheduler, data scale and picture size are the pipeline's, so that the classifie
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
 
 # isort: split
-import argparse
 import inspect
 import json
 import math
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from mezzotint import MezzotintClassifier, MezzotintScheduler
+from mezzotint_training.config.arguments import CLASSIFIER_SETTINGS, parser_of
 from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, one_line
-from mezzotint_training.config.flags import Parser, parsed, text
+from mezzotint_training.config.flags import parsed
 from mezzotint_training.config.rules import known_arguments, new_folder, shown
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
@@ -42,41 +41,15 @@ from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.intervals import share
 from mezzotint_training.networks.saved import load_pipeline
 
-# The settings of `train.py` that there are here too, and the defaults that differ
-SETTINGS = (
-    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "resolution",
-    "random_flip", "max_train_samples", "validation_split", "num_validation_samples", "on_bad_row",
-    "dataloader_num_workers", "seed", "train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler",
-    "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "num_cpu_threads_per_process", "use_ema", "ema_decay",
-    "mixed_precision", "logging_steps", "output_dir",
-)  # fmt: skip
-DEFAULTS = {"max_train_steps": 500, "adam_weight_decay": 0.05, "logging_steps": 100, "output_dir": "runs/classified"}
-
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("train-classifier", __doc__)
-    parser.add_argument(
-        "--pipeline", type=text, required=True, help="the pipeline to be steered: a folder or a Hub name"
-    )
-    parser.add_argument(
-        "--label_column", type=text, default="label", help="column of the classes, by number or by name"
-    )
-    parser.add_argument("--classifier", default="{}", help="arguments of MezzotintClassifier that differ from those of "
-                        "the pipeline's U-Net, as YAML; by default none")  # fmt: skip
-    parser.add_argument("--only_classifier", action="store_true", help="write the classifier without the pipeline")
-    for f in fields(TrainConfig):
-        if f.name in SETTINGS:
-            kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"metavar": ""}
-            many = {"nargs": "+"} if f.name == "resolution" else {}
-            default = DEFAULTS.get(f.name, f.default)
-            help = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
-            parser.add_argument(f"--{f.name}", default=default, help=help, **kind, **many)
+    parser = parser_of("train-classifier")
 
     def program() -> None:
         args = vars(parser.parse_args(argv))
         # every other setting is at its default: no caption is dropped, no tracker called
         config = TrainConfig(
-            **{name: args[name] for name in SETTINGS}, caption_column=args["label_column"],
+            **{name: args[name] for name in CLASSIFIER_SETTINGS}, caption_column=args["label_column"],
             proportion_empty_prompts=0, report_to="none",
         )  # fmt: skip
         train(config, args["pipeline"], args["classifier"], args["only_classifier"])
@@ -88,7 +61,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     """Train a classifier for `pipeline` and write both, or it alone, to `config.output_dir`.
 
     Args:
-        config: of which `SETTINGS` are read; its captions are the labels.
+        config: of which `CLASSIFIER_SETTINGS` are read; its captions are the labels.
         pipeline: a folder or a Hub name.
         arguments: of `MezzotintClassifier`, as YAML.
         only_classifier: whether to leave the pipeline out.

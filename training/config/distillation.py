@@ -8,6 +8,23 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import COUNT, GUIDANCE, at_least, at_most
 from mezzotint_training.config.settings import TrainConfig, redefined, setting
 
+# Of the teacher's recipe: what it says of the data, and of how a run goes and what it shows
+DATA = (
+    "dataset_config_name", "dataset_split", "image_column", "caption_column", "caption_weights", "label_column",
+    "attribute_columns", "balance_column", "balance_power", "resolution", "random_flip", "max_train_samples",
+    "validation_split", "num_validation_samples", "on_bad_row", "dataset_license",
+)  # fmt: skip
+COURSE = (
+    "proportion_empty_prompts", "proportion_empty_attributes", "train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "mixed_precision", "channels_last", "validation_prompts", "num_validation_images", "license",
+)  # fmt: skip
+# How the help says the defaults that follow from the teacher
+FOLLOWS = dict.fromkeys((*DATA, *COURSE, "teacher_guidance_scale"), "the teacher's") | {
+    "train_batch_size": "the teacher's, divided among the times at which a student predicts",
+    "max_train_steps": "what costs a fifth of the teacher's training, or 1000 where that is not known",
+    "output_dir": "CHECKPOINT-distilled",
+}
+
 
 @dataclass
 class DistillConfig(TrainConfig):

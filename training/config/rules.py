@@ -42,6 +42,12 @@ BELOW_1 = Rule("in [0, 1)", lambda x: 0 <= x < 1)
 COUNT = (at_least(1), at_most(10**9))
 # torch takes 64 bits, and pictures are numbered from the seed on
 SEED = (at_least(0), Rule("below 2^63", lambda x: x < 2**63))
+# Length of a power-function average whose gamma is 0: a plain mean of all steps (EDM2, appendix C.4)
+LONGEST = 12**-0.5
+# Groups of the jackknife by which figures get their intervals
+GROUPS = 20
+# Rounds of a zero-shot classification before a caption may drop out
+LEAST_ROUNDS = 6
 # Pixels of a U-Net's patch along an axis
 PATCH = (at_least(1), at_most(64))
 # A picture of 8192x8192 pixels is still below Pillow's limit

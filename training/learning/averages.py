@@ -15,11 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.rules import LONGEST
 from mezzotint_training.engine.files import aside, clear, make_readable, sync
 
 LENGTHS = (0.05, 0.10)  # of the two that are kept; the paper's (Section 3.2)
-LONGEST = 12**-0.5  # where gamma is 0, a plain mean of all steps (Appendix C.4)
-
 TOLERANCE = 0.2  # of an average's profile, beyond which it is another average
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-GROUPS = 20  # of the jackknife
+from mezzotint_training.config.rules import GROUPS
+
 STUDENT = 2.09  # 95 % of Student's t with 19 degrees
 
 

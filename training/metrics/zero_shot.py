@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mezzotint import MezzotintScheduler
+from mezzotint_training.config.rules import LEAST_ROUNDS
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.metrics.likelihood import conditioned, dequantised, encoded, variational_bound
 
 LEVELS = 4  # noise levels of a round
-LEAST = 6  # rounds before a caption may drop out
 DOUBT = 4.0  # standard errors behind the best at which one does
 
 
@@ -59,7 +59,7 @@ def classify(
         captions: two or more.
         batch_size: pairs of a picture and a caption at a time.
         seed: of the noise, which a picture's place decides besides, and not the batch.
-        rounds: at most, `LEAST` or more; each costs `LEVELS` evaluations for every caption that is left.
+        rounds: at most, `LEAST_ROUNDS` or more; each costs `LEVELS` evaluations for every caption that is left.
     """
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
     text, mask = encoded(pipe, captions)
@@ -78,7 +78,7 @@ def classify(
             network = conditioned(pipe, text[rows], None if mask is None else mask[rows])
             bound = variational_bound(network, scheduler, samples, generators, LEVELS)
             terms[turn, picture, caption] = bound["diffusion"].sum(1).cpu()
-        if turn + 1 >= LEAST:
+        if turn + 1 >= LEAST_ROUNDS:
             best = terms.nanmean(0).where(left, torch.inf).argmin(1, keepdim=True)
             behind = terms[: turn + 1] - terms[: turn + 1].gather(2, best.expand(turn + 1, -1, -1))
             # of those that are left there is a term of each round, and of a picture that is decided nothing changes

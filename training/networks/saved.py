@@ -22,8 +22,8 @@ from mezzotint_training.networks.widening import ready_for_task
 POOLER = "pooler."  # which many encoders are published without
 
 
-def find_device(name: str) -> torch.device:
-    """The device of `--device`.
+def find_device(name: str | None) -> torch.device:
+    """The device of `--device`, which is by default cuda where there is one, or else cpu.
 
     Raises:
         UserError: for one that is not on this machine.
@@ -33,6 +33,8 @@ def find_device(name: str) -> torch.device:
         possible += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         possible.append("mps")
+    if name is None:
+        name = "cuda" if "cuda" in possible else "cpu"
     if name not in possible:
         raise UserError(f"device must be one of this machine's ({', '.join(possible)}): got {name!r}")
     return torch.device(name)
@@ -42,7 +44,7 @@ def load_pipeline(
     source: str | Path,
     name: str = "checkpoint",
     revision: str | None = None,
-    device: str = "cpu",
+    device: str | None = "cpu",
     trust_remote_code: bool = False,
     **components: Any,
 ) -> MezzotintPipeline:

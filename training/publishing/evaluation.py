@@ -12,21 +12,18 @@ from typing import Any
 import torch
 
 from mezzotint import MezzotintScheduler
+from mezzotint_training.config.arguments import EVALUATION_DATA
 from mezzotint_training.config.errors import UserError
-from mezzotint_training.config.flags import Parser, text
-from mezzotint_training.config.recipe import PLACES, data_of
+from mezzotint_training.config.flags import Parser
+from mezzotint_training.config.recipe import data_of
 from mezzotint_training.config.rules import (
-    COUNT,
-    GUIDANCE,
-    SHARE,
-    Rule,
-    at_least,
+    GROUPS,
     at_most,
     number,
     writable_file,
     writable_folder,
 )
-from mezzotint_training.config.settings import HELP, TrainConfig
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedImages
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
@@ -34,7 +31,7 @@ from mezzotint_training.learning.held_out import LEVELS, HeldOutLoss
 from mezzotint_training.metrics.accuracy import accuracy, distances, figure
 from mezzotint_training.metrics.copies import copies
 from mezzotint_training.metrics.features import TRAINED, make_features
-from mezzotint_training.metrics.intervals import GROUPS, average
+from mezzotint_training.metrics.intervals import average
 from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.likelihood import likelihood
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
@@ -43,69 +40,8 @@ from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.publishing import card
 
-# What a recipe says of its data, and flags can say in its place
-DATA = (
-    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "caption_column",
-    "on_bad_row",
-)  # fmt: skip
 # What it says of what was trained on and held out
 HELD = ("validation_split", "num_validation_samples", "max_train_samples")
-
-
-def arguments(parser: Parser) -> Parser:
-    """The same parser, with the arguments of an evaluation."""
-    data_arguments(parser)
-    many = at_most(10**6)
-    parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
-                  help="pictures to draw, and most real ones to compare with")  # fmt: skip
-    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default the pipeline's own, 20, or of "
-                  "a distilled network those that it is distilled to")  # fmt: skip
-    parser.number("guidance_scale", float, *GUIDANCE, help="weight of the guidance; 1 turns it off, which is the "
-                  "default of a distilled network; else 2")  # fmt: skip
-    parser.number("eta", float, SHARE, default=0.0, help="noise added in each step, from the flow's, 0, to the "
-                  "stochastic differential equation's, 1")  # fmt: skip
-    parser.number("corrector_steps", int, at_least(0), at_most(1000), default=0,
-                  help="steps of Langevin dynamics after each step but the last, each an evaluation more")  # fmt: skip
-    parser.add_argument("--features", nargs="+", type=text, metavar="KIND", help="random: a fixed random network; "
-                        "classifier or two-tower: trained here, on real pictures; inception: through torch-fidelity; "
-                        "clip, dinov2, or any picture encoder's folder or Hub name: through transformers (default: "
-                        "random, and classifier for a set with labels, else two-tower)")  # fmt: skip
-    parser.number("judge_steps", int, at_least(1), many, default=1000,
-                  help="updates for which the classifier or the two-tower model is trained")  # fmt: skip
-    parser.number("choices", int, at_least(2), many, default=32,
-                  help="most captions that the two-tower model picks from")  # fmt: skip
-    parser.add_argument("--copy_features", default="pixels", metavar="KIND",
-                        help="what copies are looked for in: pixels, or one of --features")  # fmt: skip
-    parser.number("copy_alarms", float, Rule("between 0 and 1", lambda x: 0 < x < 1), default=0.05,
-                  help="share of real pictures that may be taken for copies")  # fmt: skip
-    parser.add_argument("--likelihood", action="store_true", help="also how likely held-out pictures are, in bits per "
-                        "dimension, without guidance, with and without their captions")  # fmt: skip
-    parser.number("likelihood_count", int, at_least(2), many, default=256, help="most pictures of --likelihood")
-    parser.number("likelihood_probes", int, at_least(0), at_most(65_536), default=1,
-                  help="random probes of each picture's trace (Hutchinson); 0 takes the exact trace, of small "
-                  "pictures: it costs as many backward passes as there are dimensions")  # fmt: skip
-    parser.number("likelihood_tolerance", float, Rule("between 0 and 0.1", lambda x: 0 < x < 0.1), default=1e-4,
-                  help="tolerance of the solver of the probability flow")  # fmt: skip
-    parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
-    parser.number("seed", int, at_least(0), at_most(10**12), default=0,  # pictures are a million apart
-                  help="seed of the drawings, of the choice of pictures and of what is trained to judge")  # fmt: skip
-    parser.add_argument("--output", type=text, help="a JSON file to write all figures to")
-    parser.add_argument("--card", action="store_true", help="write the figures into the checkpoint's folder, as "
-                        "evaluation.json, and into its model card")  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to draw on")
-    return parser
-
-
-def data_arguments(parser: Parser) -> None:
-    """Add the arguments that say which pipeline is looked at, and which real pictures beside it."""
-    parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
-    for name in DATA:
-        only = ", if that names digits; any other set must be named here" if name in PLACES else ""
-        help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
-        parser.add_argument(f"--{name}", type=text, help=help, nargs="+" if name == "caption_column" else None)
-    parser.add_argument("--split", type=text,
-                        help="split of the held-out pictures; by default test, else what the run held out")  # fmt: skip
-    parser.add_argument("--label_column", type=text, help="column of the classes; by default label, if there is one")
 
 
 def measure_and_keep(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
@@ -191,10 +127,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     # 4. The figures
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
-        "settings": {k: v for k, v in vars(args).items() if k not in (*DATA, "checkpoint", "output", "card")}
+        "settings": {k: v for k, v in vars(args).items() if k not in (*EVALUATION_DATA, "checkpoint", "output", "card")}
         | how
-        | {"features": kinds},
-        "data": {name: getattr(config, name) for name in DATA},
+        | {"features": kinds, "device": str(device)},
+        "data": {name: getattr(config, name) for name in EVALUATION_DATA},
         "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
         "pictures": {
             "drawn": len(drawn.pixels), "held_out": len(test.pixels), "train": len(train.pixels),
@@ -245,11 +181,11 @@ def command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[s
 def data_settings(args: argparse.Namespace, program: str) -> TrainConfig:
     """The settings of the data for a program: those of the checkpoint's recipe, and flags over them, as `data_of`
     allows."""
-    given = {name: value for name in DATA if (value := getattr(args, name)) is not None}
-    return TrainConfig(**data_of(args.checkpoint, given, (*DATA, *HELD), program), report_to="none")
+    given = {name: value for name in EVALUATION_DATA if (value := getattr(args, name)) is not None}
+    return TrainConfig(**data_of(args.checkpoint, given, (*EVALUATION_DATA, *HELD), program), report_to="none")
 
 
-def load_for_likelihood(checkpoint: str, device: str, program: str) -> Any:
+def load_for_likelihood(checkpoint: str, device: str | None, program: str) -> Any:
     """A pipeline of whose pictures a likelihood can be told.
 
     Raises:
