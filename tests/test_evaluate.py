@@ -163,7 +163,8 @@ def test_captions_without_labels_and_some_that_were_not_trained_on(run, folder, 
     kept = (folder / "evaluation.json").read_text()
     assert str(tmp_path) not in kept
     assert found.pop("checkpoint") == str(folder) and found["data"].pop("train_data_dir") == str(data)
-    command = "mezzotint evaluate pipe --train_data_dir data --count 40 --num_inference_steps 2 --judge_steps 1 --card"
+    command = "mezzotint evaluate pipe --train_data_dir data --count 40 --num_inference_steps 2 --judge_steps 1 --card "
+    command += "--device cpu"
     assert found.pop("command") == command.replace(" pipe ", f" {folder} ").replace(" data ", f" {data} ").split()
     kept = json.loads(kept)
     assert kept.pop("command") == command.split() and kept["data"].pop("train_data_dir") == "data" and kept == found

@@ -208,6 +208,22 @@ def uploads(hub: HubServer, name: str) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------------------ saving and loading
 
 
+def test_the_test_hub_serves_stock_pipelines_and_data_sets(hub, stranger, tmp_path):
+    """With diffusers' and datasets' own classes as the witnesses."""
+    import pyarrow.parquet
+
+    api, table = HfApi(endpoint=hub.url, token=hub.token), io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"number": [3, 1, 4]}), table)
+    api.create_repo("user/numbers", repo_type="dataset")
+    parquet = {"path_in_repo": "data/train.parquet", "path_or_fileobj": table.getvalue()}
+    api.upload_file(repo_id="user/numbers", repo_type="dataset", **parquet)
+    assert stranger(push_and_load_stock, tmp_path / "saved", "user/numbers") == [3, 1, 4]
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    for name in ("user/pushed", "user/saved"):
+        assert hub.files(name)[weights] == (tmp_path / "saved" / weights).read_bytes()
+    assert api.model_info("user/saved").private and not api.model_info("user/pushed").private
+
+
 def test_a_folder_and_a_repository_load_with_the_package_and_without(hub, owner, stranger, either, published):
     with pytest.raises(Failure, match="ModuleNotFoundError: No module named 'mezzotint'"):
         stranger(refusal, either.folder, library="mezzotint")
@@ -499,6 +515,25 @@ def test_the_card_says_what_is_true_and_its_example_runs(hub, stranger, run, tmp
 
 
 # --------------------------------------------------------------------------------------- what runs in other processes
+
+
+def push_and_load_stock(folder, numbers):
+    """A stock pipeline is pushed in both ways, and is the same when it is loaded back; the numbers of a data set."""
+    import torch
+    from datasets import load_dataset
+    from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    unet = UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks)
+    pipe = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10))
+    pipe.push_to_hub("user/pushed", commit_message="Push")
+    pipe.save_pretrained(folder, push_to_hub=True, repo_id="user/saved", private=True)
+    for name in ("user/pushed", "user/saved"):
+        loaded = DiffusionPipeline.from_pretrained(name)
+        weights, expected = loaded.unet.state_dict(), unet.state_dict()
+        assert type(loaded) is DDPMPipeline and weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    return load_dataset(numbers, split="train")["number"][:]
 
 
 def make(seed: int):

@@ -1,17 +1,13 @@
-"""The test Hub serves what was uploaded to it, with the real client as the witness."""
+"""The test Hub serves what was uploaded to it, with the real client as the witness; diffusers and datasets use it in
+`test_hub_roundtrip.py`."""
 
 import hashlib
-import io
 import json
 import random
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hub_server import HubServer
 from huggingface_hub import (
@@ -33,27 +29,6 @@ TEXT = "naïve text\n".encode()
 BINARY = random.Random(0).randbytes(300_000)
 SMALL, LARGE = "notes/a text.txt", "model/weights.safetensors"
 FILES = {"README.md": CARD.encode(), SMALL: TEXT, LARGE: BINARY}
-
-PUSH_AND_LOAD = """
-import sys
-import torch
-from datasets import load_dataset
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-
-blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-unet = UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks)
-pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10))
-pipeline.push_to_hub("user/pushed", commit_message="Push")
-pipeline.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="user/saved", private=True)
-for name in ("user/pushed", "user/saved"):
-    loaded = DiffusionPipeline.from_pretrained(name)
-    weights, expected = loaded.unet.state_dict(), unet.state_dict()
-    if type(loaded) is not DDPMPipeline or weights.keys() != expected.keys():
-        raise SystemExit(f"{name} is not the same pipeline")
-    if not all(torch.equal(weights[key], expected[key]) for key in expected):
-        raise SystemExit(f"{name} has other weights")
-print(load_dataset("user/numbers", split="train")["number"][:])
-"""
 
 
 @pytest.fixture
@@ -257,22 +232,3 @@ def test_settings_are_for_the_server_alone(monkeypatch, tmp_path):
     assert (before, True) == (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE)
     assert {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "https_proxy"}.isdisjoint(environment)
     assert (environment["HF_ENDPOINT"], environment["HF_HOME"]) == (hub.url, str(tmp_path))
-
-
-def test_diffusers_and_datasets_use_it_from_a_subprocess(hub, api, tmp_path):
-    table = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"number": [3, 1, 4]}), table)
-    api.create_repo("user/numbers", repo_type="dataset")
-    parquet = {"path_in_repo": "data/train.parquet", "path_or_fileobj": table.getvalue()}
-    api.upload_file(repo_id="user/numbers", repo_type="dataset", **parquet)
-
-    saved = tmp_path / "saved"
-    command = [sys.executable, "-c", PUSH_AND_LOAD, str(saved)]
-    environment = hub.environment(tmp_path / "home")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[3, 1, 4]"
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    for name in ("user/pushed", "user/saved"):
-        assert hub.files(name)[weights] == (saved / weights).read_bytes()
-    assert api.model_info("user/saved").private and not api.model_info("user/pushed").private

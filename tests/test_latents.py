@@ -4,16 +4,15 @@ refused in one line."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
+import strangers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
+from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file
 from test_train import assert_same_end
@@ -129,27 +128,19 @@ def test_a_plan_says_what_the_latents_take_and_touches_nothing(vae, tmp_path):
 # ------------------------------------------------------------------------------------------------------- the checkpoint
 
 
-def test_it_loads_and_draws_the_same_where_mezzotint_is_not_installed(whole):
-    call = """pipe.set_progress_bar_config(disable=True)
-picture = pipe("a handwritten seven", num_inference_steps=2, output_type="np",
-               generator=torch.Generator().manual_seed(0)).images
-"""
-    code = f"""
-import sys
-sys.modules.update(mezzotint=None, mezzotint_training=None)
-import numpy as np, torch
-from diffusers import DiffusionPipeline
-torch.set_num_threads(1)
-pipe = DiffusionPipeline.from_pretrained({str(whole)!r}, trust_remote_code=True)
-{call}np.save({str(whole / "drawn.npy")!r}, picture)
-print(type(pipe.vae).__name__, picture.shape)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "AutoencoderKL (1, 8, 8, 1)\n"
-    found = {"pipe": MezzotintPipeline.from_pretrained(whole), "torch": torch}
-    exec(call, found)
-    np.testing.assert_array_equal(found["picture"], np.load(whole / "drawn.npy"))
-    (whole / "drawn.npy").unlink()
+def test_it_loads_and_draws_the_same_where_mezzotint_is_not_installed(whole, tmp_path):
+    def draw(pipe) -> np.ndarray:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a handwritten seven", num_inference_steps=2, output_type="np", generator=generator).images
+
+    def stranger() -> tuple[str, np.ndarray]:
+        pipe = DiffusionPipeline.from_pretrained(whole, trust_remote_code=True)
+        return type(pipe.vae).__name__, draw(pipe)
+
+    kind, picture = strangers.called(stranger, tmp_path)
+    assert kind == "AutoencoderKL" and picture.shape == (1, 8, 8, 1)
+    np.testing.assert_array_equal(draw(MezzotintPipeline.from_pretrained(whole)), picture)
 
 
 def test_the_folder_holds_the_autoencoder_and_no_place_of_the_machine(whole, vae):

@@ -21,6 +21,7 @@ from mezzotint_training.config.errors import CannotGoOn, UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import files as writing
 from mezzotint_training.engine.files import hold, write_text
+from mezzotint_training.publishing import finish as finishing
 from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import finish
 
@@ -168,8 +169,9 @@ def is_all_of(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
 
 
-def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(make_pipe, tmp_path):
+def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(make_pipe, tmp_path, monkeypatch):
     """At moments spread evenly over all that changes a file."""
+    monkeypatch.setattr(finishing, "check_saved", lambda *_: None)  # it changes none, and takes half of the time
     config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "run"), load_back=False)
     accelerator = SimpleNamespace(is_main_process=True, trackers=[], device=torch.device("cpu"), print=lambda *_: None)
     old, new = make_pipe(), make_pipe()
@@ -210,6 +212,7 @@ def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(m
     states = [weights(folders[0])]
     total = child(folders[0], 0)
     states.append(weights(folders[0]))
+    complete = tree(folders[0])
     assert not is_all_of(*states) and total > MOMENTS
     outcomes = []
     for number, folder in enumerate(folders[1:]):
@@ -222,8 +225,9 @@ def test_a_kill_while_a_pipeline_is_replaced_leaves_the_old_or_the_new_or_none(m
                 MezzotintPipeline.from_pretrained(folder)
             outcomes.append(2)
         write(folder, new, 6)
-        assert is_all_of(weights(folder), states[1])
-        assert tree(folder).keys() == tree(folders[0]).keys() and (folder / "unet" / "notes.txt").exists()
+        found = tree(folder)
+        assert {name: found[name] for name in complete if name.endswith(".safetensors")}.items() <= complete.items()
+        assert found.keys() == complete.keys() and (folder / "unet" / "notes.txt").exists()
     assert set(outcomes) == {0, 1, 2} and outcomes.count(0) > 3
 
 

@@ -22,6 +22,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
     TextKVCacheConfig,
 )
+from diffusers.models import modeling_utils
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -669,6 +670,8 @@ def test_processor_of_ones_own_gives_the_same(make_unet):
     unet.set_attn_processor(WrittenOut())
     assert {type(p) for p in unet.attn_processors.values()} == {WrittenOut} and set(unet.attn_processors) == names
     close(unet(**inputs()).sample, expected)
+    with pytest.raises(ValueError, match="number of processors 1"):
+        unet.set_attn_processor({min(names): WrittenOut()})
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -984,6 +987,20 @@ def test_saved_and_loaded_is_bit_equal(make_unet, tmp_path, config):
     for name in inspect.signature(MezzotintUNetModel).parameters:
         value = loaded.config[name]  # JSON has lists only
         assert (tuple(value) if isinstance(value, list) else value) == unet.config[name], name
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_are_loaded_one_by_one_and_side_by_side(make_unet, tmp_path, monkeypatch, variant):
+    unet = make_unet()
+    unet.save_pretrained(tmp_path, max_shard_size="60KB", variant=variant)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    for parallel in (False, True):
+        monkeypatch.setattr(modeling_utils, "HF_ENABLE_PARALLEL_LOADING", parallel)
+        state = MezzotintUNetModel.from_pretrained(tmp_path, variant=variant).state_dict()
+        assert state.keys() == unet.state_dict().keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in unet.state_dict().items())
+    with pytest.raises(OSError, match=r"\.safetensors"):  # and no other format is looked for
+        MezzotintUNetModel.from_pretrained(tmp_path, variant="fp8")
 
 
 def test_auto_model_loads_the_network_of_a_saved_pipeline(make_pipe, tmp_path, monkeypatch):

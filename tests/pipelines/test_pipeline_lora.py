@@ -231,3 +231,26 @@ def test_a_pipeline_without_text_encoder_takes_the_unet_part(make, make_pipe, tm
     bare = MezzotintPipeline(make_pipe().unet, pipe.scheduler, None, None)
     bare.load_lora_weights(tmp_path)
     assert bare.get_list_adapters() == {"unet": ["default_0"]}
+
+
+def test_an_adapter_takes_the_place_of_another(make, tmp_path):
+    """`hotswap` draws what the new adapter alone draws, also with other ranks, after `enable_lora_hotswap`. For a text
+    encoder there is none, which is said before the U-Net's is exchanged."""
+    for name, rank in (("one", 2), ("other", 4)):
+        pipe = make()
+        arguments = adapt(pipe, seed=rank, r=rank, lora_alpha=float(rank))
+        pipe.save_lora_weights(tmp_path / name, **{k: v for k, v in arguments.items() if k.startswith("unet")})
+        pipe.save_lora_weights(tmp_path / "both", **arguments)
+    expected = make()
+    expected.load_lora_weights(tmp_path / "other")
+
+    pipe = make()
+    pipe.enable_lora_hotswap(target_rank=4)
+    pipe.load_lora_weights(tmp_path / "one", adapter_name="mine")
+    before = draw(pipe)
+    with pytest.raises(ValueError, match="text encoder") as error:
+        pipe.load_lora_weights(tmp_path / "both", adapter_name="mine", hotswap=True)
+    assert "\n" not in str(error.value) and torch.equal(draw(pipe), before)
+    pipe.load_lora_weights(tmp_path / "other", adapter_name="mine", hotswap=True)
+    assert pipe.get_list_adapters() == {"unet": ["mine"]}
+    assert away(draw(pipe), draw(expected)) < 1e-5 and away(draw(pipe), before) > 0.01

@@ -1,9 +1,10 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Settings in YAML files: named recipes, a file of the user (`--config`), and the `recipe.yaml` of a finished run."""
 
+import functools
 import importlib.metadata
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return settings
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """Of Python and of the packages that a run depends on."""
     names = ("mezzotint", "torch", "diffusers", "transformers", "accelerate", "datasets")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}

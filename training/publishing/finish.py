@@ -139,7 +139,7 @@ def figures(
         "processor": platform.processor() or platform.machine(),
         "hardware": hardware(accelerator.device),
         "energy": energy,
-        "versions": versions(),
+        "versions": dict(versions()),
         "command": shlex.join(["mezzotint", "train", *map(_without_place, position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),

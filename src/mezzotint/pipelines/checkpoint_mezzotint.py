@@ -108,7 +108,8 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
             kwargs: as of `lora_state_dict`, and diffusers' `low_cpu_mem_usage`.
 
         Raises:
-            ValueError: for tensors that are no LoRA of such a pipeline, or a name in use.
+            ValueError: for tensors that are no LoRA of such a pipeline, a name in use, or a text encoder's adapter that
+                should take the place of another.
         """
         common = {"low_cpu_mem_usage": kwargs.pop("low_cpu_mem_usage", True), "hotswap": hotswap, "_pipeline": self}
         state_dict, metadata = self.lora_state_dict(
@@ -119,11 +120,13 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
             raise ValueError(f"adapter_name must be new: got {adapter_name!r}, in use are {sorted(used)}")
         adapter_name = adapter_name or next(name for i in itertools.count() if (name := f"default_{i}") not in used)
         common["adapter_name"] = adapter_name
+        text = {key: value for key, value in state_dict.items() if key.startswith("text_encoder.")}
+        if text and hotswap:  # before the U-Net's is exchanged
+            raise ValueError("hotswap must be of the U-Net's adapters alone: got a LoRA with a part for a text encoder")
 
         if any(key.startswith("unet.") for key in state_dict):
             self.unet.load_lora_adapter(dict(state_dict), prefix="unet", metadata=metadata, **common)
             self.unet.train(self.unet.training)  # the adapters' dropout too, which comes in training mode
-        text = {key: value for key, value in state_dict.items() if key.startswith("text_encoder.")}
         if text and self.text_encoder is None:
             logger.warning("This pipeline has no text encoder: the LoRA's part for one is left out")
         elif text:
