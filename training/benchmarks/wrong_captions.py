@@ -4,8 +4,8 @@
     python training/benchmarks/wrong_captions.py --share 0.05 --output results/
 
 Some captions of the embedded digits are exchanged for another digit's; the recipe `digits` is trained on the set, and
-`mezzotint outliers` looks at all its rows. Printed are the share of the wrong captions that it reports, and the share of
-what it reports that is wrong, each with its 95 % interval.
+`mezzotint outliers` looks at all its rows. Printed are the share of the wrong captions that it reports, and the share
+of what it reports that is wrong, each with its 95 % interval.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_set(folder: Path, part: float, seed: int) -> set[int]:
-    """Write the digits with wrong captions as parquet files, and return the rows of the training split that have one."""
+    """Write the digits with wrong captions as parquet files, and return the training rows that have one."""
     splits, rng = digits(), np.random.default_rng(seed)
     labels = np.array(splits["train"]["label"])
     wrong = rng.choice(len(labels), round(part * len(labels)), replace=False)
