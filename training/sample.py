@@ -51,7 +51,7 @@ from mezzotint_training.config.rules import (
     writable_file,
 )
 from mezzotint_training.engine.files import digest
-from mezzotint_training.modalities.images import EXTENSIONS, open_picture, read_header
+from mezzotint_training.modalities.images import EXTENSIONS, header, open_picture
 from mezzotint_training.networks.saved import load_pipeline
 
 # What an image is for, by what it is given with and by what the weights are trained for, and what goes with it
@@ -369,7 +369,7 @@ def read(name: str, path: str) -> Image.Image:
     """
     with loading(f"{name} {path}"):
         cell = {"bytes": Path(path).read_bytes(), "path": None}
-        if read_header(cell).animated:
+        if header(cell).animated:
             raise ValueError("it has several frames: give one of them")
         return open_picture(cell)
 

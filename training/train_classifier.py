@@ -29,7 +29,7 @@ from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, o
 from mezzotint_training.config.flags import Parser, parsed, text
 from mezzotint_training.config.rules import known_arguments, new_folder, shown
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import Rows, Source, fixed_items, look_at
@@ -126,7 +126,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
         fixed = {
             "num_classes": len(classes),
             "id2label": dict(enumerate(classes)),
-            "sample_size": [facts.height, facts.width],
+            "sample_size": list(facts.size),
         }
         like = {name: shape[name] for name in parameters if name in shape}
         classifier: Any = MezzotintClassifier(**like | given | fixed).to(device).train()
@@ -202,7 +202,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
 def accuracies(
     classifier: MezzotintClassifier,
     scheduler: MezzotintScheduler,
-    images: CaptionedImages | None,
+    images: CaptionedSamples | None,
     numbers: dict[str, int],
     batch_size: int,
 ) -> list[dict[str, Any]]:

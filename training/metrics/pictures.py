@@ -9,7 +9,7 @@ import torch
 
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import column, held_out, load_splits
 from mezzotint_training.engine.progress import progress_bar
@@ -30,7 +30,7 @@ class Real:
 
 def real_pictures(
     config: TrainConfig, pipe: Any, split: str | None, label_column: str | None
-) -> tuple[list[CaptionedImages], list[str]]:
+) -> tuple[list[CaptionedSamples], list[str]]:
     """The training and the held-out pictures at the pipeline's size, and the names of their classes, of which a set
     without labels has none. What is held out is noted in `config`.
 
@@ -57,15 +57,15 @@ def real_pictures(
     parts = held_out(config, splits)
     if parts[1] is None:
         raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
-    images = [CaptionedImages(rows, config, pipe.channels, size) for rows in parts]
+    images = [CaptionedSamples(rows, config, pipe.channels, size) for rows in parts]
     for some in images:
         some.read_all(progress=True)
     return images, classes
 
 
-def read(images: CaptionedImages, classes: list[str], label_column: str) -> Real:
+def read(images: CaptionedSamples, classes: list[str], label_column: str) -> Real:
     """All good pictures of a split, with their captions and classes."""
-    good = [(i, pixels) for i in images.good.tolist() if (pixels := images.pixels(i)) is not None]
+    good = [(i, pixels) for i in images.good.tolist() if (pixels := images.content(i)) is not None]
     texts = [images.captions[i] for i, _ in good]
     number = {name: i for i, name in enumerate(classes)}
     names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)

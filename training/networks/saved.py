@@ -15,7 +15,7 @@ import mezzotint
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS
+from mezzotint_training.config.tasks import trained_task
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
@@ -71,8 +71,8 @@ def load_pipeline(
             pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
         for part, model in pipe.components.items():
             check_finite(part, model)
-        task = TASKS.get(pipe.trained_for["task"], TASKS["text_to_image"])
-    if task.given:
+        task = trained_task(pipe.unet.config)
+    if task.pipeline != "MezzotintPipeline":
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 

@@ -27,7 +27,7 @@ from mezzotint_training.config.rules import (
     writable_folder,
 )
 from mezzotint_training.config.settings import HELP, TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples, of_channels
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
 from mezzotint_training.learning.held_out import LEVELS, HeldOutLoss
@@ -38,7 +38,7 @@ from mezzotint_training.metrics.intervals import GROUPS, average
 from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.likelihood import likelihood
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.publishing import card
@@ -248,14 +248,14 @@ def data_settings(args: argparse.Namespace) -> TrainConfig:
 
 
 def held_out_loss(
-    pipe: Any, images: CaptionedImages, args: argparse.Namespace, device: torch.device
+    pipe: Any, images: CaptionedSamples, args: argparse.Namespace, device: torch.device
 ) -> list[dict[str, Any]]:
     """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
     unet = pipe.unet.eval()
     if pipe.vae is not None:
         images.latents = Latents(pipe.vae, images.config, SimpleNamespace(device=device))
     for name in ("mean", "std"):
-        setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
+        setattr(images, name, of_channels(getattr(unet.config, f"sample_{name}"), images.size))
     process = SimpleNamespace(
         process_index=0, num_processes=1, device=device, autocast=contextlib.nullcontext, gather=lambda x: x
     )
