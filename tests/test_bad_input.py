@@ -203,7 +203,7 @@ def test_bad_rows_may_be_skipped_and_are_counted(world, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_picture_found_late_is_said_in_one_line(world, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    monkeypatch.setattr(data.CaptionedImages, "statistics", lambda self: ([0.0] * 3, [1.0] * 3))
+    monkeypatch.setattr(data.CaptionedSamples, "statistics", lambda self: ([0.0] * 3, [1.0] * 3))
     settings = NEW | {"train_data_dir": world / "broken", "dataloader_num_workers": workers}
     result = run(output_dir=tmp_path / "run", **settings)
     assert result.code == 2

@@ -193,7 +193,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
     assert [x["level"] for x in found] == list(LEVELS)
     losses = []
     for number, index in enumerate([0, 49, 99]):
-        picture = (test.pixels(index).float() / 127.5 - 1 + 0.4) / 0.75
+        picture = (test.content(index).float() / 127.5 - 1 + 0.4) / 0.75
         noise = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(4 * number + 2))
         text, _, mask, _ = pipe.encode_prompt([test.captions[index][0]], torch.device("cpu"), 1, False)
         timestep = torch.tensor([LEVELS[2] * 999])

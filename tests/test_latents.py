@@ -23,10 +23,10 @@ from mezzotint.pipelines.latents_mezzotint import to_latents
 from mezzotint_training import cli, train
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import augment, version_labels, versions
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.rows import held_out, load_splits
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks import latents as latents_module
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.publishing import evaluation
@@ -171,7 +171,7 @@ def test_the_other_programs_take_it(whole, tmp_path, capsys):
 def test_its_held_out_loss_is_measured_in_its_latents(whole):
     """As the run itself measured it, of the weights that it published."""
     config = TrainConfig(dataset_name="digits", validation_split="test", num_validation_samples=2, max_train_samples=40)
-    images = CaptionedImages(held_out(config, load_splits(config))[1], config, 1, (8, 8))
+    images = CaptionedSamples(held_out(config, load_splits(config))[1], config, 1, (8, 8))
     pipe, args = MezzotintPipeline.from_pretrained(whole), SimpleNamespace(count=8, batch_size=3)
     levels = evaluation.held_out_loss(pipe, images, args, torch.device("cpu"))
     mean = sum(level["value"] for level in levels) / len(levels)
@@ -191,7 +191,7 @@ def test_a_pipeline_is_fine_tuned_in_its_latents(whole, tmp_path):
 @pytest.fixture
 def images():
     config = TrainConfig(dataset_name="digits", image_column="image", augment_probability=0.5, random_flip=True)
-    return CaptionedImages(digits()["train"].select(range(6)).cast_column("image", IMAGES), config, 1, (8, 8))
+    return CaptionedSamples(digits()["train"].select(range(6)).cast_column("image", IMAGES), config, 1, (8, 8))
 
 
 def test_a_rows_latents_are_of_all_its_versions_and_computed_once(vae, images, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_rows_latents_are_of_all_its_versions_and_computed_once(vae, images, t
         latents.prepare([images, None], {"pictures": "a"}, tmp_path, progress=False)
         found = latents.read(images, 4)
         with torch.no_grad():
-            expected = to_latents(model, versions(images.config, 4, images.pixels(4)))
+            expected = to_latents(model, versions(images.config, 4, images.content(4)))
         assert found.shape == (9, 2, 4, 4) and torch.equal(found, expected)
     assert len(seen) == 6
     for changes in ({"pictures": "b"}, {"pictures": "a"}):
@@ -214,7 +214,7 @@ def test_a_rows_latents_are_of_all_its_versions_and_computed_once(vae, images, t
 
 
 def test_versions_are_the_picture_and_changed_ones_with_their_labels(images):
-    config, pixels = images.config, images.pixels(3)
+    config, pixels = images.config, images.content(3)
     found = versions(config, 3, pixels)
     assert torch.equal(found[0], unit(pixels)) and not version_labels(config, 3, 0, (8, 8)).any()
     for version in range(1, 9):

@@ -227,7 +227,7 @@ def test_the_first_loss_is_that_of_a_network_that_says_nothing(eight_by_one):
     """A new network predicts zero: its loss is the mean square of the velocity, alpha noise - sigma data."""
     config = parse_args(flags(**STILL), description="")
     rows = digits()["train"].select(range(40))
-    images = data.CaptionedImages(rows.cast_column("image", datasets.Image(decode=False)), config, 1, (8, 8))
+    images = data.CaptionedSamples(rows.cast_column("image", datasets.Image(decode=False)), config, 1, (8, 8))
     pixels = np.stack([np.asarray(picture) for picture in rows["image"]]) / 127.5 - 1
     normalised = (pixels - round(pixels.mean(), 4)) / round(pixels.std(), 4)
     a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))

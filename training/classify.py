@@ -30,7 +30,7 @@ from mezzotint_training.metrics.accuracy import figure
 from mezzotint_training.metrics.intervals import share
 from mezzotint_training.metrics.pictures import Real, read, real_pictures, shuffled
 from mezzotint_training.metrics.zero_shot import Verdicts, classify
-from mezzotint_training.modalities.images import read_picture
+from mezzotint_training.modalities import images
 from mezzotint_training.networks.saved import sample_size
 from mezzotint_training.publishing.evaluation import data_settings, load_for_likelihood
 
@@ -59,7 +59,7 @@ def of_files(args: argparse.Namespace) -> dict[str, Any]:
     pictures = []
     for path in args.images:
         try:
-            pictures.append(read_picture({"path": path, "bytes": None}, pipe.channels, sample_size(pipe)))
+            pictures.append(images.read({"path": path, "bytes": None}, pipe.channels, sample_size(pipe)))
         except ValueError as error:
             raise UserError(f"picture {path} cannot be read: {error}") from None
     found = classify(pipe, torch.stack(pictures), captions, args.batch_size, args.seed, args.rounds)
@@ -75,10 +75,10 @@ def of_a_set(args: argparse.Namespace) -> dict[str, Any]:
         checked_captions(args.captions)
     config = data_settings(args, "classify")
     pipe = load(args)
-    images, classes = real_pictures(config, pipe, args.split, args.label_column)
-    held_out: Real = read(images[1], classes, args.label_column or "label")
+    parts, classes = real_pictures(config, pipe, args.split, args.label_column)
+    held_out: Real = read(parts[1], classes, args.label_column or "label")
     held_out = held_out.rows(shuffled(len(held_out.pixels), args.seed)[: args.count])
-    known = list(dict.fromkeys(images[0].captions[i][0] for i in images[0].good.tolist()))
+    known = list(dict.fromkeys(parts[0].captions[i][0] for i in parts[0].good.tolist()))
     if args.captions is None and not 2 <= len(known) <= MOST_CAPTIONS:
         raise UserError(
             f"captions must be named where a set has fewer than 2 or more than {MOST_CAPTIONS}: got {len(known):,}"

@@ -31,11 +31,11 @@ from accelerate import Accelerator
 
 import mezzotint
 from mezzotint import MezzotintScheduler
+from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows, sized
 from mezzotint_training.engine import plan
 from mezzotint_training.engine.machine import Energy
@@ -122,8 +122,8 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
             latents.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
     torch.manual_seed(config.seed)
     components = components or new_components(config, source.data, source.attributes, vae)
-    height, width = (side // facts.latent_factor for side in source.data.size)
-    components["unet"].register_to_config(sample_size=height if height == width else (height, width))
+    size = tuple(side // facts.latent_factor for side in source.data.size)
+    components["unet"].register_to_config(sample_size=size[0] if len(set(size)) == 1 else size)
     source.normalise(components["unet"].config)
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
@@ -134,8 +134,9 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     validation = Validation(source.validation_samples(), config.train_batch_size, accelerator)
     shown = examples(config, source.held_out or source.known)
     # A drawing for a picture that is trained on is to be near it
-    copying = CopyWatch(source.known, source.held_out, 0 if TASKS[config.task].given else config.num_copy_samples)
-    pipeline = getattr(mezzotint, TASKS[config.task].pipeline)
+    task = tasks.of(vars(config))
+    copying = CopyWatch(source.known, source.held_out, 0 if task.given else config.num_copy_samples)
+    pipeline = getattr(mezzotint, task.pipeline)
 
     # 3. Go on where an earlier session of the run stopped
     position = Position(config, began)

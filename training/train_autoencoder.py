@@ -95,7 +95,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
     vae = load_autoencoder(base, "pretrained_model_name_or_path") if base is not None else None
     rows = open_rows(config)
     facts = look_at(rows, config, {"vae": vae})
-    size = (facts.height, facts.width)
+    size = facts.size
     torch.manual_seed(config.seed)
     if vae is None:
         vae = new_autoencoder(config, facts.channels, size)
@@ -235,7 +235,7 @@ def draw(vae: Any, source: Source, output_dir: Path, step: int, accelerator: Acc
     """Write a grid of pictures that are always the same, held out where there are any: as they are above, as they come
     out of the autoencoder below. Returns the file's path, relative to `output_dir`."""
     images = source.held_out or source.known
-    some = [pixels for row in images.spread(SHOWN).tolist() if (pixels := images.pixels(row)) is not None]
+    some = [pixels for row in images.spread(SHOWN).tolist() if (pixels := images.content(row)) is not None]
     some = [pixels for pixels in some if pixels.shape == some[0].shape]
     made = [reconstructed(vae, pixels[None].float() / 127.5 - 1)[0] for pixels in some]
     rows = [*some, *(((pixels + 1) * 127.5).round().byte() for pixels in made)]

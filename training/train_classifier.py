@@ -28,7 +28,7 @@ from mezzotint_training.config.errors import CannotGoOn, UserError, exit_code, o
 from mezzotint_training.config.flags import parsed
 from mezzotint_training.config.rules import known_arguments, new_folder, shown
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import Rows, Source, fixed_items, look_at
@@ -39,7 +39,7 @@ from mezzotint_training.engine.report import Losses
 from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.intervals import share
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.networks.saved import check_pictures, load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,6 +80,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     if sharding.sharded(accelerator):
         raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
     pipe: Any = load_pipeline(pipeline, "pipeline")
+    check_pictures(pipe, "pipeline")
     if pipe.vae is not None:
         raise UserError("a classifier is trained in pixels: got a pipeline that draws in the latents of a vae")
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
@@ -99,7 +100,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
         fixed = {
             "num_classes": len(classes),
             "id2label": dict(enumerate(classes)),
-            "sample_size": [facts.height, facts.width],
+            "sample_size": list(facts.size),
         }
         like = {name: shape[name] for name in parameters if name in shape}
         classifier: Any = MezzotintClassifier(**like | given | fixed).to(device).train()
@@ -175,7 +176,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
 def accuracies(
     classifier: MezzotintClassifier,
     scheduler: MezzotintScheduler,
-    images: CaptionedImages | None,
+    images: CaptionedSamples | None,
     numbers: dict[str, int],
     batch_size: int,
 ) -> list[dict[str, Any]]:

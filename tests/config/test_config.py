@@ -307,6 +307,9 @@ def changed(f: dataclasses.Field):
         "aspect_ratio_buckets": "8,16;16,8",
         "augment_probability": 0.12,
         "optimizer": "muon",
+        "modality": "audio",
+        "sampling_rate": 8000,
+        "audio_length_in_s": 0.3,
     }
     if f.name in special:
         return special[f.name]
@@ -342,6 +345,7 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     otherwise."""
     on_resume = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(TrainConfig)}
     assert {name for name, how in on_resume.items() if how == "same"} == {
+        "modality", "sample_column", "sampling_rate", "audio_length_in_s",
         "task", "scale", "num_classes", "mask_column", "label_column", "attribute_columns",
         "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",
         "max_text_length", "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers",

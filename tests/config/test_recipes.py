@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config import tasks
@@ -14,7 +13,8 @@ from mezzotint_training.config.recipe import RECIPES, recipes
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
-from mezzotint_training.data.source import level_factor, picture_size
+from mezzotint_training.data.source import level_factor, settled_size
+from mezzotint_training.modalities.images import Header
 from mezzotint_training.networks.text import new_text_encoder
 
 
@@ -32,11 +32,11 @@ def test_its_networks_fit_together(recipe):
         text_encoder, tokenizer = new_text_encoder(settings)
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments, **shape)
-        height, width = picture_size(settings, None, Image.new("RGB", (8, 8)))
-        level_factor(settings, Facts(None, height, width, 3))
+        size, _ = settled_size(None, settings, None, Header(8, 8, False))
+        level_factor(settings, Facts(None, size, 3))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
-        found = unet(torch.zeros(2, shape["in_channels"], height, width), torch.zeros(2), text).sample
-        assert found.shape == (2, shape["out_channels"], height, width)
+        found = unet(torch.zeros(2, shape["in_channels"], *size), torch.zeros(2), text).sample
+        assert found.shape == (2, shape["out_channels"], *size)
     MezzotintScheduler(**known_arguments(settings.scheduler, MezzotintScheduler))
     longest = max((len(tokenizer(prompt).input_ids) for prompt in settings.validation_prompts), default=0)
     assert longest <= settings.max_text_length

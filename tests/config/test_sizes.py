@@ -14,7 +14,7 @@ from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
 
-FACTS = Facts(pictures=50_000, height=32, width=32, channels=3)
+FACTS = Facts(pictures=50_000, size=(32, 32), channels=3)
 
 
 def settings(*argv: str) -> TrainConfig:
@@ -40,9 +40,9 @@ def test_without_the_dial_nothing_is_derived():
 @pytest.mark.parametrize("side", [8, 64])
 @pytest.mark.parametrize("size, wanted", [("tiny", 1e6), ("small", 1e7), ("base", 1e8), ("large", 3e8)])
 def test_a_size_is_a_number_of_parameters_at_any_resolution(size, wanted, side):
-    config = dialled("--size", size, facts=Facts(10_000, side, side, 3))
+    config = dialled("--size", size, facts=Facts(10_000, (side, side), 3))
     assert wanted / 2 <= parameters(config) <= wanted * 2
-    derived = {one.name: one for one in derive(settings("--size", size), Facts(10_000, side, side, 3))}
+    derived = {one.name: one for one in derive(settings("--size", size), Facts(10_000, (side, side), 3))}
     said = derived["unet.block_out_channels"].reason
     assert said.startswith(f"{parameters(config) / 1e6:.1f} M parameters")
 
@@ -53,7 +53,7 @@ def test_a_size_is_a_number_of_parameters_at_any_resolution(size, wanted, side):
      (48, 48, [48, 24, 12, 6]), (30, 30, [30, 15]), (17, 17, [17]), (65, 65, [65]), (66, 66, [66, 33])],
 )  # fmt: skip
 def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, sides):
-    config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    config = dialled("--size", "tiny", facts=Facts(1000, (height, width), 1))
     assert "patch_size" not in config.unet
     assert len(config.unet["block_out_channels"]) == len(sides)
     factor = 2 ** (len(sides) - 1)
@@ -68,7 +68,7 @@ def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, side
      (1024, 1024, 4, [256, 128, 64, 32, 16, 8]), (68, 68, 2, [34, 17]), (100, 64, 2, [32, 16]), (72, 72, 4, [18, 9])],
 )  # fmt: skip
 def test_from_64_px_on_levels_halve_the_patches_down_to_about_four(height, width, patch, sides):
-    config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    config = dialled("--size", "tiny", facts=Facts(1000, (height, width), 1))
     assert config.unet["patch_size"] == patch and len(config.unet["block_out_channels"]) == len(sides)
     factor = downsample_factor(sides, patch)
     assert height % factor == width % factor == 0 and min(height, width) // factor == sides[-1]
@@ -84,7 +84,7 @@ def test_from_64_px_on_levels_halve_the_patches_down_to_about_four(height, width
      ("{block_out_channels: [16, 16, 16, 16, 16]}", 64, 1, [64, 32, 16, 8, 4])],
 )  # fmt: skip
 def test_patches_go_with_the_shape_that_was_asked_for(unet, side, patch, sides):
-    config = dialled("--size", "tiny", "--unet", unet, facts=Facts(1000, side, side, 1))
+    config = dialled("--size", "tiny", "--unet", unet, facts=Facts(1000, (side, side), 1))
     assert config.unet.get("patch_size", 1) == patch and len(config.unet["block_out_channels"]) == len(sides)
     high = 16 if patch == 1 else 8
     assert config.unet["transformer_layers_per_block"] == [int(s <= high or s == sides[-1]) for s in sides]
@@ -95,13 +95,13 @@ def test_patches_go_with_the_shape_that_was_asked_for(unet, side, patch, sides):
     [(8, 8, 2), (32, 32, 4), (64, 64, 4), (48, 48, 4), (72, 72, 4), (68, 68, 4), (17, 17, None), (1024, 1024, 4)],
 )
 def test_what_is_linear_goes_past_the_network_in_blocks_that_fit(height, width, block):
-    config = dialled("--size", "tiny", facts=Facts(1000, height, width, 1))
+    config = dialled("--size", "tiny", facts=Facts(1000, (height, width), 1))
     assert config.unet.get("linear_skip_size") == block
     if block is not None:
         assert downsample_factor(config.unet["block_out_channels"], config.unet.get("patch_size", 1)) % block == 0
-    asked = dialled("--size", "tiny", "--unet", "{linear_skip_size: null}", facts=Facts(1000, height, width, 1))
+    asked = dialled("--size", "tiny", "--unet", "{linear_skip_size: null}", facts=Facts(1000, (height, width), 1))
     assert asked.unet["linear_skip_size"] is None
-    patched = dialled("--size", "tiny", "--unet", "{patch_size: 8}", facts=Facts(1000, 64, 64, 1))
+    patched = dialled("--size", "tiny", "--unet", "{patch_size: 8}", facts=Facts(1000, (64, 64), 1))
     assert patched.unet["linear_skip_size"] == 8
 
 
@@ -110,7 +110,7 @@ def test_what_is_linear_goes_past_the_network_in_blocks_that_fit(height, width, 
     [(16, 16, 0.5), (32, 32, 0.5), (48, 48, 0.62), (64, 64, 0.7), (32, 128, 0.7), (128, 128, 0.9), (1024, 1024, 1.5)],
 )
 def test_more_noise_for_more_pixels(height, width, mean):
-    facts = Facts(1000, height, width, 3)
+    facts = Facts(1000, (height, width), 3)
     assert mean == pytest.approx(0.5 + max(0.2 * math.log2(math.sqrt(height * width) / 32), 0), abs=0.005)
     assert dialled("--size", "tiny", facts=facts).logit_mean == mean
     assert dialled("--size", "tiny", "--logit_mean", "0.5", facts=facts).logit_mean == 0.5
@@ -124,7 +124,7 @@ def test_more_noise_for_more_pixels(height, width, mean):
 @pytest.mark.parametrize("size", ["tiny", "small"])
 @pytest.mark.parametrize("side", [28, 64])
 def test_the_networks_run(size, side):
-    config = dialled("--size", size, facts=Facts(1000, side, side, 1))
+    config = dialled("--size", size, facts=Facts(1000, (side, side), 1))
     with torch.device("meta"):
         encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=384, **config.text_encoder))
         unet = MezzotintUNetModel(
@@ -264,6 +264,6 @@ def test_arguments_that_the_network_does_not_take_are_named(unet, what):
 
 def test_a_derived_setting_reads_as_one_line():
     assert str(Derived("unet.dropout", 0.1, "a small set")) == "unet.dropout 0.1 ← a small set"
-    large = replace(FACTS, height=1024, width=1024)
+    large = replace(FACTS, size=(1024, 1024))
     for one in derive(settings("--size", "small"), FACTS) + derive(settings("--size", "small"), large):
         assert "\n" not in str(one) and len(str(one)) < 140

@@ -13,7 +13,7 @@ from PIL import Image
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.captions import choices, drawn
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.rows import checked_split, composed, held_out, load_splits
 from mezzotint_training.data.source import Rows, fingerprint, fixed_items
 from mezzotint_training.data.streaming import CaptionedStream, load_stream
@@ -49,10 +49,10 @@ def folder(tmp_path, monkeypatch):
     return str(tmp_path / "set")
 
 
-def images(folder: str, *entries: str, **settings) -> CaptionedImages:
+def images(folder: str, *entries: str, **settings) -> CaptionedSamples:
     more = {"on_bad_row": "skip", "proportion_empty_prompts": 0.0} | settings
     config = TrainConfig(train_data_dir=folder, caption_column=list(entries), **more)
-    return CaptionedImages(held_out(config, load_splits(config))[0], config, 3, (8, 8))
+    return CaptionedSamples(held_out(config, load_splits(config))[0], config, 3, (8, 8))
 
 
 def refused(folder: str, *entries: str, **settings) -> str:

@@ -12,7 +12,7 @@ from mezzotint.pipelines.conditions_mezzotint import bits_to_classes, class_bits
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import condition_of, random_mask, sample_of, shrunk
 from mezzotint_training.data.dataset import make_item
-from mezzotint_training.modalities.images import read_mask, read_picture
+from mezzotint_training.modalities.images import read, read_mask
 
 PIXELS = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 MEAN, STD = torch.zeros(3, 1, 1), torch.full((3, 1, 1), 0.5)
@@ -105,7 +105,7 @@ def test_a_class_map_is_read_and_cropped_as_its_picture(mode):
         found = read_mask({"bytes": content.getvalue(), "path": None}, 2, (10, 10))
     else:
         found = read_mask(cell(array, mode), 2, (10, 10))
-    picture = read_picture(cell(array), 1, (10, 10))
+    picture = read(cell(array), 1, (10, 10))
     assert found.dtype == torch.uint8 and found.shape == (1, 10, 10)
     assert ((picture > 127) == found).float().mean() > 0.97
 

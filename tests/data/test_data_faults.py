@@ -25,7 +25,7 @@ from tiny_run import pictures
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
-from mezzotint_training.data.dataset import CaptionedImages, collate
+from mezzotint_training.data.dataset import CaptionedSamples, collate
 from mezzotint_training.data.rows import held_out, load_splits
 
 SIZE = (8, 8)
@@ -105,12 +105,12 @@ PICTURES = {
 }  # fmt: skip
 
 
-def set_of(files: list[bytes | None], **settings) -> CaptionedImages:
+def set_of(files: list[bytes | None], **settings) -> CaptionedSamples:
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
     rows = {"image": [file if file is None else {"bytes": file, "path": None} for file in files]}
     rows["text"] = [str(number) for number in range(len(files))]
     config = TrainConfig(train_data_dir="none", proportion_empty_prompts=0, **settings)
-    return CaptionedImages(datasets.Dataset.from_dict(rows, features=features), config, 3, SIZE)
+    return CaptionedSamples(datasets.Dataset.from_dict(rows, features=features), config, 3, SIZE)
 
 
 @pytest.mark.parametrize("kind", PICTURES)
@@ -120,7 +120,7 @@ def test_pictures(kind, monkeypatch, recwarn):
     if not isinstance(outcome, str):
         images = set_of(files)
         images.read_all(progress=False)
-        upper, lower = np.split(images.pixels(1).permute(1, 2, 0).numpy(), 2)
+        upper, lower = np.split(images.content(1).permute(1, 2, 0).numpy(), 2)
         assert images.bad == [] and len(images) == 3
         for half, colour in ((upper, outcome[0]), (lower, outcome[1])):
             np.testing.assert_allclose(half, np.broadcast_to(colour, half.shape), atol=2)
@@ -198,10 +198,10 @@ def described(table: pa.Table, text: dict) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def images_of(folder: Path, **settings) -> CaptionedImages:
+def images_of(folder: Path, **settings) -> CaptionedSamples:
     config = TrainConfig(train_data_dir=str(folder), proportion_empty_prompts=0, **settings)
     rows, _ = held_out(config, load_splits(config))
-    images = CaptionedImages(rows, config, 3, SIZE)
+    images = CaptionedSamples(rows, config, 3, SIZE)
     images.read_all(progress=False)
     return images
 

@@ -20,7 +20,7 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import dataset as data
 from mezzotint_training.data import rows
 from mezzotint_training.data.batches import KeyedBatches
-from mezzotint_training.data.dataset import CaptionedImages, collate
+from mezzotint_training.data.dataset import CaptionedSamples, collate
 from mezzotint_training.data.digits import DIGIT_NAMES
 from mezzotint_training.data.rows import NUMBER, held_out, load_splits
 
@@ -33,18 +33,18 @@ def cached_here(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "digits", digits)
 
 
-def of_digits(channels: int = 1, size=(8, 8), **settings) -> CaptionedImages:
+def of_digits(channels: int = 1, size=(8, 8), **settings) -> CaptionedSamples:
     config = TrainConfig(dataset_name="digits", **{"num_validation_samples": 0} | settings)
-    return CaptionedImages(held_out(config, load_splits(config))[0], config, channels, size)
+    return CaptionedSamples(held_out(config, load_splits(config))[0], config, channels, size)
 
 
-def of_files(files: list[bytes | None], channels: int = 3, size=(12, 8), captions=None, **settings) -> CaptionedImages:
+def of_files(files: list[bytes | None], channels: int = 3, size=(12, 8), captions=None, **settings) -> CaptionedSamples:
     """A set of files' contents."""
     config = TrainConfig(train_data_dir="none", **settings)
     images = [file and {"bytes": file, "path": None} for file in files]
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
     columns = {"image": images, "text": captions or ["a"] * len(files)}
-    return CaptionedImages(datasets.Dataset.from_dict(columns, features=features), config, channels, size)
+    return CaptionedSamples(datasets.Dataset.from_dict(columns, features=features), config, channels, size)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -89,7 +89,7 @@ def test_pictures_of_one_colour_do_not_divide_by_zero():
 # --------------------------------------------------------------------------------------------------- keyed randomness
 
 
-def items(images: CaptionedImages, batches: list[list[tuple[int, int]]], workers: int = 0) -> dict:
+def items(images: CaptionedSamples, batches: list[list[tuple[int, int]]], workers: int = 0) -> dict:
     """The items of batches of keys, by key."""
     found = {}
     loader = DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=collate)
@@ -136,10 +136,10 @@ def draws() -> dict[str, np.ndarray]:
     """What is drawn for 1,498 rows in 3 epochs, at a third of captions dropped."""
     config = TrainConfig(dataset_name="digits", proportion_empty_prompts=0.2, random_flip=True)
     undecoded = digits()["train"].cast_column("image", datasets.Image(decode=False))
-    images = CaptionedImages(undecoded, config, 1, (8, 8))
+    images = CaptionedSamples(undecoded, config, 1, (8, 8))
     images.read_all(progress=False)
     drawn = [[images[epoch, row] for row in range(len(images))] for epoch in range(3)]
-    pixels = [images.pixels(row) / 127.5 - 1 for row in range(len(images))]
+    pixels = [images.content(row) / 127.5 - 1 for row in range(len(images))]
     return {
         "noise": np.array([[item["noise"].numpy().ravel() for item in epoch] for epoch in drawn]),  # (3, 1498, 64)
         "uniform": np.array([[item["uniform"] for item in epoch] for epoch in drawn]),  # (3, 1498)
@@ -210,7 +210,7 @@ def test_rows_keep_the_numbers_that_they_have_in_the_split():
     trained, held = held_out(config, load_splits(config))
     assert len(trained) == 1498 - 74 and len(held) == 74
     undecoded = digits()["train"].cast_column("image", datasets.Image(decode=False))
-    images, others, whole = (CaptionedImages(x, config, 1, (8, 8)) for x in (trained, held, undecoded))
+    images, others, whole = (CaptionedSamples(x, config, 1, (8, 8)) for x in (trained, held, undecoded))
     assert sorted([*images.numbers, *others.numbers]) == list(range(1498))
     for part in (images, others):
         for position in (0, 40, len(part) - 1):
@@ -219,7 +219,7 @@ def test_rows_keep_the_numbers_that_they_have_in_the_split():
             assert item["caption"] == same["caption"]
     bad = of_files([None] * 4).rows.add_column(NUMBER, np.arange(1000, 1004))
     with pytest.raises(UserError, match="no row could be read; the first: picture in row 1000 cannot be read: there"):
-        CaptionedImages(bad, config, 1, (8, 8)).read_all(progress=False)
+        CaptionedSamples(bad, config, 1, (8, 8)).read_all(progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -244,7 +244,7 @@ def test_a_batch_is_its_items_in_order():
 
 def test_a_sample_is_the_picture_in_channels_rows_and_columns():
     images = of_files([encoded(Image.fromarray(NOISE))])
-    assert images.pixels(0).shape == (3, 12, 8) and images.pixels(0).dtype == torch.uint8
+    assert images.content(0).shape == (3, 12, 8) and images.content(0).dtype == torch.uint8
     np.testing.assert_allclose(images[0, 0]["sample"], NOISE.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 
 
@@ -258,21 +258,23 @@ def test_only_grey_and_colour_are_possible():
 BUCKETS = [(8, 8), (4, 16), (16, 4)]
 
 
-def bucketed(**settings) -> CaptionedImages:
+def bucketed(**settings) -> CaptionedSamples:
     """Pictures 16x16, 8x30, 40x10, 20x20 and 10x42, each of one colour with a stripe at its left edge."""
     files = []
     for number, (height, width) in enumerate(((16, 16), (8, 30), (40, 10), (20, 20), (10, 42))):
         picture = Image.new("RGB", (width, height), (20 * number, 0, 0))
         files.append(encoded(picture))
     made = of_files(files, size=(8, 8), captions=list("abcde"), proportion_empty_prompts=0, **settings)
-    return CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+    return CaptionedSamples(made.rows, made.config, 3, (8, 8), BUCKETS)
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_each_picture_is_brought_to_the_size_nearest_to_its_shape(monkeypatch, cached):
     if not cached:
         monkeypatch.setattr(data, "CACHE_BYTES", 5 * 3 * 64 - 1)
-        monkeypatch.setattr(data, "read_picture", lambda *_: pytest.fail("decoded to learn its size"))
+        monkeypatch.setattr(
+            "mezzotint_training.modalities.images.read", lambda *_: pytest.fail("decoded to learn its size")
+        )
     images = bucketed()
     images.read_all(progress=False)
     monkeypatch.undo()
@@ -300,7 +302,7 @@ def test_the_size_of_a_turned_picture_is_that_of_the_upright_one_and_bad_headers
     exif[0x0112] = 6
     files = [encoded(Image.new("RGB", (10, 40)), kind, exif=exif) for kind in ("PNG", "JPEG", "WEBP", "TIFF")]
     made = of_files([*files, b"words"], on_bad_row="skip")
-    images = CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+    images = CaptionedSamples(made.rows, made.config, 3, (8, 8), BUCKETS)
     images.read_all(progress=False)
     assert images.bucket[:4].tolist() == [1] * 4 and images.good.tolist() == [0, 1, 2, 3] and images.size == (4, 16)
     assert images.bad == ["picture in row 4 cannot be read: cannot identify image file"]
@@ -311,7 +313,7 @@ def test_a_late_bad_picture_is_replaced_by_one_of_its_bucket(monkeypatch):
     wide, tall = (encoded(Image.fromarray(np.tile(NOISE, shape))) for shape in ((1, 8, 1), (4, 1, 1)))
     made = of_files([tall, wide[: len(wide) // 2], tall, wide, tall], captions=list("abcde"), on_bad_row="skip",
                     proportion_empty_prompts=0)  # fmt: skip
-    images = CaptionedImages(made.rows, made.config, 3, (8, 8), BUCKETS)
+    images = CaptionedSamples(made.rows, made.config, 3, (8, 8), BUCKETS)
     images.read_all(progress=False)
     assert images.bucket.tolist() == [2, 1, 2, 1, 2] and len(images) == 5
     assert all(images[epoch, 1]["caption"] == "d" for epoch in range(10))
@@ -354,7 +356,7 @@ def test_a_bad_picture_found_late_gives_its_place_to_another(monkeypatch):
     files = [encoded(Image.new("RGB", (8, 12), (i, 0, 0))) for i in range(8)]
     files[2] = files[5] = b"words"
 
-    def fresh() -> CaptionedImages:
+    def fresh() -> CaptionedSamples:
         images = of_files(files, captions=list("abcdefgh"), **settings)
         images.read_all(progress=False)
         assert len(images) == 8 and images.bad == []
@@ -409,4 +411,4 @@ def test_a_missing_file_is_named(tmp_path):
     (folder / "1.png").unlink()
     config = TrainConfig(train_data_dir=str(folder))
     with pytest.raises(UserError, match="picture in row 1 .*1.png.* cannot be read"):
-        CaptionedImages(held_out(config, load_splits(config))[0], config, 3, (8, 8)).read_all(progress=False)
+        CaptionedSamples(held_out(config, load_splits(config))[0], config, 3, (8, 8)).read_all(progress=False)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.lint import lint
 from mezzotint_training.data.rows import NUMBER, bad_captions, cells
 from mezzotint_training.modalities import images as pictures
@@ -27,7 +27,7 @@ def file_of(number: int, size: tuple[int, int], frames: int = 1) -> bytes:
     return file.getvalue()
 
 
-def odd(path: str | None = None, buckets=None, **settings) -> CaptionedImages:
+def odd(path: str | None = None, buckets=None, **settings) -> CaptionedSamples:
     """Nine rows, the seventh of which has the first's picture and the eighth an animated one."""
     files = [file_of(number, size) for number, size in enumerate(SIZES)]
     files[6], files[7] = files[0], file_of(7, SIZES[7], frames=3)
@@ -42,18 +42,18 @@ def odd(path: str | None = None, buckets=None, **settings) -> CaptionedImages:
     texts = [[caption] if isinstance(caption, str) else caption for caption in CAPTIONS]
     rows = datasets.Dataset.from_dict({"image": cells, "text": texts}, features=features)
     config = TrainConfig(train_data_dir="none", **settings)
-    return CaptionedImages(rows.add_column(NUMBER, np.arange(100, 109)), config, 3, (16, 16), buckets)
+    return CaptionedSamples(rows.add_column(NUMBER, np.arange(100, 109)), config, 3, (16, 16), buckets)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_every_oddity_is_found_and_nothing_is_decoded(tmp_path, monkeypatch, on_disk):
     images = odd(tmp_path if on_disk else None)
-    for name in ("read_picture", "open_picture"):
+    for name in ("read", "open_picture"):
         monkeypatch.setattr(pictures, name, lambda *_: pytest.fail("decoded"))
     found = lint(images, max_text_length=10)
     assert (found.columns, found.rows, found.looked_at, found.dropped) == (("image", "text"), 9, 9, [])
     heights, widths = zip(*SIZES, strict=True)
-    assert found.heights == (7, 16, 33) and found.widths == (16, median(widths), 33) and median(heights) == 16
+    assert found.measures == {"heights": (7, 16, 33), "widths": (16, median(widths), 33)} and median(heights) == 16
     assert found.captions_each == (1, 1, 3) and found.different_captions == 9
     lengths = [2, 2, 2, 1, 11, 3, 3, 11, 2, 11, 10]  # bytes, and one for the end
     assert found.caption_lengths == (1, median(lengths), 11)
@@ -85,7 +85,7 @@ def test_dropped_rows_are_told_with_their_reasons_and_not_counted():
     images = odd(on_bad_row="skip")
     rows = images.rows.to_dict()
     rows["text"][3], rows["image"][5] = None, {"bytes": b"words", "path": None}
-    images = CaptionedImages(
+    images = CaptionedSamples(
         datasets.Dataset.from_dict(rows, features=images.rows.features), images.config, 3, (16, 16)
     )
     images.read_all(progress=False)
@@ -111,7 +111,7 @@ def test_what_is_not_yet_known_to_be_bad_is_named():
     images = odd()
     rows = images.rows.to_dict()
     rows["image"][5] = {"bytes": b"words", "path": None}
-    images = CaptionedImages(
+    images = CaptionedSamples(
         datasets.Dataset.from_dict(rows, features=images.rows.features), images.config, 3, (16, 16)
     )
     assert ("a picture that cannot be read", 1, [105]) in lint(images, 10).findings
@@ -166,4 +166,4 @@ def odd_captions(captions: list[str], **settings):
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": cells, "text": captions}, features=features)
     rows = rows.add_column(NUMBER, np.arange(100, 100 + len(captions)))
-    return lint(CaptionedImages(rows, TrainConfig(train_data_dir="none", **settings), 3, (16, 16)), 100)
+    return lint(CaptionedSamples(rows, TrainConfig(train_data_dir="none", **settings), 3, (16, 16)), 100)

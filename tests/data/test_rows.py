@@ -229,7 +229,9 @@ def test_folders_that_hold_no_set(tmp_path):
     assert refused(train_data_dir=str(tmp_path / "none")).startswith("train_data_dir must be a folder: ")
     assert refused(train_data_dir=str(tmp_path / "notes.txt")).startswith("train_data_dir must be a folder: ")
     message = refused(train_data_dir=str(tmp_path / "empty"))
-    assert message == f"train_data_dir must hold parquet files, tars or pictures: {tmp_path / 'empty'} holds none"
+    assert (
+        message == f"train_data_dir must hold parquet files, tars, pictures or sounds: {tmp_path / 'empty'} holds none"
+    )
     (tmp_path / "empty" / "train.parquet").write_bytes(b"words")
     assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
     folder = pictures(tmp_path / "set", count=2)

@@ -19,7 +19,7 @@ from tiny_run import digits, pictures
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data import rows, streaming
-from mezzotint_training.data.dataset import CaptionedImages, make_item
+from mezzotint_training.data.dataset import CaptionedSamples, make_item
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.streaming import CaptionedStream, Stream, load_stream
 
@@ -352,7 +352,7 @@ def test_head_and_statistics_are_those_of_the_rows_and_the_same_in_every_process
         np.testing.assert_allclose(mean, x.mean(0), atol=1e-4)
         np.testing.assert_allclose(std, x.std(0), atol=1e-4)
     kept, _ = held_out(config, load_splits(settings(config, streaming=False)))
-    whole = CaptionedImages(kept, config, 3, (8, 8))
+    whole = CaptionedSamples(kept, config, 3, (8, 8))
     assert stream(settings(config, streaming=True, shuffle_buffer_size=100)).statistics() == whole.statistics()
 
 
@@ -513,7 +513,7 @@ def refused(**changes) -> str:
 def test_what_is_no_set_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert refused(train_data_dir=str(tmp_path / "none")).startswith("train_data_dir must be a folder: ")
-    assert refused(train_data_dir=str(tmp_path / "empty")).startswith("train_data_dir must hold parquet files, tars or")
+    assert refused(train_data_dir=str(tmp_path / "empty")).startswith("train_data_dir must hold parquet files, tars")
     (tmp_path / "empty" / "train.parquet").write_bytes(b"words")
     assert refused(train_data_dir=str(tmp_path / "empty")).startswith(f"cannot load {tmp_path / 'empty'}: ")
     message = refused(dataset_name="digits", dataset_split="trian")

@@ -23,7 +23,7 @@ from mezzotint import MezzotintPipeline
 from mezzotint_training import cli, train
 from mezzotint_training.config.errors import CANNOT_GO_ON, INTERRUPTED
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine import plan
@@ -195,7 +195,7 @@ def test_the_held_out_loss_is_that_of_the_published_weights_on_rows_that_are_not
 
     config = TrainConfig(dataset_name="digits", pretrained_model_name_or_path=str(folder), **settings)
     pipe = MezzotintPipeline(**pretrained_components(config))
-    images = CaptionedImages(held_out(config, load_splits(config))[1], config, 1, (8, 8))
+    images = CaptionedSamples(held_out(config, load_splits(config))[1], config, 1, (8, 8))
     images.mean, images.std = (torch.tensor(pipe.unet.config[f"sample_{x}"])[:, None, None] for x in ("mean", "std"))
     losses = []
     for number, item in enumerate(fixed_items(images, 8)):

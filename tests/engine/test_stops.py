@@ -12,7 +12,7 @@ from tiny_run import LONG, distance, logged, run, saved, trained
 
 from mezzotint_training import train
 from mezzotint_training.config.errors import CANNOT_GO_ON, INTERRUPTED
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.engine import checkpoint, plan
 from mezzotint_training.learning import objective
 
@@ -102,7 +102,7 @@ def test_a_signal_before_or_after_the_steps_ends_the_run_at_once(whole, tmp_path
         if place == "finish":
             patch.setattr(train, "finish", lambda *args: signal.raise_signal(signal.SIGTERM))
         else:
-            patch.setattr(CaptionedImages, "read_all", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(CaptionedSamples, "read_all", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
         result = run(output_dir=tmp_path / "run", **LONG)
     assert result.code == INTERRUPTED
     assert result.err.splitlines()[-1] == (

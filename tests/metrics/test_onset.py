@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.metrics.onset import ALARMS, FEWEST, STEPS, CopyWatch
 
 
-def images(count: int, seed: int) -> CaptionedImages:
+def images(count: int, seed: int) -> CaptionedSamples:
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
     rows = datasets.Dataset.from_dict(
         {"image": [Image.fromarray(one) for one in pixels], "text": [f"number {i}" for i in range(count)]},
         features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}),
     ).cast_column("image", datasets.Image(decode=False))
-    found = CaptionedImages(rows, TrainConfig(dataset_name="x"), 1, (8, 8))
+    found = CaptionedSamples(rows, TrainConfig(dataset_name="x"), 1, (8, 8))
     found.read_all(progress=False)
     return found
 
@@ -33,9 +33,9 @@ class Copyist:
     """A pipeline that draws the training picture of each of the first `share` of prompts, blurred by `noise`, and pure
     noise for the others."""
 
-    unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=8))
+    unet, modality = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=8)), "image"
 
-    def __init__(self, known: CaptionedImages, share: float, noise: float = 0.02):
+    def __init__(self, known: CaptionedSamples, share: float, noise: float = 0.02):
         self.known, self.share, self.noise, self.prompts = known, share, noise, []
 
     def set_progress_bar_config(self, **_):
@@ -47,7 +47,7 @@ class Copyist:
         for text, source in zip(prompt, generator, strict=True):
             copied = len(self.prompts) % 64 < 64 * self.share
             self.prompts.append(text)
-            copy = self.known.pixels(int(text.removeprefix("number "))) / 255
+            copy = self.known.content(int(text.removeprefix("number "))) / 255
             pictures.append(
                 copy + self.noise * torch.randn(1, 8, 8, generator=source)
                 if copied

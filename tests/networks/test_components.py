@@ -12,8 +12,9 @@ from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
-from mezzotint_training.data.dataset import CaptionedImages
-from mezzotint_training.data.source import Rows, first_picture, level_factor, look_at, picture_size
+from mezzotint_training.data.dataset import CaptionedSamples
+from mezzotint_training.data.source import Rows, first_sample, level_factor, look_at, settled_size
+from mezzotint_training.modalities.images import Header
 from mezzotint_training.networks import saved
 from mezzotint_training.networks.components import new_components
 from mezzotint_training.networks.saved import pretrained_components
@@ -23,13 +24,13 @@ def config(**settings) -> TrainConfig:
     return TrainConfig(**{"train_data_dir": "none", "unet": UNET, "text_encoder": TEXT_ENCODER} | settings)
 
 
-def images(channels: int = 3, **settings) -> CaptionedImages:
+def images(channels: int = 3, **settings) -> CaptionedSamples:
     """Four pictures of 8x6, each channel of another mean and spread."""
     rng = np.random.default_rng(0)
     pixels = (np.array([0, 100, 200]) + np.array([255, 100, 10]) * rng.random((4, 8, 6, 3))).astype(np.uint8)
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"image": [Image.fromarray(x) for x in pixels], "text": ["a"] * 4}, features)
-    return CaptionedImages(
+    return CaptionedSamples(
         rows.cast_column("image", datasets.Image(decode=False)), config(**settings), channels, (8, 6)
     )
 
@@ -104,8 +105,8 @@ def test_arguments_that_do_not_fit_are_refused(settings, message):
 )
 def test_the_size_is_the_one_asked_for_or_the_models_or_the_first_pictures(make_unet, resolution, saved, expected):
     known = {"unet": make_unet(sample_size=saved)} if saved else None
-    assert picture_size(config(resolution=resolution), known, Image.new("RGB", (6, 8))) == expected
-    assert level_factor(config(unet={"block_out_channels": [8, 8]}), Facts(None, *expected, 3)) == 2
+    assert settled_size(None, config(resolution=resolution), known, Header(8, 6, False))[0] == expected
+    assert level_factor(config(unet={"block_out_channels": [8, 8]}), Facts(None, expected, 3)) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ def test_a_size_that_the_model_cannot_halve_is_refused_with_one_that_it_can(make
     for known in (None, {"unet": unet}):
         settings = config(resolution=resolution, unet={"block_out_channels": channels})
         with pytest.raises(UserError) as error:
-            size = picture_size(settings, known, Image.new("RGB", (6, 8)))
-            level_factor(settings, Facts(None, *size, 3, tuple(channels) if known else None))
+            size, _ = settled_size(None, settings, known, Header(8, 6, False))
+            level_factor(settings, Facts(None, size, 3, tuple(channels) if known else None))
         assert str(error.value).startswith(
             f"resolution must be a multiple of {2 ** (levels - 1)} for a model of {levels}"
         )
@@ -138,13 +139,13 @@ def test_a_size_that_does_not_fit_the_patches_is_refused_with_one_that_does(make
         assert level_factor(settings, look_at(rows, settings, known)) == 8
     for wrong, words in ((0, "at least 1: got 0"), (65, "at most 64: got 65"), ("wide", "of type int: got 'wide'")):
         with pytest.raises(UserError, match=f"^the unet's patch_size must be {words}$"):
-            level_factor(config(unet={"patch_size": wrong}), Facts(None, 8, 8, 3))
+            level_factor(config(unet={"patch_size": wrong}), Facts(None, (8, 8), 3))
 
 
 @pytest.mark.parametrize("levels", [16, "16", []])
 def test_levels_must_be_a_list(levels):
     with pytest.raises(UserError, match="block_out_channels must be a list of numbers, one a level: got"):
-        level_factor(config(unet={"block_out_channels": levels}), Facts(None, 8, 8, 3))
+        level_factor(config(unet={"block_out_channels": levels}), Facts(None, (8, 8), 3))
 
 
 def test_the_first_picture_that_can_be_read_counts():
@@ -152,11 +153,11 @@ def test_the_first_picture_that_can_be_read_counts():
     good = images().rows[0]["image"]
     bad = {"bytes": b"words", "path": None}
     rows = datasets.Dataset.from_dict({"image": [bad, good], "text": ["a", "b"]}, features)
-    assert first_picture(rows, config(on_bad_row="skip")).size == (6, 8)
+    assert first_sample(rows, config(on_bad_row="skip"))[:2] == (8, 6)
     with pytest.raises(UserError, match="picture in row 0 cannot be read"):
-        first_picture(rows, config())
+        first_sample(rows, config())
     with pytest.raises(UserError, match="no picture could be read; the first: picture in row 0"):
-        first_picture(rows.select([0]), config(on_bad_row="skip"))
+        first_sample(rows.select([0]), config(on_bad_row="skip"))
 
 
 # --------------------------------------------------------------------------------------------------------------- saved

@@ -15,7 +15,7 @@ from PIL import Image
 from test_pipeline_mezzotint import PROMPT, close, draw, encode, seeded
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline, MezzotintScheduler
-from mezzotint_training.modalities.images import read_picture
+from mezzotint_training.modalities.images import read
 
 TABLE = {"num_inference_steps": 4, "guidance_scale": 2.0, "taus": [990.5, 700.25, 400.5, 100.0]}
 TABLE |= {"sigmas": [100.0, 5.0, 1.0, 0.2], "coefficients": [[0.7, 0.6], [0.1, 0.9], [0.5, 0.4], [0.0, 1.0]]}
@@ -89,7 +89,7 @@ def test_what_is_transparent_lies_on_white_as_in_training(make_img2img):
     (back,) = make_img2img()("a red boot", Image.fromarray(array, "RGBA"), strength=0).images
     content = io.BytesIO()
     Image.fromarray(array, "RGBA").save(content, "PNG")
-    trained = read_picture({"bytes": content.getvalue(), "path": None}, 3, (8, 8))
+    trained = read({"bytes": content.getvalue(), "path": None}, 3, (8, 8))
     np.testing.assert_array_equal(np.asarray(back), trained.permute(1, 2, 0))
     assert (np.asarray(back)[:4] == 255).all()
 

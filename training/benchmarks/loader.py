@@ -34,7 +34,7 @@ from PIL import Image
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.batches import KeyedBatches
-from mezzotint_training.data.dataset import CaptionedImages, collate
+from mezzotint_training.data.dataset import CaptionedSamples, collate
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.streaming import CaptionedStream, load_stream
 
@@ -87,7 +87,7 @@ def rate(config: TrainConfig, side: int, seconds: float) -> float:
     if config.streaming:
         batches = CaptionedStream(load_stream(config), config, 3, (side, side)).batches(config.train_batch_size)
     else:
-        images = CaptionedImages(held_out(config, load_splits(config))[0], config, 3, (side, side))
+        images = CaptionedSamples(held_out(config, load_splits(config))[0], config, 3, (side, side))
         keys = KeyedBatches(len(images), config.train_batch_size, 1, 0, 1, config.seed, 0)
         workers = config.dataloader_num_workers
         batches = iter(torch.utils.data.DataLoader(images, batch_sampler=keys, num_workers=workers, collate_fn=collate))

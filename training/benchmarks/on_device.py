@@ -149,7 +149,7 @@ def sampling(args: argparse.Namespace, say: Callable) -> None:
     """Time whole calls of our pipeline and of the stock ones with one and the same network, by turns."""
     logging.set_verbosity_error()  # a stock scheduler names the settings that it has no use for
     config = TrainConfig(size=args.size, train_data_dir="none", resolution=[args.resolution])
-    config = applied(config, derive(config, Facts(None, args.resolution, args.resolution, channels=3)))
+    config = applied(config, derive(config, Facts(None, (args.resolution, args.resolution), channels=3)))
     shape = {"in_channels": 3, "out_channels": 3, "cross_attention_dim": config.text_encoder["d_model"]}
     torch.manual_seed(0)
     unet = MezzotintUNetModel(**config.unet, **shape, sample_size=args.resolution)

@@ -30,7 +30,7 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint_training.benchmarks.diffusers_recipe import padded_states
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import held_out, load_splits
@@ -245,7 +245,7 @@ class QualityJudge:
             splits, classes = labelled(splits, "label")
         settings = replace(config, validation_split="test", num_validation_samples=10**9)
         images = [
-            CaptionedImages(rows, settings, scale.channels, (scale.size, scale.size))
+            CaptionedSamples(rows, settings, scale.channels, (scale.size, scale.size))
             for rows in held_out(settings, splits)
         ]
         for some in images:

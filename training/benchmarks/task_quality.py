@@ -56,7 +56,7 @@ from mezzotint_training.benchmarks.quality import run
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import random_mask, shrunk
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.metrics.accuracy import accuracy
@@ -64,7 +64,8 @@ from mezzotint_training.metrics.distances import kernel_distance
 from mezzotint_training.metrics.features import make_features
 from mezzotint_training.metrics.intervals import average, estimated
 from mezzotint_training.metrics.pictures import Real, read
-from mezzotint_training.modalities.images import as_picture, unit
+from mezzotint_training.modalities.contents import unit
+from mezzotint_training.modalities.images import as_picture
 
 UNET = {
     "patch_size": 2,
@@ -91,7 +92,7 @@ class Set:
         )  # fmt: skip
         looked_at = replace(self.config, validation_split="test", num_validation_samples=10**9)
         parts = held_out(looked_at, load_splits(looked_at))
-        self.size, self.images = size, [CaptionedImages(rows, looked_at, 3, (size, size)) for rows in parts]
+        self.size, self.images = size, [CaptionedSamples(rows, looked_at, 3, (size, size)) for rows in parts]
         for images in self.images:
             images.read_all(progress=False)
         self.train, self.test = (read(images, [], "label") for images in self.images)

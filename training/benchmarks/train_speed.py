@@ -140,7 +140,7 @@ def settings(args: argparse.Namespace, size: str, resolution: int, data: Path) -
         num_validation_samples=0,
         report_to="none",
     )
-    derived = applied(config, derive(config, Facts(None, resolution, resolution, channels=3)))
+    derived = applied(config, derive(config, Facts(None, (resolution, resolution), channels=3)))
     shape = {"in_channels": 3, "out_channels": 3, "cross_attention_dim": derived.text_encoder["d_model"]}
     return replace(derived, size=None, unet={**derived.unet, **shape})
 

@@ -13,6 +13,7 @@ from mezzotint_training.config.distillation import FOLLOWS, DistillConfig
 from mezzotint_training.config.flags import Parser, add_settings, parse_args, text
 from mezzotint_training.config.recipe import PLACES
 from mezzotint_training.config.rules import (
+    ABOVE_0,
     COUNT,
     GROUPS,
     GUIDANCE,
@@ -114,14 +115,15 @@ def sample(parser: Parser) -> None:
     parser.add_argument(
         "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
-    parser.add_argument("--output", default="sample.png", help="the picture file to write")
+    parser.add_argument("--output", help="the picture file to write, or of sounds a WAV or FLAC file; by default "
+                        "sample.png, or sample.wav")  # fmt: skip
     parser.add_argument(
         "--animation",
         type=text,
         help="a WebP, GIF or PNG file for the steps: the noisy sample on the left, what is foreseen in it on the right",
     )
     parser.number(
-        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
+        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures or sounds for each prompt"
     )
     parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
                   "those that it is distilled to")  # fmt: skip
@@ -187,6 +189,7 @@ def sample(parser: Parser) -> None:
         Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
         help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
     )
+    parser.number("audio_length_in_s", float, ABOVE_0, help="seconds of each sound; by default as it is drawn")
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
     parser.number(

@@ -14,7 +14,7 @@ import yaml
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.rules import nearest, shown
-from mezzotint_training.config.settings import TrainConfig, checked, default, hints
+from mezzotint_training.config.settings import EMBEDDED, TrainConfig, checked, default, hints
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PLACES = ("dataset_name", "train_data_dir")
@@ -85,7 +85,7 @@ def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str],
         raise UserError(
             f"{program} needs real pictures: --train_data_dir or --dataset_name, or a recipe that names them"
         )
-    if asked is None and told != ("dataset_name", "digits"):
+    if asked is None and told not in [("dataset_name", name) for name in EMBEDDED]:
         raise UserError(f"{program} reads the set that the recipe names if you name it too: --{' '.join(told)}")
     if asked and (told is None or Path(told[1]).name != Path(asked[1]).name):  # another set; folders may have moved
         recipe = {}

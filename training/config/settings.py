@@ -31,6 +31,8 @@ from mezzotint_training.config.rules import (
     shown,
 )
 
+EMBEDDED = ("digits", "tones")  # names of sets that need no download
+
 
 def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "branch", "free"] = "same") -> Any:
     """A field of `TrainConfig`: its default, its help, the rules that its numbers keep, and what it may be when a run
@@ -73,6 +75,9 @@ class TrainConfig:
     )
 
     # What is learned
+    modality: Literal["image", "audio"] | None = setting(
+        None, "what a sample is; by default told from the types of the set's columns"
+    )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout"] = setting(
         "text_to_image",
         "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes, or to "
@@ -129,7 +134,7 @@ class TrainConfig:
 
     # Data
     dataset_name: str | None = setting(
-        None, "name of a Hub dataset, or 'digits': the handwriting that scikit-learn carries"
+        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', made here"
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
@@ -137,6 +142,15 @@ class TrainConfig:
     )
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
+    sample_column: str | None = setting(
+        None, "the column of samples that are no pictures; by default the only one of their type"
+    )
+    sampling_rate: int | None = setting(
+        None, "samples of a sound a second; by default the first sound's", at_least(100), at_most(384_000)
+    )
+    audio_length_in_s: float | None = setting(
+        None, "seconds of sound to train at, of longer ones the beginning; by default the longest one's", ABOVE_0
+    )
     caption_column: list[str] = setting(
         ["text"],
         "columns of captions, or templates ('{text}, {keywords}'); where a picture has several, one is drawn each time",

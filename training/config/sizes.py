@@ -6,7 +6,7 @@ derives the same. A setting that was asked for (`config.given`) is never touched
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,33 +24,32 @@ class Facts:
     """What the derivation knows of the data, and of the model if there is one already.
 
     Args:
-        pictures: in the set; `None` for a streamed one, whose length nobody knows.
-        height, width: that is trained at, in pixels.
-        channels: 1 for grey pictures, 3 for colour.
+        pictures: in the set, or other samples; `None` for a streamed one, whose length nobody knows.
+        size: that is trained at: height and width in pixels, of another modality its axes.
+        channels: of a sample, 1 for grey pictures, 3 for colour.
         block_out_channels: of the saved U-Net that is fine-tuned, `None` for one from scratch.
         patch_size: of the saved U-Net that is fine-tuned.
         latent_factor: pixels along each axis that make one latent; 1 where pixels are diffused.
         latent_channels: of the latents, `None` where pixels are diffused.
+        about: what else is to be known of all samples, as `settle` of their modality has it.
     """
 
     pictures: int | None
-    height: int
-    width: int
+    size: tuple[int, ...]
     channels: int
     block_out_channels: tuple[int, ...] | None = None
     patch_size: int = 1
     latent_factor: int = 1
     latent_channels: int | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def diffused(self) -> "Facts":
         """The same of latents as if they were pixels, where latents are diffused."""
         if self.latent_channels is None:
             return self
-        height, width = self.height // self.latent_factor, self.width // self.latent_factor
-        return replace(
-            self, height=height, width=width, channels=self.latent_channels, latent_factor=1, latent_channels=None
-        )
+        size = tuple(side // self.latent_factor for side in self.size)
+        return replace(self, size=size, channels=self.latent_channels, latent_factor=1, latent_channels=None)
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,12 @@ SIZES = {
 MULTIPLES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4), 5: (1, 1, 2, 3, 4), 6: (1, 1, 2, 2, 4, 4)}
 PATCHED = 64  # pixels a side from which on the first level holds patches; at 32 ADM and DDPM do well without
 LINEAR = 4  # pixels, along each axis, of the blocks in which the sample goes past the network, or those of a patch
-PATCHES = (4, 2)  # pixels of a patch along each axis, the better first
+# Pixels of a patch along each axis, the better first; along another number of axes about as many in a patch
+PATCHES = {1: (16, 4), 2: (4, 2), 3: (2,)}
 # Positions of the lowest level, and from which down a level has attention; a position is a pixel of the first level, or
 # a patch. Of pixels ADM's 8 at every resolution and DDPM's 16 (2006.11239, appendix B; ADM begins at 32); a patch holds
-# what several pixels do, and half as many positions of them are enough
+# what several pixels do, and half as many positions of them are enough. Attention costs by the number of positions and
+# the lowest level must see the whole, on however many axes: `_sides` has as many as a square
 LOWEST, ATTENTION = {"px": 8, "patches": 4}, {"px": 16, "patches": 8}
 
 
@@ -154,8 +155,8 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
         # Where a picture has more pixels its neighbours tell more of what noise hides: by the theory (simple diffusion,
         # 2301.11093, eq. 4) log sigma is to grow with the log of the side. Pictures of 64 px came out best with about
         # 0.3 of that, and the full shift left a fine grain on what is flat
-        area = facts.height * facts.width
-        if area > 32**2 and config.weighting_scheme != "none":
+        area = math.prod(facts.size)
+        if len(facts.size) == 2 and area > 32**2 and config.weighting_scheme != "none":
             settle(
                 "logit_mean",
                 round(0.5 + 0.1 * math.log2(area / 32**2), 2),
@@ -214,7 +215,7 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
 
 def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     """Settle the U-Net's shape and return the channels of its widest level."""
-    given, side = config.given.get("unet", {}), min(facts.height, facts.width)
+    given, axes, side = config.given.get("unet", {}), len(facts.size), min(facts.size)
     for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
         values = given.get(name)
         if values is not None and not (isinstance(values, list) and values):
@@ -228,42 +229,44 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
 
     def fits(levels: int, patch: int) -> bool:
         factor = downsample_factor(range(levels), patch)
-        return facts.height % factor == 0 and facts.width % factor == 0
+        return all(side % factor == 0 for side in facts.size)
 
     if "patch_size" in given:
         patch = number("the unet's patch_size", int, given["patch_size"], *PATCH)
     else:
         least = 2 if shape is None else len(shape)  # levels
-        room = side // LOWEST["patches"] // 2 ** (least - 1) if side >= PATCHED else 1
-        patch = next((p for p in PATCHES if p <= room and fits(least, p)), 1)
+        room = side // _sides(LOWEST["patches"], axes) // 2 ** (least - 1) if side >= _sides(PATCHED, axes) else 1
+        patch = next((p for p in PATCHES[axes] if p <= room and fits(least, p)), 1)
         if patch > 1:
-            grid = f"{facts.height // patch}x{facts.width // patch}"
-            reason = f"from {PATCHED} px on, where neighbours say nearly the same: {grid} patches cost less than pixels"
+            grid = "x".join(str(side // patch) for side in facts.size)
+            least = _sides(PATCHED, axes)
+            reason = f"from {least} px on, where neighbours say nearly the same: {grid} patches cost less than pixels"
             settle("unet.patch_size", patch, reason)
     what = "patches" if patch > 1 else "px"
     if shape is not None:
         levels = len(shape)
     else:
-        levels = min(max(1 + round(math.log2(max(side // patch, 1) / LOWEST[what])), 2), max(MULTIPLES))
+        levels = min(max(1 + round(math.log2(max(side // patch, 1) / _sides(LOWEST[what], axes))), 2), max(MULTIPLES))
         while levels > 1 and not fits(levels, patch):
             levels -= 1
-    sides = [side // patch // 2**level for level in range(levels)]
+    sides, low = [side // patch // 2**level for level in range(levels)], _sides(ATTENTION[what], axes)
     fixed = {
         name: settle(f"unet.{name}", value, f"the U-Net of size {config.size}") for name, value in size.unet.items()
     }
     attention = settle(
         "unet.transformer_layers_per_block",
-        [size.transformer_layers if s <= ATTENTION[what] or s == sides[-1] else 0 for s in sides],
-        f"attention, cheap from {ATTENTION[what]} {what} down: levels of {', '.join(map(str, sides))} {what}",
+        [size.transformer_layers if s <= low or s == sides[-1] else 0 for s in sides],
+        f"attention, cheap from {low} {what} down: levels of {', '.join(map(str, sides))} {what}",
     )
-    block = patch if LINEAR % patch else math.gcd(downsample_factor(range(levels), patch), LINEAR)
+    linear = _sides(LINEAR, axes)
+    block = patch if linear % patch else math.gcd(downsample_factor(range(levels), patch), linear)
     if block > 1:
         reason = f"filters blocks of {block} px past the network, which learns sooner"
         fixed["linear_skip_size"] = settle("unet.linear_skip_size", block, reason)
     if "block_out_channels" in given:
         return max(given["block_out_channels"])
 
-    arguments = known_arguments(given, MezzotintUNetModel) | {
+    arguments = {"spatial_dims": axes, **known_arguments(given, MezzotintUNetModel)} | {
         **tasks.channels(config, facts.channels),
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,
@@ -288,6 +291,12 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         f"{counts[units] / 1e6:.1f} M parameters, nearest to the {size.parameters / 1e6:.0f} M of size {config.size}",
     )
     return max(shape)
+
+
+def _sides(side: int, axes: int) -> int:
+    """The positions along each of so many axes that together are about as many as those of a square of a side: a power
+    of 2."""
+    return 2 ** round(math.log2(side) * 2 / axes)
 
 
 def applied(config: TrainConfig, derived: list[Derived]) -> TrainConfig:

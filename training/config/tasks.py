@@ -1,7 +1,8 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The tasks, a line each: pipeline, card and columns. What a network reads for one beside the sample is made in
-`data/conditions.py`."""
+"""The tasks and the modalities, a line each: pipeline, card and columns. What a network reads for a task beside the
+sample is made in `data/conditions.py`, what a sample of a modality is in `modalities/`."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,10 +35,69 @@ TASKS = {
     "layout": Task("MezzotintLayoutPipeline", "image-to-image", "layout.md.jinja", "maps of classes", masks=True),
 }
 
+FOR_PICTURES = (
+    "task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae",
+)  # fmt: skip
+FOR_SOUNDS = ("sampling_rate", "audio_length_in_s")
+
+
+class Modality(NamedTuple):
+    """
+    Attributes:
+        stem: of its file in `modalities/`.
+        spatial_dims: axes of a sample beside its channels.
+        word: a sample, in words.
+        column: where samples are by default.
+        sized_by: what says how large they are.
+        drawn: what draws them from a text.
+        without: settings that are not for it.
+        told: whether the type of a column tells it.
+    """
+
+    stem: str
+    spatial_dims: int
+    word: str
+    column: str
+    sized_by: str
+    drawn: Task
+    without: tuple[str, ...] = ()
+    told: bool = True
+
+    @property
+    def reader(self) -> Any:
+        """Its file."""
+        return importlib.import_module(f"mezzotint_training.modalities.{self.stem}")
+
+
+MODALITIES = {
+    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS),
+    "audio": Modality(
+        "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
+        Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"), FOR_PICTURES,
+    ),
+}  # fmt: skip
+
 
 def of(settings: Mapping[str, Any]) -> Task:
     """The task of a run by its settings as they were written down, by an older version too."""
-    return TASKS[settings.get("task", "text_to_image")]
+    name = settings.get("modality") or "image"
+    return TASKS[settings.get("task", "text_to_image")] if name == "image" else MODALITIES[name].drawn
+
+
+def modality(config: TrainConfig) -> Modality:
+    """What the samples of a run are."""
+    return MODALITIES[config.modality or "image"]
+
+
+def reader(config: TrainConfig) -> Any:
+    """The file that reads the samples of a run."""
+    return modality(config).reader
+
+
+def sample_column(config: TrainConfig) -> str:
+    """The column of samples."""
+    kind = modality(config)
+    return config.image_column if kind.stem == "images" else config.sample_column or kind.column
 
 
 def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
@@ -47,6 +107,13 @@ def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
     read = class_bits(config.num_classes) if config.task == "layout" else pictures
     beside = 0 if config.task == "text_to_image" else read + 1
     return {"in_channels": drawn + beside, "out_channels": drawn}
+
+
+def trained_task(unet: Any) -> Task:
+    """The task of a U-Net of this config, text to image where it is of one that is not known here."""
+    if about := unet.get("modality"):
+        return MODALITIES.get(about["name"], MODALITIES["image"]).drawn
+    return TASKS.get(trained_for(unet), TASKS["text_to_image"])
 
 
 def trained_for(unet: Any) -> str:

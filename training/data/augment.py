@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 
 # Length of `labels`, and the U-Net's `augment_dim`
 AUGMENT_DIM = 11

@@ -14,22 +14,22 @@ from mezzotint.pipelines.conditions_mezzotint import (
     picture_condition,
 )
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 
 # The fifth word of the keys of conditions, as in `dataset.py`: what else is random in an item is alike for all tasks
 CONDITION = 6
 
 
 def sample_of(
-    config: TrainConfig, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, version: int = 0
+    config: TrainConfig, content: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, version: int = 0
 ) -> torch.Tensor:
-    """x_0 of a row, (channels, height, width) in float32: its picture or a version's latents, normalised, or the bits
+    """x_0 of a row, (channels, *size) in float32: its sample or a version's latents, normalised, or the bits
     of its classes."""
-    if pixels.ndim == 4:
-        return pixels[version].sub(mean).div_(std)
+    if content.is_floating_point():
+        return content[version].sub(mean).div_(std)
     if config.task == "segment":
-        return classes_to_bits(pixels[None, -1:], config.num_classes)[0]
-    return unit(pixels[: len(mean)]).sub_(mean).div_(std)
+        return classes_to_bits(content[None, -1:], config.num_classes)[0]
+    return unit(content[: len(mean)]).sub_(mean).div_(std)
 
 
 def condition_of(

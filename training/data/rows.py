@@ -15,14 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mezzotint_training.config.errors import UserError, one_line, silenced
-from mezzotint_training.config.rules import nearest
-from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS
+from mezzotint_training.config.rules import nearest, shown
+from mezzotint_training.config.settings import TrainConfig, default
+from mezzotint_training.config.tasks import MODALITIES, TASKS, modality, reader, sample_column
 from mezzotint_training.data.digits import digits
-from mezzotint_training.data.templates import check_fields, columns_of, is_template, reader
-from mezzotint_training.modalities.images import EXTENSIONS
+from mezzotint_training.data.templates import check_fields, columns_of, is_template
+from mezzotint_training.data.templates import reader as caption_reader
+from mezzotint_training.data.tones import tones
 
-# Endings of files that hold rows, or what is said of pictures
+# Endings of files that hold rows, or what is said of samples
 TABLES = (".parquet", ".arrow", ".tar", ".jsonl", ".csv")
 # The column with a row's number in its split, where rows were kept out of it
 NUMBER = "number in the split"
@@ -34,13 +35,52 @@ Rows = TypeVar("Rows", datasets.Dataset, datasets.IterableDataset)
 
 def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """The splits of the set that `config` names: parquet files, WebDataset tars (whose columns are the endings of their
-    files: png, txt, ...) or pictures with metadata, in a folder or on the Hub; as streams under `config.streaming`.
+    files: png, txt, ...) or pictures or sounds with metadata, in a folder or on the Hub; as streams under
+    `config.streaming`. What a sample is, where `config` does not say it, is noted there.
 
     Raises:
-        UserError: for a missing, empty or unreadable folder, or a set that cannot be loaded.
+        UserError: for a missing, empty or unreadable folder, a set that cannot be loaded, or settings that are not for
+            what its samples are.
     """
-    if config.dataset_name == "digits":
-        splits = digits()
+    splits = _loaded(config)
+    if config.dataset_split in splits:
+        settle_modality(config, splits[config.dataset_split].features or {})
+    return splits
+
+
+def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
+    """Note in `config` what the samples of a set are and in which column, where it does not say it: what is no picture
+    is told by the type of a column, where there is no column of pictures by the name of `image_column`.
+
+    Raises:
+        UserError: for settings that are not for such samples.
+    """
+    if config.modality is None and isinstance(features.get(config.image_column), datasets.Image):
+        return
+    for name, kind in MODALITIES.items():
+        if name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
+            continue
+        columns = [column for column, feature in features.items() if kind.reader.holds(feature)]
+        if not columns and config.modality is None:
+            continue
+        config.modality = name
+        if config.sample_column is None and kind.column not in columns and len(columns) == 1:
+            config.sample_column = columns[0]
+    if config.modality is None:
+        return
+    word = modality(config).word
+    if config.modality != "image" and config.program != "train":
+        raise UserError(f"{config.program} is for pictures: got {word}s (modality {config.modality})")
+    for name in modality(config).without:
+        if (value := getattr(config, name)) != default(name, type(config)):
+            raise UserError(f"{name} is not for {word}s (modality {config.modality}): got {shown(value)}")
+
+
+def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    """The splits, as they are."""
+    embedded = {"digits": digits, "tones": tones}  # which need no download
+    if config.dataset_name in embedded:
+        splits = embedded[config.dataset_name]()
         if config.streaming:
             return datasets.IterableDatasetDict({k: v.to_iterable_dataset(num_shards=16) for k, v in splits.items()})
         return splits
@@ -53,10 +93,11 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
         def unreadable(error: OSError) -> None:
             raise UserError(f"train_data_dir must be readable, with all in it: {one_line(error)}") from None
 
-        # `datasets` passes over a folder that it may not read, and so would the run over its pictures
+        # `datasets` passes over a folder that it may not read, and so would the run over its samples
         files = [Path(place, name) for place, _, names in os.walk(folder, onerror=unreadable) for name in names]
-        if not any(path.suffix.lower() in (*EXTENSIONS, *TABLES[:3]) for path in files):
-            raise UserError(f"train_data_dir must hold parquet files, tars or pictures: {folder} holds none")
+        endings = {ending for kind in MODALITIES.values() for ending in kind.reader.EXTENSIONS}
+        if not any(path.suffix.lower() in (*endings, *TABLES[:3]) for path in files):
+            raise UserError(f"train_data_dir must hold parquet files, tars, pictures or sounds: {folder} holds none")
         for path in files:  # `datasets` would wait for a pipe
             if path.suffix.lower() in TABLES and path.exists() and not path.is_file():
                 raise UserError(f"train_data_dir must hold plain files: {path} is not one")
@@ -74,7 +115,7 @@ def load_splits(config: TrainConfig) -> datasets.DatasetDict | datasets.Iterable
 
 
 def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The rows to train on and those of the held-out loss, with pictures left undecoded.
+    """The rows to train on and those of the held-out loss, with samples left undecoded.
 
     Held out are `num_validation_samples` rows of `validation_split`, or else of a split called 'validation', or else of
     the training rows, at most a twentieth of which are kept out of training; where that makes fewer than 8, none are.
@@ -106,7 +147,7 @@ def held_out(config: TrainConfig, splits: datasets.DatasetDict) -> tuple[dataset
 
 
 def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, split: str) -> Rows:
-    """The split called `split`, with pictures left undecoded; one at hand has a column for each template of
+    """The split called `split`, with samples left undecoded; one at hand has a column for each template of
     `caption_column`, by its name.
 
     Raises:
@@ -115,11 +156,12 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     """
     if split not in splits:
         raise UserError(f"{flag} {split!r} is not there: got {', '.join(map(repr, splits))}")
-    rows, image, captions = splits[split], config.image_column, config.caption_column
+    rows, kind, captions = splits[split], modality(config), config.caption_column
+    column, holder = sample_column(config), "image_column" if kind.stem == "images" else "sample_column"
     if rows.features is None:  # of a stream
-        raise UserError(f"image_column {image!r} must hold pictures: got columns of unknown types")
+        raise UserError(f"{holder} {column!r} must hold {kind.word}s: got columns of unknown types")
     masks = [("mask_column", config.mask_column)] if TASKS[config.task].masks else []
-    for flag, entry in (("image_column", image), *masks, *(("caption_column", entry) for entry in captions)):
+    for flag, entry in ((holder, column), *masks, *(("caption_column", entry) for entry in captions)):
         for name in columns_of(entry) if flag == "caption_column" else [entry]:
             if name not in rows.features:
                 what, hint = f"{flag} {entry!r}", ""
@@ -128,10 +170,10 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
                 elif flag == "caption_column" and rows.builder_name == "imagefolder":
                     hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
                 raise UserError(f"{what} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
-    pictures = {"image_column": image} | dict(masks)
-    for flag, name in pictures.items():
-        if not isinstance(feature := rows.features[name], datasets.Image):
-            raise UserError(f"{flag} {name!r} must hold pictures: got {feature}")
+    read = {holder: column} | dict(masks)
+    for flag, name in read.items():
+        if not reader(config).holds(feature := rows.features[name]):
+            raise UserError(f"{flag} {name!r} must hold {kind.word}s: got {feature}")
     for entry in captions:
         if is_template(entry):
             check_fields(entry, rows.features)
@@ -142,8 +184,11 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
             raise UserError(f"caption_column {entry!r} must hold text or lists of text: got {feature}")
     if isinstance(rows, datasets.Dataset):
         rows = composed(rows, captions)
-    for name in pictures.values():
-        rows = rows.cast_column(name, datasets.Image(decode=False))
+    for name in read.values():
+        try:
+            rows = rows.cast_column(name, reader(config).undecoded(rows.features[name]))
+        except ImportError as error:  # nothing is installed that reads them
+            raise UserError(str(error)) from None
     return rows
 
 
@@ -163,7 +208,7 @@ def composed(rows: datasets.Dataset, entries: list[str]) -> datasets.Dataset:
     nothing where one of its fields is empty."""
     for entry in entries:
         if is_template(entry) and entry not in rows.features:
-            caption, names = reader(entry, rows.features), columns_of(entry)
+            caption, names = caption_reader(entry, rows.features), columns_of(entry)
             cells = zip(*(_values(column(rows, name)) for name in names), strict=True)
             texts = pa.array((caption(dict(zip(names, row, strict=True))) for row in cells), pa.large_string())
             rows = rows.add_column(entry, texts, feature=datasets.Value("large_string"))
@@ -194,16 +239,28 @@ def column(rows: datasets.Dataset, name: str) -> pa.Array:
     return rows.select_columns(name).with_format("arrow")[:].column(name).combine_chunks()
 
 
-def cells(rows: datasets.Dataset, column: str) -> Iterator[dict]:
-    """The cells of a column of pictures, one after another; their bytes stay where they are until they are read."""
+def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
+    """The cells of a column of samples, one after another; bytes of files stay where they are until they are read."""
     for table in rows.select_columns(column).with_format("arrow").iter(batch_size=100):
         for cell in table.column(column):
+            if not pa.types.is_struct(cell.type):
+                yield cell.as_py()
+                continue
             content = cell["bytes"].as_buffer() if cell.is_valid else None
             try:
                 path = cell["path"].as_py() if cell.is_valid else None
             except UnicodeDecodeError:  # decoding finds it, and says in which row
                 path = None
             yield {"bytes": content, "path": path}
+
+
+def bytes_of(cell: Any) -> bytes:
+    """What a cell holds, as bytes: the content of its file or files, a text, or numbers."""
+    if isinstance(cell, dict):
+        return cell.get("bytes") or Path(cell["path"]).read_bytes()
+    if isinstance(cell, list) and cell and isinstance(cell[0], dict):
+        return b"".join(map(bytes_of, cell))
+    return cell.encode() if isinstance(cell, str) else np.asarray(cell).tobytes()
 
 
 def bad_captions(captions: pa.Array) -> Iterator[tuple[int, str]]:

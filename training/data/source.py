@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 
 from mezzotint import MezzotintUNetModel
 from mezzotint.models.encoder_mezzotint import downsample_factor
@@ -28,17 +27,17 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
-from mezzotint_training.config.tasks import TASKS, picture_channels
+from mezzotint_training.config.tasks import TASKS, modality, picture_channels, reader
 from mezzotint_training.data import balance
 from mezzotint_training.data.attributes import Attributes, attribute_columns, specification
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
 from mezzotint_training.data.conditions import condition_of, sample_of
-from mezzotint_training.data.dataset import CaptionedImages, collate, pixel_columns
+from mezzotint_training.data.dataset import CaptionedSamples, collate, of_channels, sample_columns
 from mezzotint_training.data.lint import lint
-from mezzotint_training.data.rows import cells, column, held_out, load_splits
+from mezzotint_training.data.rows import bytes_of, cells, column, held_out, load_splits
 from mezzotint_training.data.streaming import CaptionedStream, Stream, load_stream
 
-# Pictures that a fingerprint is made of, at the most, and bytes of them
+# Samples that a fingerprint is made of, at the most, and bytes of them
 FINGERPRINTED, FINGERPRINTED_BYTES = 100_000, 2**30
 
 
@@ -65,40 +64,43 @@ def open_rows(config: TrainConfig) -> Rows:
 
 def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) -> Facts:
     """What is to be known of a set before anything is made for it: the size that it is trained at and its channels, by
-    its first readable picture.
+    its first readable sample.
 
     Args:
         components: of the saved pipeline that is fine-tuned, whose size and channels the data are brought to; or an
             autoencoder alone (`vae`), whose channels they are brought to.
 
     Raises:
-        UserError: where no picture can be read.
+        UserError: where no sample can be read, or the saved pipeline is of others.
     """
-    first = first_picture(rows.known, config)
     saved = components["unet"].config if components and "unet" in components else None
     vae = components.get("vae") if components else None
+    known_about = saved.get("modality") if saved else None
+    if saved and (was := (known_about or {"name": "image"})["name"]) != (now := config.modality or "image"):
+        raise UserError(f"the saved pipeline draws samples of modality {was}: got a set of modality {now}")
+    first = first_sample(rows.known, config, known_about)
     asked = config.unet.get("in_channels") if config.task == "text_to_image" else None
     drawn = picture_channels(saved) if saved else asked
-    channels = (vae.config.in_channels if vae else drawn) or (1 if first.mode in ("1", "L", "I", "I;16") else 3)
-    height, width = picture_size(config, components, first)
+    channels = (vae.config.in_channels if vae else drawn) or first.channels
+    size, about = settled_size(rows.known, config, components, first)
     known = (tuple(saved.block_out_channels), saved.patch_size) if saved else (None, 1)
     count = None if rows.stream is not None else len(rows.known)
-    of_latents = (vae_factor(vae), vae.config.latent_channels) if vae else ()
-    return Facts(count, height, width, channels, *known, *of_latents)
+    of_latents = (vae_factor(vae), vae.config.latent_channels) if vae else (1, None)
+    return Facts(count, size, channels, *known, *of_latents, about)
 
 
 def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]]:
     """The settings with those that `size` derives from the data, and a list of these.
 
     Raises:
-        UserError: where they do not go together with what was asked for, or with the size of the pictures.
+        UserError: where they do not go together with what was asked for, or with the size of the samples.
     """
     derived = derive(config, facts.diffused)
     config = applied(config, derived)
     level_factor(config, facts)
-    if config.task == "upscale" and (facts.height % config.scale or facts.width % config.scale):
+    if config.task == "upscale" and any(side % config.scale for side in facts.size):
         raise UserError(
-            f"resolution must be a multiple of scale, {config.scale}, for upscaling: got {facts.height}x{facts.width}"
+            f"resolution must be a multiple of scale, {config.scale}, for upscaling: got {in_words(facts.size)}"
         )
     if TASKS[config.task].masks and config.augment_probability > 0:
         raise UserError(f"augment_probability would mix the classes of --task {config.task}: leave one of the two out")
@@ -107,9 +109,10 @@ def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]
 
 def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     """What a run must find again to go on, wherever it is: how many `rows` there are (of a stream: `parts`, its files
-    or their row groups), and digests of the `captions` and of the `pictures`, as they are on disk.
+    or their row groups), and digests of the `captions` and of the `pictures`, or of what else the samples are, as they
+    are on disk.
 
-    All captions count, and of the pictures as many as `FINGERPRINTED` allows, spread over the set: all of a small one.
+    All captions count, and of the samples as many as `FINGERPRINTED` allows, spread over the set: all of a small one.
     Of a stream, its head counts.
     """
     captions, pictures, left = hashlib.sha256(), hashlib.sha256(), FINGERPRINTED_BYTES
@@ -120,10 +123,11 @@ def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
             _add_texts(captions, column(part, name))
         spread = np.linspace(0, len(part) - 1, min(len(part), FINGERPRINTED)).astype(int)
         spread = np.random.default_rng(0).permutation(spread)  # whatever number of them is read
-        for cell in itertools.chain(*(cells(part.select(spread), name) for name in pixel_columns(config))):
-            content, path = cell["bytes"] or b"", Path(cell["path"] or "")
+        for cell in itertools.chain(*(cells(part.select(spread), name) for name in sample_columns(config))):
+            content = b""
             with contextlib.suppress(OSError, ValueError):  # of a bad row
-                content = content or (path.read_bytes() if path.is_file() else b"")
+                if not isinstance(cell, dict) or cell["bytes"] or Path(cell["path"] or "").is_file():
+                    content = bytes_of(cell)
             pictures.update(hashlib.sha256(content).digest())
             left -= len(content)
             if left <= 0:
@@ -158,13 +162,14 @@ class Source:
 
     def __init__(self, rows: Rows, config: TrainConfig, facts: Facts, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        size = facts.height, facts.width
-        like = (config, facts.channels, size, size_buckets(config, size, level_factor(config, facts)))
-        self.known = self.data = CaptionedImages(rows.known, *like)
+        size, factor = facts.size, level_factor(config, facts)
+        buckets = size_buckets(config, size, factor) if config.aspect_ratio_buckets else [size]
+        like = (config, facts.channels, size, buckets, facts.about)
+        self.known = self.data = CaptionedSamples(rows.known, *like)
         if rows.stream is not None:
             place = accelerator.process_index, accelerator.num_processes
-            self.data = CaptionedStream(rows.stream, config, facts.channels, size, *place)
-        self.held_out = CaptionedImages(rows.held_out, *like) if rows.held_out is not None else None
+            self.data = CaptionedStream(rows.stream, config, facts.channels, size, *place, about=facts.about)
+        self.held_out = CaptionedSamples(rows.held_out, *like) if rows.held_out is not None else None
         if self.held_out is not None:
             self.held_out.part = "held out"
         for images in (self.known, self.held_out):
@@ -213,14 +218,14 @@ class Source:
         for data in (self.data, self.known, self.held_out):
             if data is not None:
                 data.mean, data.std = (
-                    torch.tensor(values).reshape(-1, 1, 1) for values in (network.sample_mean, network.sample_std)
+                    of_channels(values, data.size) for values in (network.sample_mean, network.sample_std)
                 )
                 if network.get("attributes") or self.attributes:
                     known = network.get("attributes") or {}
                     data.attributes = Attributes(self.config, known, self.known.rows.features)
 
     def validation_samples(self) -> tuple[list, list] | None:
-        """Held-out pictures and as many that are trained on, up to `num_validation_samples`, always the same, as
+        """Held-out samples and as many that are trained on, up to `num_validation_samples`, always the same, as
         `fixed_items` has them; `None` where none are held out."""
         if self.held_out is None:
             return None
@@ -286,15 +291,15 @@ class Source:
         return iter(loader)
 
 
-def fixed_items(images: CaptionedImages, count: int) -> list[dict[str, Any]]:
-    """`count` pictures, evenly spread over the good ones, each with its first caption: always the same."""
+def fixed_items(images: CaptionedSamples, count: int) -> list[dict[str, Any]]:
+    """`count` samples, evenly spread over the good ones, each with its first caption: always the same."""
     items = []
     for index in images.spread(count).tolist():
-        pixels = images.content(index)
-        if pixels is not None:
-            sample = sample_of(images.config, pixels, images.mean, images.std)
+        content = images.diffused(index)
+        if content is not None:
+            sample = sample_of(images.config, content, images.mean, images.std)
             item: dict[str, Any] = {"sample": sample, "caption": images.captions[index][0]}
-            condition = condition_of(images.config, sample, pixels, [0, 0, index, 0], drop=False)
+            condition = condition_of(images.config, sample, content, [0, 0, index, 0], drop=False)
             if condition is not None:
                 item["condition"] = condition
             if images.attributes is not None:
@@ -330,27 +335,54 @@ def _leave_signals_to_the_run(_) -> None:
         signal.signal(one, signal.SIG_IGN)
 
 
-def first_picture(rows, config: TrainConfig) -> Image.Image:
-    """The first readable picture, for its size and mode; whether others can be read is not looked at here."""
-    probe = CaptionedImages(rows, config, channels=3, size=(1, 1))
-    for index in range(len(rows)):
-        if probe.pixels(index) is not None:
-            return probe.open(index)
-    raise UserError(f"no picture could be read; the first: {probe.bad[0]}")
+def first_sample(rows, config: TrainConfig, about: Mapping[str, Any] | None = None) -> Any:
+    """The header of the first readable sample; whether others can be read is not looked at here.
+
+    Args:
+        about: what a saved model knows of all samples.
+
+    Raises:
+        UserError: where none can be read.
+    """
+    kind = modality(config)
+    probe = CaptionedSamples(
+        rows, config, (kind.reader.CHANNELS or (1,))[-1], (1,) * kind.spatial_dims, about=about or {}
+    )
+    for index, cell in enumerate(cells(rows, probe.column)):
+        if probe.content(index) is not None:
+            return kind.reader.header(cell, about)
+    raise UserError(f"no {kind.word} could be read; the first: {probe.bad[0]}")
 
 
-def picture_size(config: TrainConfig, components: dict | None, first: Image.Image) -> tuple[int, int]:
-    """Height and width to train at: as asked, or the saved model's, or the first picture's."""
-    saved = components["unet"].config.sample_size if components and "unet" in components else None
-    if saved and (vae := components.get("vae")):
-        factor = vae_factor(vae)
-        saved = factor * saved if isinstance(saved, int) else [factor * side for side in saved]
-    size = config.resolution or saved or (first.height, first.width)
-    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+def settled_size(
+    rows: datasets.Dataset, config: TrainConfig, components: dict | None, first: Any
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The size to train at, as asked, or the saved model's, or as the samples have it; and what else is to be known of
+    all samples: both as `settle` of their modality has it."""
+    saved = components["unet"].config if components and "unet" in components else None
+    size, about, axes = saved and saved.sample_size, saved and saved.get("modality"), modality(config).spatial_dims
+    if size:
+        factor = vae_factor(components.get("vae")) if components else 1
+        size = tuple(factor * side for side in ((size,) * axes if isinstance(size, int) else size))
+
+    def headers() -> Iterator[Any]:
+        for cell in cells(rows, sample_columns(config)[0]):
+            with contextlib.suppress(ValueError, OSError):  # of a bad row
+                yield reader(config).header(cell, about)
+
+    try:
+        return reader(config).settle(config, first, headers, size, about)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def in_words(size: Sequence[int]) -> str:
+    """A size, as `16x24`."""
+    return "x".join(map(str, size))
 
 
 def level_factor(config: TrainConfig, facts: Facts) -> int:
-    """The number of which height and width must be multiples, since the U-Net takes them apart into patches and halves
+    """The number of which all sides must be multiples, since the U-Net takes them apart into patches and halves
     them from level to level.
 
     Raises:
@@ -363,14 +395,14 @@ def level_factor(config: TrainConfig, facts: Facts) -> int:
     patch = facts.patch_size
     if facts.block_out_channels is None:
         patch = number("the unet's patch_size", int, config.unet.get("patch_size", 1), *PATCH)
-    factor, height, width = facts.latent_factor * downsample_factor(levels, patch), facts.height, facts.width
-    if height % factor or width % factor:
-        nearest = [max(factor, round(x / factor) * factor) for x in (height, width)]
+    factor = facts.latent_factor * downsample_factor(levels, patch)
+    if any(side % factor for side in facts.size):
+        kind, unit = modality(config), "px" if len(facts.size) == 2 else "positions"
+        nearest = [max(factor, round(x / factor) * factor) for x in facts.size]
         raise UserError(
-            f"resolution must be a multiple of {factor} for a model of {len(levels)} levels"
-            f"{f' and patches of {patch} px' if patch > 1 else ''}"
+            f"{kind.sized_by} must be a multiple of {factor} for a model of {len(levels)} levels"
+            f"{f' and patches of {patch} {unit}' if patch > 1 else ''}"
             f"{f' in latents of {facts.latent_factor} px' if facts.latent_factor > 1 else ''}"
-            f": got {height}x{width}, possible is "
-            f"{nearest[0]}x{nearest[1]}"
+            f": got {in_words(facts.size)}, possible is {in_words(nearest)}"
         )
     return factor

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """From a set that is read as it comes to batches: for sets larger than the memory or the disk. Where the set comes from
-is said in `rows.py`, what becomes of one row in `dataset.py` and `images.py`; here is only which rows come when, and
+is said in `rows.py`, what becomes of one row in `dataset.py` and `modalities/`; here is only which rows come when, and
 how a reading is taken up again.
 
 A streamed run is a function of its seed and of the number of processes (a map-style one is a function of its seed
@@ -8,7 +8,7 @@ alone): which rows a process gets, and the number of a row, depend on how the se
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,10 +20,19 @@ from datasets.distributed import split_dataset_by_node
 
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import modality, sample_column
 from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.captions import choices, none_of
-from mezzotint_training.data.dataset import CaptionedImages, collate, make_item, pixel_columns, read_pixels
-from mezzotint_training.data.rows import checked_split, held_out, load_splits
+from mezzotint_training.data.dataset import (
+    CaptionedSamples,
+    check_channels,
+    collate,
+    make_item,
+    of_channels,
+    read_content,
+    sample_columns,
+)
+from mezzotint_training.data.rows import bytes_of, checked_split, held_out, load_splits
 from mezzotint_training.data.templates import columns_of, reader
 
 # Of a set in fewer files than this the row groups of a parquet file are shuffled and dealt out, not the whole files
@@ -35,7 +44,8 @@ HEAD_ROWS = 1000
 
 class Stream(NamedTuple):
     """A streamed set: its rows, and, in memory, the first of them (what is to be known of a set before step 1, such as
-    size, mode and statistics of its pictures, is known from these, in every process) and those of the held-out loss."""
+    size, channels and statistics of its samples, is known from these, in every process) and those of the held-out loss.
+    """
 
     rows: datasets.IterableDataset
     head: datasets.Dataset
@@ -43,7 +53,7 @@ class Stream(NamedTuple):
 
 
 def load_stream(config: TrainConfig) -> Stream:
-    """The set that `config` names, under `streaming`, with pictures left undecoded. Held out are rows of the head, as
+    """The set that `config` names, under `streaming`, with samples left undecoded. Held out are rows of the head, as
     `rows.held_out` would have them of the set.
 
     Raises:
@@ -58,7 +68,7 @@ def load_stream(config: TrainConfig) -> Stream:
         # a set on the Hub may come with threads that decode, which only `decode` takes off
         rows = checked_split(config, splits, flag, name).decode(False)
         used = (
-            *pixel_columns(config),
+            *sample_columns(config),
             *attribute_columns(config).values(),
             *(name for entry in config.caption_column for name in columns_of(entry)),
         )
@@ -78,7 +88,7 @@ def _head(rows: datasets.IterableDataset, config: TrainConfig) -> datasets.Datas
     first = []
     try:
         for row in rows.take(min(HEAD_ROWS, config.shuffle_buffer_size)):
-            first.append(row | {name: _fetched(row[name]) for name in pixel_columns(config)})
+            first.append(row | {name: _fetched(row[name]) for name in sample_columns(config)})
     except Exception as error:  # see `load_splits`
         raise UserError(f"the set cannot be read from row {len(first)} on: {one_line(error)}") from None
     columns = {name: [row[name] for row in first] for name in rows.features or ()}
@@ -90,15 +100,14 @@ class CaptionedStream:
 
     An epoch reads the share once, its files in an order drawn for the epoch. Rows wait as they are on disk in a window
     of `shuffle_buffer_size`, which is handed out in a drawn order while the next one takes its place, so no more rows
-    than that are ever held; rows with a picture that is held out never are. Where there is a state to go on from, only
+    than that are ever held; rows with a sample that is held out never are. Where there is a state to go on from, only
     its window is read again. Processes may have shares of unequal length: each begins its next epoch by itself.
 
     Args:
         stream: what `load_stream` returns.
-        config: the run's settings; pictures are decoded by `dataloader_num_workers` threads, on whose number nothing
+        config: the run's settings; samples are decoded by `dataloader_num_workers` threads, on whose number nothing
             depends.
-        channels: 1 for grey pictures, 3 for colour.
-        size: `(height, width)`; pictures are scaled to cover it and cropped about their centre.
+        channels, size, about: of samples, as of `CaptionedSamples`.
         rank, world: this process and how many there are.
         mean, std: of each channel, in [-1, 1] units; samples are normalised with them. Set after `statistics`.
     """
@@ -108,19 +117,20 @@ class CaptionedStream:
         stream: Stream,
         config: TrainConfig,
         channels: int,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         rank: int = 0,
         world: int = 1,
+        about: Mapping[str, Any] | None = None,
     ):
-        if channels not in (1, 3):
-            raise UserError(f"the model must take pictures of 1 or 3 channels: got {channels}")
+        check_channels(config, channels)
+        self.about, self.column = dict(about or {}), sample_column(config)
         self.config, self.channels, self.size, self.rank, self.world = config, channels, size, rank, world
-        self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
+        self.mean, self.std = of_channels([0.0] * channels, size), of_channels([1.0] * channels, size)
         self.attributes: Attributes | None = None
         self.head = stream.head
         self.readers = [reader(entry, stream.head.features) for entry in config.caption_column]
-        held = stream.held_out.select_columns(config.image_column) if stream.held_out is not None else []
-        self.held_out = {x for row in held for x in (row[config.image_column] or {}).values() if x}
+        held = stream.held_out.select_columns(self.column) if stream.held_out is not None else []
+        self.held_out = {_identity(row[self.column]) for row in held} - {None}
         self.parts = stream.rows.num_shards
         if config.max_train_samples is not None:  # of a part of the set, shares of files would be other parts
             strategy = "examples"
@@ -131,7 +141,7 @@ class CaptionedStream:
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel in [-1, 1] units, over the stream's head."""
-        return CaptionedImages(self.head, self.config, self.channels, self.size).statistics()
+        return CaptionedSamples(self.head, self.config, self.channels, self.size, about=self.about).statistics()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reading stands after the last batch that was handed out, as JSON can hold it."""
@@ -186,7 +196,8 @@ class CaptionedStream:
                     if items:
                         good_until = state["epoch"]
                     elif state["epoch"] > good_until + 1:
-                        raise UserError(f"no picture of an epoch could be read; the first: {bad[0]}")
+                        word = modality(self.config).word
+                        raise UserError(f"no {word} of an epoch could be read; the first: {bad[0]}")
                 batch = collate(items)
                 if pin_memory:
                     batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -226,8 +237,7 @@ class CaptionedStream:
         place = start
         try:
             for row in self.rows:
-                cell = row[self.config.image_column] or {}
-                if (cell.get("bytes") or cell.get("path")) not in self.held_out:
+                if _identity(row[self.column]) not in self.held_out:
                     yield epoch, place * self.world + self.rank, row
                 place += 1
         except Exception as error:  # see `load_splits`
@@ -237,32 +247,44 @@ class CaptionedStream:
     def _item(self, drawn: tuple[int, int, dict]) -> dict | str:
         """A row as `make_item` makes it, or what is wrong with it under `on_bad_row=skip`."""
         epoch, index, row = drawn
-        cell, texts = row[self.config.image_column], [read(row) for read in self.readers]
+        cell, texts = row[self.column], [read(row) for read in self.readers]
+        path = cell.get("path") if isinstance(cell, dict) else None
         captions, got = choices(texts, self.config), texts if len(texts) > 1 else texts[0]
-        where = ": ".join(x for x in (row.get("__url__"), (cell or {}).get("path")) if x)
+        where = ": ".join(x for x in (row.get("__url__"), path) if x)
         where = f"row {index} of epoch {epoch} ({where or f'captioned {str(got)[:60]!r}'})"
         if not captions:
             message = f"caption in {where} {none_of(self.config, f'must be text: got {got!r}')}"
         else:
             try:
-                cells = {name: _fetched(row[name]) for name in pixel_columns(self.config)}
-                pixels = read_pixels(self.config, cells, self.channels, self.size)
-                item = make_item(self.config, epoch, index, pixels, captions, self.mean, self.std)
+                cells = {name: _fetched(row[name]) for name in sample_columns(self.config)}
+                content = read_content(self.config, cells, self.channels, self.size, self.about)
+                item = make_item(self.config, epoch, index, content, captions, self.mean, self.std)
                 if self.attributes is not None:
                     item["attributes"] = self.attributes.drawn(row, [self.config.seed, epoch, index, 0])
                 return item
             except (ValueError, FileNotFoundError) as error:
-                message = f"picture in {where} cannot be read: {one_line(error)}"
+                message = f"{modality(self.config).word} in {where} cannot be read: {one_line(error)}"
             except OSError as error:  # of the network: no fault of the row's
-                raise UserError(f"picture in {where} cannot be fetched: {one_line(error)}") from None
+                raise UserError(
+                    f"{modality(self.config).word} in {where} cannot be fetched: {one_line(error)}"
+                ) from None
         if self.config.on_bad_row == "stop":
             raise UserError(f"{message}; --on_bad_row skip goes on without it")
         return message
 
 
-def _fetched(cell: dict | None) -> dict | None:
-    """A picture's cell, with the content of a file that is not on this disk."""
-    if cell is None or cell["bytes"] or "://" not in (cell["path"] or ""):
+def _identity(cell: Any) -> Any:
+    """What tells a sample from others: the content of its file or its place, or all that its cell holds."""
+    if isinstance(cell, dict):
+        return cell.get("bytes") or cell.get("path")
+    return None if cell is None else bytes_of(cell)
+
+
+def _fetched(cell: Any) -> Any:
+    """A sample's cell, with the content of files that are not on this disk."""
+    if isinstance(cell, list):
+        return [_fetched(one) for one in cell] if cell and isinstance(cell[0], dict) else cell
+    if not isinstance(cell, dict) or cell["bytes"] or "://" not in (cell["path"] or ""):
         return cell
     with fsspec.open(cell["path"], "rb") as file:
         return cell | {"bytes": file.read()}

@@ -28,6 +28,7 @@ STEPS = 20  # that `--plan` takes, and after which a run says how long it will t
 WARM_UP = 3  # of them, not counted: allocations, compilation, caches
 SHARE = 0.9  # of the memory there is that the largest batch may fill
 SHOWN = 20  # rows to be dropped that a run shows; `--plan` shows all
+MEASURES = ("heights", "widths", "seconds")  # of samples, of what modality they are
 PATIENCE = 10.0  # seconds after which `memory` tries no batch beyond the run's own
 
 
@@ -284,13 +285,15 @@ def lines(plan: Mapping[str, Any], every_row: bool = False) -> list[str]:
             for use, names in of["columns"].items()
         )
         said.append(("columns", ", ".join(columns)))
-        sides = (f"{side} {_range(of[side])}" for side in ("heights", "widths") if side in of)
+        sides = (f"{name} {_range(of[name])}" for name in MEASURES if name in of)
         size = "x".join(map(str, of["size"]))
-        said.append(("pictures", f"{of['pictures']:,} of {of['rows']:,} rows; {', '.join(sides)}; trained at {size}"))
+        word = of.get("word", "picture")
+        text = f"{of['pictures']:,} of {of['rows']:,} rows; {', '.join(sides)}; trained at {size}"
+        said.append((f"{word}s", text))
         if len(of["buckets"]) > 1:
             said.append(("buckets", ", ".join(f"{size}: {count:,}" for size, count in of["buckets"].items())))
         text = f"{of['different_captions']:,} different"
-        text += f"; {_range(of['captions_each'])} a picture" if "captions_each" in of else ""
+        text += f"; {_range(of['captions_each'])} a {word}" if "captions_each" in of else ""
         text += f"; tokens {_range(of['caption_lengths'])}" if "caption_lengths" in of else ""
         if "caption" in of["columns"]:
             said.append(("captions", text))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.metrics.judges import train_caption_judge, train_class_judge
 from mezzotint_training.metrics.pictures import Real, shuffled
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.saved import load_whole
 
 Features = Callable[[torch.Tensor], torch.Tensor]

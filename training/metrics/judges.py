@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mezzotint_training.engine.progress import progress_bar
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 
 
 class PictureTower(nn.Module):

@@ -29,7 +29,7 @@ from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.metrics.accuracy import figure
 from mezzotint_training.metrics.intervals import average
 from mezzotint_training.metrics.pictures import Real
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t and its timesteps (B,) to the network's output
 

@@ -1,22 +1,25 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""One picture: from the cell of a dataset to pixels at the training size. What is wrong with one is found here; which
-pictures there are, and what happens to a bad one, is not decided here."""
+"""One picture: from the cell of a dataset to pixels at the training size, and back. What is wrong with one is found
+here; which pictures there are, and what happens to a bad one, is not decided here."""
 
-import contextlib
 import io
-import os
-import re
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from mezzotint_training.modalities.contents import faults_in_one_line, file_of
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Pillow goes by a file's content, whatever its name, and knows formats for which it starts other programs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+CHANNELS = (1, 3)
+ENDINGS = ()  # of files that what is drawn is written to, beside a picture of it: it is one
 
 
 class Header(NamedTuple):
@@ -25,6 +28,55 @@ class Header(NamedTuple):
     height: int
     width: int
     animated: bool
+    channels: int = 3  # that it is read with, where nothing else is asked for
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What is told of a set as ranges."""
+        return {"heights": self.height, "widths": self.width}
+
+    def findings(self, size: tuple[int, ...]) -> list[str]:
+        """What is odd with it for pictures of a size."""
+        (height, width), found = size, []
+        shape = self.height * width / (self.width * height)  # 1 is no crop
+        if self.height < height or self.width < width:
+            found.append("a picture smaller than it is trained at")
+        if min(shape, 1 / shape) < 0.5:
+            found.append("a picture of which more than half is cropped")
+        if self.animated:
+            found.append("a picture of several frames, of which the first is used")
+        return found
+
+
+def holds(feature: Any) -> bool:
+    """Whether a column of this type holds pictures."""
+    return isinstance(feature, datasets.Image)
+
+
+def undecoded(feature: Any) -> Any:
+    """The type of a column of pictures that are left as they are on disk."""
+    return datasets.Image(decode=False)
+
+
+def settle(
+    config: Any,
+    first: Header,
+    headers: Callable[[], Iterable[Header]],
+    size: tuple[int, ...] | None,
+    about: Mapping[str, Any] | None,
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Height and width to train at: as asked, or the saved model's, or the first picture's; and what else is to be
+    known of all samples, which is nothing.
+
+    Args:
+        config: the run's settings.
+        first: of the first picture that can be read.
+        headers: of all samples that can be read.
+        size: that a saved model is trained at, if there is one.
+        about: what it knows of all samples.
+    """
+    asked = tuple(config.resolution or size or (first.height, first.width))
+    return (asked[0], asked[-1]), {}
 
 
 def open_picture(cell: dict | None, at_least: int | None = None) -> Image.Image:
@@ -37,28 +89,34 @@ def open_picture(cell: dict | None, at_least: int | None = None) -> Image.Image:
     return ImageOps.exif_transpose(_opened(cell, at_least))
 
 
-def read_header(cell: dict | None) -> Header:
+def header(cell: dict | None, about: Mapping[str, Any] | None = None) -> Header:
     """The size of a cell's picture, of which only the header is read.
 
     Raises:
         ValueError: for one that cannot be read, in one line.
     """
-    with _faults_in_one_line(), _opened(cell) as picture:
+    with faults_in_one_line(), _opened(cell) as picture:
         width, height = picture.size
         # a TIFF's is upright already; PNG's own `getexif` would decode it
         if picture.format != "TIFF" and Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
-        return Header(height, width, getattr(picture, "is_animated", False))
+        channels = 1 if picture.mode in ("1", "L", "I", "I;16") else 3
+        return Header(height, width, getattr(picture, "is_animated", False), channels)
 
 
-def read_picture(cell: dict | None, channels: int, size: tuple[int, int]) -> torch.Tensor:
+def read(
+    cell: dict | None,
+    channels: int,
+    size: tuple[int, ...],
+    about: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
     """The picture of a cell as bytes (channels, height, width), scaled to cover `size` and cropped about its centre.
 
     Raises:
         ValueError: for one that cannot be read, in one line.
     """
     height, width = size
-    with _faults_in_one_line():
+    with faults_in_one_line():
         picture = open_picture(cell, at_least=2 * max(size))  # Pillow's margin for thumbnails
         if picture.has_transparency_data:  # on white, not on whatever colour the hidden pixels have
             picture = picture.convert("RGBA")
@@ -75,14 +133,14 @@ def read_picture(cell: dict | None, channels: int, size: tuple[int, int]) -> tor
 
 
 def read_mask(cell: dict | None, num_classes: int, size: tuple[int, int]) -> torch.Tensor:
-    """The class map of a cell as bytes (1, height, width), scaled and cropped as `read_picture` does the picture; no
+    """The class map of a cell as bytes (1, height, width), scaled and cropped as `read` does the picture; no
     class is mixed with another. Pixels are class numbers, and of two classes 255 is the second one too.
 
     Raises:
         ValueError: for one that cannot be read, has several channels or other numbers, in one line.
     """
     height, width = size
-    with _faults_in_one_line():
+    with faults_in_one_line():
         picture = open_picture(cell)
         if picture.mode not in ("1", "L", "P"):
             raise ValueError(f"a class map must have one channel of whole numbers up to 255: got mode {picture.mode}")
@@ -100,11 +158,7 @@ def read_mask(cell: dict | None, num_classes: int, size: tuple[int, int]) -> tor
 def _opened(cell: dict | None, at_least: int | None = None) -> Image.Image:
     """A cell's picture with its header read and no more. One of so many pixels that Pillow warns of a decompression
     bomb (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million) is refused here, before it takes any memory."""
-    content, path = (cell.get("bytes"), cell.get("path")) if cell else (None, None)
-    if not content and not path:
-        raise ValueError("there is none")
-    if not content and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise ValueError("it is no plain file")
+    content, path = file_of(cell)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(content, pyarrow.Buffer):
@@ -140,23 +194,12 @@ class _Mapped(io.RawIOBase):
         return len(part)
 
 
-@contextlib.contextmanager
-def _faults_in_one_line():
-    try:
-        yield
-    except MemoryError:  # of the size that is asked for, no fault of the picture
-        raise
-    except Exception as error:  # see open_picture
-        line = re.sub(r" <_io\.[^>]*>", "", " ".join(str(error).split()))  # always the same for a picture
-        raise ValueError(line[:300] or type(error).__name__) from None
+def show(drawn: Image.Image, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
+    """What a pipeline drew, to be looked at."""
+    return drawn
 
 
 def as_picture(pixels: torch.Tensor) -> Image.Image:
     """Bytes (channels, height, width) of 1 or 3 channels as a picture."""
     array = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-
-
-def unit(pixels: torch.Tensor) -> torch.Tensor:
-    """Bytes to [-1, 1]."""
-    return pixels.float() / 127.5 - 1

@@ -11,9 +11,9 @@ from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import channels, condition
+from mezzotint_training.config.tasks import channels, condition, modality
 from mezzotint_training.data.augment import AUGMENT_DIM
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.networks.adapters import add_adapters
 from mezzotint_training.networks.latents import check_scale
 from mezzotint_training.networks.saved import check_finite
@@ -21,7 +21,7 @@ from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
 def new_components(
-    config: TrainConfig, data: CaptionedImages, attributes: dict[str, Any] | None = None, vae: Any = None
+    config: TrainConfig, data: CaptionedSamples, attributes: dict[str, Any] | None = None, vae: Any = None
 ) -> dict:
     """Untrained components: the U-Net at the data's scale, reading their attributes; the scheduler; and a text encoder
     with its tokenizer. With them the autoencoder whose latents the data are, if there is one.
@@ -35,7 +35,11 @@ def new_components(
     else:
         text_encoder, tokenizer = new_text_encoder(config)
     text_dim = text_encoder.config.hidden_size
-    given = {"spatial_dims": 2, **channels(config, diffused), "cross_attention_dim": text_dim}
+    given = {
+        "spatial_dims": modality(config).spatial_dims,
+        **channels(config, diffused),
+        "cross_attention_dim": text_dim,
+    }
     if config.task == "text_to_image" and vae is None:
         del given["in_channels"]  # which says the channels of the pictures
     for name, value in given.items():
@@ -45,13 +49,14 @@ def new_components(
     if vae is not None:
         check_scale(mean, std)
     arguments = {
-        **channels(config, diffused),
-        "cross_attention_dim": text_dim,
+        **given,
+        "in_channels": channels(config, diffused)["in_channels"],
         "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
         "sample_mean": mean,
         "sample_std": std,
         "condition": condition(config),
         "attributes": attributes,
+        "modality": {"name": config.modality, **data.about} if data.about else None,
         **known_arguments(config.unet, MezzotintUNetModel),
     }
     try:
@@ -95,8 +100,9 @@ def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator:
         unet.enable_gradient_checkpointing()
         if text_encoder is not None:  # by the name of transformers from 5.23 on, or the one before
             getattr(text_encoder, "activation_checkpointing_enable", text_encoder.gradient_checkpointing_enable)()
-    if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    if config.channels_last and unet.config.spatial_dims in formats:
+        unet.to(memory_format=formats[unet.config.spatial_dims])
     if config.compile:
         unet.compile()
     return trained

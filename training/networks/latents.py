@@ -20,7 +20,7 @@ from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import count_versions, versions
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.networks.cache import Cache, Recent, fingerprint
 from mezzotint_training.networks.saved import check_finite
 
@@ -146,7 +146,7 @@ def set_scale(vae: Any, pictures: list[torch.Tensor]) -> dict[str, list[float]]:
 
 
 def check_scale(mean: list[float], std: list[float]) -> None:
-    """See that the latents of a set have a scale, by what `CaptionedImages.statistics` returned.
+    """See that the latents of a set have a scale, by what `CaptionedSamples.statistics` returned.
 
     Raises:
         UserError: for a channel that is the same everywhere, or is not finite.
@@ -187,7 +187,7 @@ class Latents:
         return fingerprint({"class": type(self.vae).__name__, "config": config}, self.vae).hexdigest()[:32]
 
     def prepare(
-        self, sets: Iterable[CaptionedImages], data: dict[str, Any], folder: Path | str, progress: bool = True
+        self, sets: Iterable[CaptionedSamples], data: dict[str, Any], folder: Path | str, progress: bool = True
     ) -> None:
         """Compute all latents now, into files below `folder`; what is there already stays. All processes call this.
 
@@ -219,7 +219,7 @@ class Latents:
             progress,
         )
 
-    def read(self, images: CaptionedImages, index: int) -> torch.Tensor | None:
+    def read(self, images: CaptionedSamples, index: int) -> torch.Tensor | None:
         """The latents of a row; `None` for a bad one, which `images` then knows.
 
         Raises:
@@ -238,16 +238,16 @@ class Latents:
                 (found,) = self._encoded([(images, index)])
                 self.known[size], self.seconds = found, time.perf_counter() - began
             if found.numel() == 0:
-                images.pixels(index)
+                images.content(index)
                 return None
             self.recent.put(key, found)
         return found
 
-    def _key(self, images: CaptionedImages, index: int) -> str:
+    def _key(self, images: CaptionedSamples, index: int) -> str:
         return f"{images.part}/{images.numbers[index]}"
 
     @torch.no_grad()
-    def _encoded(self, rows: list[tuple[CaptionedImages, int]]) -> list[torch.Tensor]:
+    def _encoded(self, rows: list[tuple[CaptionedSamples, int]]) -> list[torch.Tensor]:
         """The latents of rows, on the CPU; of a bad one a tensor of nothing.
 
         How a convolution is rounded depends on its size. So the CPU takes each row by itself, an accelerator batches of
@@ -255,7 +255,7 @@ class Latents:
         """
         pictures = []
         for images, index in rows:
-            pixels = images.pixels(index)
+            pixels = images.content(index)
             number = int(images.numbers[index])
             pictures.append(None if pixels is None else versions(self.config, number, pixels[: images.channels]))
         found: list[torch.Tensor] = [torch.empty(0, 0, 0, 0)] * len(rows)

@@ -15,7 +15,7 @@ import mezzotint
 from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS
+from mezzotint_training.config.tasks import trained_task
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
@@ -73,8 +73,8 @@ def load_pipeline(
             pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
         for part, model in pipe.components.items():
             check_finite(part, model)
-        task = TASKS.get(pipe.trained_for["task"], TASKS["text_to_image"])
-    if task.given:
+        task = trained_task(pipe.unet.config)
+    if task.pipeline != "MezzotintPipeline":
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 
@@ -90,18 +90,28 @@ def check_finite(name: str, model: Any) -> None:
             raise UserError(f"weights must be finite numbers: {key} of the {name} has others")
 
 
-def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:
-    """Height and width in pixels of the pictures that the pipeline was trained at.
+def check_pictures(pipe: Any, name: str = "checkpoint") -> None:
+    """See that a pipeline draws pictures, where nothing else is provided for.
+
+    Raises:
+        UserError: for one that does not.
+    """
+    if pipe.modality != "image":
+        raise UserError(f"{name} must draw pictures: got a pipeline of {pipe.word}s")
+
+
+def sample_size(pipe: Any, name: str = "checkpoint") -> tuple[int, ...]:
+    """The size that the pipeline was trained at: of pictures height and width in pixels.
 
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    size = [side for side in pipe.default_size if isinstance(side, int) and side > 0]
-    if len(size) != 2 or len(pipe.default_size) != 2:
+    size = tuple(side for side in pipe.default_size if isinstance(side, int) and side > 0)
+    if len(size) != pipe.unet.config.get("spatial_dims", 2) or len(size) != len(pipe.default_size):
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
-    return size[0], size[1]
+    return size
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:

@@ -18,6 +18,7 @@ from mezzotint.hub import is_path, public, signed
 from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.recipe import read_recipe
+from mezzotint_training.config.settings import EMBEDDED
 from mezzotint_training.engine.files import write_text
 from mezzotint_training.metrics.table import table
 from mezzotint_training.publishing import facts, plots, results
@@ -46,7 +47,7 @@ def drop_evaluation(folder: Path) -> None:
 
 def _on_the_hub(dataset: str | None) -> str | None:
     """The name of a data set, if it is one on the Hub."""
-    return dataset if dataset and dataset != "digits" and not is_path(dataset) else None
+    return dataset if dataset and dataset not in EMBEDDED and not is_path(dataset) else None
 
 
 def without_paths(plain: Any) -> Any:
@@ -180,6 +181,8 @@ def card_text(
         name=title,
         settings=settings,
         task=task,
+        word=tasks.MODALITIES[settings.get("modality") or "image"].word,
+        about=facts.about(folder),
         metrics=metrics,
         grid=grid,
         evaluation=evaluation,

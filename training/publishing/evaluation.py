@@ -24,7 +24,7 @@ from mezzotint_training.config.rules import (
     writable_folder,
 )
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples, of_channels
 from mezzotint_training.data.source import fixed_items
 from mezzotint_training.engine.files import hold
 from mezzotint_training.learning.held_out import LEVELS, HeldOutLoss
@@ -35,13 +35,13 @@ from mezzotint_training.metrics.intervals import average
 from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.likelihood import likelihood
 from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.publishing import card
 
 # What it says of what was trained on and held out
-HELD = ("validation_split", "num_validation_samples", "max_train_samples")
+HELD = ("validation_split", "num_validation_samples", "max_train_samples", "modality", "sample_column")
 
 
 def measure_and_keep(args: argparse.Namespace, parser: Parser) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
 
-    # 1. Real pictures: all that were trained on, and held-out ones
+    # 1. Real pictures, or pictures of sounds: all that were trained on, and held-out ones
     images, classes = real_pictures(config, pipe, args.split, args.label_column)
     train, test = (read(x, classes, args.label_column or "label") for x in images)
     if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
@@ -131,6 +131,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         | how
         | {"features": kinds, "device": str(device)},
         "data": {name: getattr(config, name) for name in EVALUATION_DATA},
+        "word": pipe.word,
         "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
         "pictures": {
             "drawn": len(drawn.pixels), "held_out": len(test.pixels), "train": len(train.pixels),
@@ -204,20 +205,22 @@ def check_pixels(pipe: Any, program: str) -> None:
     Raises:
         UserError: for a network of latents, or one that does not denoise.
     """
+    if pipe.modality != "image":
+        raise UserError(f"{program} must be of pictures, whose bytes it is about: got a pipeline of {pipe.word}s")
     if pipe.vae is not None:
         raise UserError(f"{program} must be of a network of pixels: got one of latents, whose bits are not of pictures")
     check_denoises(pipe)
 
 
 def held_out_loss(
-    pipe: Any, images: CaptionedImages, args: argparse.Namespace, device: torch.device
+    pipe: Any, images: CaptionedSamples, args: argparse.Namespace, device: torch.device
 ) -> list[dict[str, Any]]:
     """The denoising loss in the middle of each quarter of the timesteps, from little noise to much."""
     unet = pipe.unet.eval()
     if pipe.vae is not None:
         images.latents = Latents(pipe.vae, images.config, SimpleNamespace(device=device))
     for name in ("mean", "std"):
-        setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
+        setattr(images, name, of_channels(getattr(unet.config, f"sample_{name}"), images.size))
     process = SimpleNamespace(
         process_index=0, num_processes=1, device=device, autocast=contextlib.nullcontext, gather=lambda x: x
     )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import random_mask, shrunk
-from mezzotint_training.data.dataset import CaptionedImages
+from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.modalities.images import as_picture
 
 COUNT = 8
@@ -32,14 +32,14 @@ class Examples(NamedTuple):
     truth: list[Image.Image] = []  # noqa: RUF012
 
 
-def examples(config: TrainConfig, images: CaptionedImages) -> Examples:
+def examples(config: TrainConfig, images: CaptionedSamples) -> Examples:
     """What a run with these settings draws, of pictures of one size."""
     if config.task == "text_to_image":
         return Examples(config.validation_prompts)
     usual = np.bincount(images.bucket[images.good]).argmax()
     rows = [int(row) for row in images.good[images.bucket[images.good] == usual]]
     rows = [rows[i] for i in np.linspace(0, len(rows) - 1, min(COUNT, len(rows))).astype(int)]
-    found = [(row, pixels) for row in rows if (pixels := images.pixels(row)) is not None]
+    found = [(row, pixels) for row in rows if (pixels := images.content(row)) is not None]
     prompts = [images.captions[row][0] for row, _ in found]
     pixels = torch.stack([one for _, one in found])  # (N, C, H, W), bytes
     pictures = pixels[:, : images.channels]

@@ -34,9 +34,9 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
             f"a U-Net of {len(channels)} levels with {', '.join(map(str, channels))} channels and "
             f"{count} residual block{'s' if count != 1 else ''} each",
             f"attention in levels {', '.join(attention)}" if attention else "",
-            f"patches of {unet['patch_size']}x{unet['patch_size']} pixels" if unet.get("patch_size", 1) != 1 else "",
+            f"patches of {_size(unet, unet['patch_size'])}" if unet.get("patch_size", 1) != 1 else "",
             f"reads text of {unet['cross_attention_dim']} channels" if unet.get("cross_attention_dim") else "",
-            f"draws {unet.get('out_channels')} channels at {_size(unet.get('sample_size'))} pixels",
+            f"draws {unet.get('out_channels')} channels at {_size(unet)}",
             f"trained for {unet['condition']['task']}" if unet.get("condition") else "",
             f"dropout {unet['dropout']:g}" if unet.get("dropout") else "",
         ]
@@ -62,6 +62,11 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         cut = f", at most {most} tokens" if isinstance(most, int) and most < 10**6 else ""
         found.append(("tokenizer", f"{name}{cut}"))
     return [(name, plain(words)) for name, words in found]
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What the network's config says of its samples, where they are no pictures."""
+    return _read(folder / "unet" / "config.json").get("modality") or {}
 
 
 def data(metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -98,8 +103,11 @@ def machine(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _size(size: Any) -> str:
-    return "x".join(map(str, size)) if isinstance(size, list) else f"{size}x{size}"
+def _size(unet: dict[str, Any], side: Any = None) -> str:
+    """The size that a U-Net draws at, or that of a side along each of its axes."""
+    axes, size = unet.get("spatial_dims", 2), side or unet.get("sample_size")
+    unit = {1: "samples", 2: "pixels"}.get(axes, "positions")
+    return f"{'x'.join(map(str, size if isinstance(size, list) else [size] * axes))} {unit}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
+from mezzotint_training.config import tasks
 from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
 from mezzotint_training.config.recipe import versions
@@ -45,14 +46,14 @@ def draw_samples(
     pipe, config: TrainConfig, shown: Examples, output_dir: Path, step: int, accelerator: Accelerator
 ) -> str | None:
     """Draw the examples, a column each, every row from its own noise, between what is given and the truth where there
-    are such; write the grid as PNG and to trackers.
+    are such; write the grid as PNG and to trackers, and of what is no picture the first row as files of its own.
 
     Returns:
         the PNG's path, relative to `output_dir`; `None` where the network draws nothing that is finite, which is said.
     """
     pipe.set_progress_bar_config(disable=True)
-    rows = config.num_validation_images
-    images = []
+    rows, reader, about = config.num_validation_images, tasks.reader(config), pipe.unet.config.get("modality") or {}
+    images, first = [], []
     try:
         for row in range(rows):
             with torch.autocast(accelerator.device.type, enabled=False):
@@ -64,7 +65,8 @@ def draw_samples(
                     generator=[torch.Generator().manual_seed(config.seed + row) for _ in shown.prompts],
                     return_dict=False,
                 )
-                images += drawn
+                first = first or drawn
+                images += [reader.show(one, about, pipe.default_size) for one in drawn]
     except ValueError as error:
         accelerator.print(f"the validation prompts are not drawn at step {step}: {one_line(error)}")
         return None
@@ -73,6 +75,13 @@ def draw_samples(
         return name
     rows = rows + bool(shown.given) + bool(shown.truth)
     save_grid([*shown.given, *images, *shown.truth], rows, output_dir / name, step, accelerator)
+    if reader.ENDINGS:
+        for number, one in enumerate(first, 1):
+            file = name.replace(".png", f"-{number}{reader.ENDINGS[0]}")
+            new = aside(output_dir, f"sample{reader.ENDINGS[0]}")
+            new.write_bytes(reader.encoded(one, reader.ENDINGS[0], about))
+            sync(new)
+            new.replace(output_dir / file)
     return name
 
 
@@ -207,8 +216,9 @@ def check_saved(
         raise CannotGoOn(
             f"what was saved is not what was trained, and not put in place: {one_line(error)}; the checkpoint is whole"
         ) from None
-    accelerator.print(f"loaded back {where}: {verdict} ({verdict.seconds:.1f} s)")
-    return verdict._asdict() | {"where": where, "words": str(verdict)}
+    words = str(verdict).replace("picture", pipe.word)
+    accelerator.print(f"loaded back {where}: {words} ({verdict.seconds:.1f} s)")
+    return verdict._asdict() | {"where": where, "words": words}
 
 
 def finish(

@@ -104,6 +104,8 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
     arguments = {"num_inference_steps": STEPS} | arguments
     if pipe.text_encoder is not None:
         arguments["prompt"] = prompt
+    if "audio_length_in_s" in takes:  # or the last bit of rounding could tell how long it is
+        arguments.setdefault("audio_length_in_s", pipe.default_size[0] / pipe.sampling_rate)
     side, task = max(pipe.padded([8])), pipe.trained_for
     ramp = np.linspace(0, 1, picture_channels(pipe.unet.config) * side * side, dtype=np.float32)
     if "image" in takes:

@@ -104,6 +104,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             known of it, from 0 to 1.
         attributes (`dict`, *optional*): what is said of a picture beside its text, by name: a list of classes, or mean
             and standard deviation of a number.
+        modality (`dict`, *optional*): what a sample is, for the pipelines, where it is no picture: its `name`
+            (`"audio"`, ...), and what is to be known of all samples, such as their `sampling_rate`.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -132,8 +134,11 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         linear_skip_size: int | None = None,
         condition: dict[str, Any] | None = None,
         attributes: dict[str, list[Any]] | None = None,
+        modality: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if modality is not None and not (isinstance(modality, dict) and isinstance(modality.get("name"), str)):
+            raise ValueError(f"modality must say what a sample is, {{'name': name}}: got {modality!r}")
         for name, about in (attributes or {}).items():
             classes = isinstance(about, (list, tuple)) and len(set(about)) == len(about) > 1
             if not (classes and all(isinstance(x, str) for x in about)) and not (

@@ -61,6 +61,11 @@ class MezzotintInputsMixin:
     # What people see of a task where they choose one: its name, and a line on what to do
     title: str = "Text to image"
     summary: str = "Write what is to be drawn."
+    # What is drawn: its modality, a word for it, the argument that says how many, and the forms that it comes in
+    modality: str = "image"
+    word: str = "picture"
+    per_prompt: str = "num_images_per_prompt"
+    output_types: tuple[str, ...] = ("pil", "np", "pt", "latent")
     # Tasks that a network may be trained for whose samples a pipeline draws, first the one that it is for
     tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale", "layout")
 
@@ -84,6 +89,7 @@ class MezzotintInputsMixin:
         them. Guidance and text have checks of their own."""
         _check_unet(self.unet)
         self.check_space()
+        self.check_modality()
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
@@ -97,9 +103,11 @@ class MezzotintInputsMixin:
                 "scheduler must be one that holds a diffusion's noise schedule, such as DDIMScheduler: got "
                 f"{type(self.scheduler).__name__}"
             )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be one of 'pil', 'np', 'pt', 'latent': got {output_type!r}")
-        counts["num_images_per_prompt"] = num_images_per_prompt
+        if output_type not in self.output_types:
+            raise ValueError(
+                f"output_type must be one of {', '.join(map(repr, self.output_types))}: got {output_type!r}"
+            )
+        counts[self.per_prompt] = num_images_per_prompt
         if timesteps is None and sigmas is None:
             counts["num_inference_steps"] = num_inference_steps
         for name, value in counts.items():
@@ -124,6 +132,15 @@ class MezzotintInputsMixin:
         if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
             possible, got = self._callback_tensor_inputs, _shown(unknown)
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+    def check_modality(self) -> None:
+        """Raises `ValueError` in one line for weights that draw something else."""
+        if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
+            best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
+            raise ValueError(
+                f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
+                f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
+            )
 
     @property
     def trained_for(self) -> dict[str, Any]:

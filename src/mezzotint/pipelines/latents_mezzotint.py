@@ -51,6 +51,7 @@ class MezzotintLatentMixin:
     unet: Any
     vae: Any
     maybe_free_model_hooks: Any
+    check_modality: Any
 
     @property
     def vae_scale_factor(self) -> int:
@@ -64,9 +65,10 @@ class MezzotintLatentMixin:
 
     @property
     def default_size(self) -> tuple[int | None, ...]:
-        """Height and width in pixels that the U-Net was trained at, where it says so."""
+        """The size that the U-Net was trained at, where it says so: of pictures height and width in pixels."""
+        self.check_modality()
         size = self.unet.config.sample_size
-        sizes = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,) * self.unet.config.get("spatial_dims", 2)
         return tuple(side and side * self.vae_scale_factor for side in sizes)
 
     def check_space(self) -> None:
@@ -81,7 +83,7 @@ class MezzotintLatentMixin:
             raise ValueError(f"weights that are trained to {task} draw pixels: got them with an autoencoder (vae)")
 
     def padded(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The sizes of the sample that holds a picture of `spatial` pixels, rounded up to what the U-Net can halve."""
+        """The sizes of the sample that holds data of the size `spatial`, rounded up to what the U-Net can halve."""
         # A U-Net of an older file has no patches and does not say it
         factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
         whole = factor * self.vae_scale_factor
@@ -114,9 +116,10 @@ class MezzotintLatentMixin:
 
     @staticmethod
     def drawn_out(pictures: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
-        """Pictures (B, C, H, W) at the size `spatial`: their last rows and columns are repeated."""
-        height, width = (whole - size for whole, size in zip(spatial, pictures.shape[2:], strict=True))
-        return F.pad(pictures, (0, width, 0, height), mode="replicate")
+        """Pictures (B, C, H, W), or other data (B, C, *S), at the size `spatial`: their last rows and columns are
+        repeated."""
+        missing = [whole - size for whole, size in zip(spatial, pictures.shape[2:], strict=True)]
+        return F.pad(pictures, [x for size in reversed(missing) for x in (0, size)], mode="replicate")
 
     def covered(self, mask: torch.Tensor, spatial: Sequence[int]) -> torch.Tensor:
         """The part of a sample of the size `spatial` that is to be drawn, of shape `(pictures, 1, *spatial)`: what any

@@ -336,11 +336,13 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         return schedule[first:]
 
     def draw_noise(self, batch_size: int, spatial: Sequence[int], generator, latents) -> torch.Tensor:
-        """Standard normal noise (or `latents`) in float32, of the shape of samples that hold `batch_size` pictures of
-        `spatial` pixels, as `padded` has it."""
+        """Standard normal noise (or `latents`) in float32, of the shape of `batch_size` samples that hold data of the
+        size `spatial`, as `padded` has it."""
         shape = (batch_size, self.unet.config.out_channels, *self.padded(spatial))
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"a list of generators needs one for each picture: got {len(generator)} for {batch_size}")
+            raise ValueError(
+                f"a list of generators needs one for each {self.word}: got {len(generator)} for {batch_size}"
+            )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif latents.shape != shape:
@@ -616,7 +618,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         if not latents.isfinite().all():
             raise ValueError(
                 "the network must predict finite numbers, but these weights, in this precision and with this guidance, "
-                "ended in others: there is no picture"
+                f"ended in others: there is no {self.word}"
             )
         return latents
 

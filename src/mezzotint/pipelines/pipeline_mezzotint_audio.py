@@ -1,0 +1,189 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""Text to sound: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, waveforms come out, each
+as long as the network draws it, or as it is told.
+
+Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
+imports; components arrive as arguments.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, DiffusionPipeline
+
+from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
+
+# The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
+SOURCE = Path(__file__).read_bytes()
+
+
+class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
+    """Text-to-sound generation with classifier-free guidance, or another. Its components are described at
+    `MezzotintSamplingMixin`; the U-Net is of one dimension, and the last channel of its samples says where there is
+    sound: above 0 there, below in the silence after it."""
+
+    pipeline_tag = "text-to-audio"
+    title = "Text to sound"
+    summary = "Write what is to be heard."
+    modality = "audio"
+    word = "sound"
+    per_prompt = "num_waveforms_per_prompt"
+    output_types = ("np", "pt", "latent")
+    tasks = ("text_to_image",)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples of a sound a second, by the U-Net's config."""
+        return self.unet.config.modality["sampling_rate"]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        audio_length_in_s: float | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: list[float] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider: BaseGuidance | None = None,
+        class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
+        classifier_scale: float = 1.0,
+        attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
+        attribute_guidance_scale: dict[str, float] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_waveforms_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        corrector_steps: int = 0,
+        snr: float = 0.16,
+    ) -> AudioPipelineOutput | tuple:
+        """Draw sounds. Arguments that are not listed here are those of `MezzotintPipeline`.
+
+        Args:
+            prompt (`str` or list of `str`, *optional*): what is to be heard.
+            audio_length_in_s (`float`, *optional*): the seconds of each sound, which the network is told; by default
+                each is as long as the network draws it, up to the length trained at. Longer ones than that can be
+                asked for.
+            num_waveforms_per_prompt (`int`): sounds for each prompt, side by side in the result.
+            latents (`torch.Tensor` of shape `(sounds, channels + 1, samples)`, *optional*): the starting noise.
+            output_type (`"np"`, `"pt"` or `"latent"`): a list of arrays or tensors `(channels, samples)` in [-1, 1], of
+                `sampling_rate` samples a second, or the normalised sample itself.
+            return_dict (`bool`): whether an `AudioPipelineOutput` or the tuple `(audios,)` comes back.
+
+        Raises:
+            ValueError: for inputs that contradict each other or that the components cannot take, and where the result
+                is not finite.
+        """
+        # 1. Check the inputs and settle the size
+        guider = self.guider if guider is None else guider
+        num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
+        guidance = MezzotintGuidance(
+            guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
+            attribute_guidance_scale,
+        )  # fmt: skip
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = (num_inference_steps, timesteps, sigmas)
+        corrector = {"corrector_steps": corrector_steps, "snr": snr}
+        self.check_inputs(
+            *steps, num_waveforms_per_prompt, eta, generator, latents, output_type, *callback, **corrector
+        )
+        spatial, length = self.settle_length(audio_length_in_s)
+        self.check_guidance(guidance)
+        text = (
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
+        self.check_text(*text)
+
+        # 2. What changes in a call is a copy's
+        run = self.for_one_call(guidance, cross_attention_kwargs)
+
+        # 3. Encode the text, and that to steer away from where there is guidance by one
+        text, guidance, batch_size = run.prepare_conditions(guidance, num_waveforms_per_prompt, *text)
+
+        # 4. Choose the timesteps; a length that is asked for is put back after each step, with the step's noise
+        schedule = run.choose_timesteps(guidance, *steps)
+        noise = run.draw_noise(batch_size, (spatial,), generator, latents)
+        presence = None
+        if length is not None:
+            presence = self.presence(length, noise.shape[2]).to(noise).expand(batch_size, -1, -1)
+
+        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
+            """The sample after step `i` with the length that is asked for."""
+            level = presence
+            if i + 1 < len(schedule):
+                level = run.scheduler.add_noise(presence, noise[:, -1:], schedule[i + 1].expand(batch_size))
+            return torch.cat([latents[:, :-1], level], 1)
+
+        # 5. Denoise
+        latents = run.denoise(
+            noise * run.scheduler.init_noise_sigma,
+            schedule,
+            text,
+            guidance,
+            eta,
+            generator,
+            *callback,
+            after_step=None if presence is None else put_back,
+            **corrector,
+        )
+
+        # 6. Back to waveforms
+        audios: Any = latents
+        if output_type != "latent":
+            audios = self.cut(self.decode(latents, latents.shape[2:]), length)
+            audios = [audio.cpu().numpy() for audio in audios] if output_type == "np" else audios
+        return AudioPipelineOutput(audios=audios) if return_dict else (audios,)
+
+    def settle_length(self, audio_length_in_s: Any) -> tuple[int, int | None]:
+        """The samples to draw, and of how many there is sound where that is told.
+
+        Raises:
+            ValueError: for a length that is none.
+        """
+        default = self.default_size[0]
+        if audio_length_in_s is None:
+            if default is None:
+                raise ValueError("audio_length_in_s must be given, as the U-Net's config has no sample_size: got none")
+            return default, None
+        if not _is_number(audio_length_in_s) or not audio_length_in_s > 0:
+            raise ValueError(f"audio_length_in_s must be a number of seconds above 0: got {_shown(audio_length_in_s)}")
+        length = max(1, round(audio_length_in_s * self.sampling_rate))
+        return max(length, default or 0), length
+
+    def presence(self, length: int, samples: int) -> torch.Tensor:
+        """The last channel, normalised, of a sound of a length, of shape `(1, 1, samples)`."""
+        (mean, std), ones = (self.unet.config[f"sample_{name}"][-1] for name in ("mean", "std")), torch.ones(samples)
+        ones[length:] = -1
+        return ((ones - mean) / std)[None, None]
+
+    @staticmethod
+    def cut(data: torch.Tensor, length: int | None) -> list[torch.Tensor]:
+        """The sounds of data (sounds, channels + 1, samples): as much of each as there is sound, in [-1, 1]."""
+        found = []
+        for one in data:
+            # Where sound and silence are told apart best: the place up to which the last channel's sum is the greatest
+            end = 1 + int(one[-1].cumsum(0).argmax()) if length is None else length
+            found.append(one[:-1, :end].clamp(-1, 1))
+        return found
