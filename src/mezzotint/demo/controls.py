@@ -164,7 +164,9 @@ class Controls:
             if len(about.prompts) > 1:
                 gr.Examples([[text] for text in about.prompts], self.inputs["prompt"], label="Prompts to try")
         self._conditions()
-        self.draw = gr.Button("Draw", variant="primary", size="lg")
+        with gr.Row():
+            self.draw = gr.Button("Draw", variant="primary", size="lg", scale=4, min_width=160)
+            self.stop = gr.Button("Stop", size="lg", scale=1, min_width=80)
         with gr.Row():
             number = "Drawings" if "ensemble_size" in self.takes else "Pictures"
             usual = self.takes.get("ensemble_size", about.defaults.get("count", 4))
