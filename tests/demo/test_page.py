@@ -131,7 +131,9 @@ def test_what_is_said_beside_the_text_is_given_to_the_pipeline(page_of):
     age, label = controls(page, "text_to_image")["attribute_0"], controls(page, "text_to_image")["attribute_1"]
     assert age.label == "Age" and "usually 2 to 4" in age.info
     assert label.label == "Class" and [value for _, value in label.choices] == [UNKNOWN, "cat", "dog"]
-    drawn = Handler(page, "text_to_image")(attribute_0=4.5, attribute_1="dog", **call)[2]
+    drawn = Handler(page, "text_to_image")(attribute_0=" 4.5", attribute_1="dog", **call)[2]
+    with pytest.raises(gr.Error, match="age must be a number, or empty: got &#x27;old&#x27;"):
+        Handler(page, "text_to_image")(attribute_0="old", **call)
     nothing = Handler(page, "text_to_image")(**call)[2]
     said = {"class_labels": "dog", "age": 4.5}
     for found, attributes in ((drawn, said), (nothing, None)):

@@ -34,6 +34,8 @@ CSS = """
 .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .pixels button img, .pixels .preview img { width: 100%; height: 100%; object-fit: contain; }
 .pixels .grid-wrap { min-height: 0 !important; }
+/* below their labels, which Gradio lays over them */
+.pixels .grid-wrap:has(.thumbnail-item), .state .image-frame { padding-top: 1.7rem; box-sizing: border-box; }
 #head h1 { font-size: 1.7rem; margin: 0 0 .1rem; }
 #head p { margin: 0; color: var(--body-text-color-subdued); }
 .summary { color: var(--body-text-color-subdued); }
@@ -123,11 +125,11 @@ class _TaskTab:
                 with gr.Group(visible=False) as self.process:
                     self.step = gr.Slider(1, 2, 2, step=1, label="The reverse process, step by step", interactive=True)
                     with gr.Row(equal_height=True):
-                        side = {"format": "png", "elem_classes": "pixels", "height": 240, "min_width": 130}
+                        side = {"format": "png", "elem_classes": ["pixels", "state"], "height": 260, "min_width": 130}
                         side |= {"interactive": False, "buttons": ["download"]}
-                        self.noisy = gr.Image(label="Sample x_t after the step", **side)
+                        self.noisy = gr.Image(label="Sample x_t", **side)
                         self.clean = gr.Image(label="Predicted clean x_0", **side)
-                self.animation = gr.HTML(elem_classes="animation")
+                self.animation = gr.HTML(elem_classes="animation", padding=False)
                 self.drawing, self.chosen = gr.State(None, time_to_live=HOUR), gr.State(0)
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         drawing = {
