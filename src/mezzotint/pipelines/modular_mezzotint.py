@@ -102,11 +102,14 @@ class _MezzotintStep(ModularPipelineBlocks):
 
 
 class MezzotintTextEncoderStep(_MezzotintStep):
-    """Reads prompts."""
+    """Encodes the prompts; of a network that reads no text it does nothing."""
 
     optional = ("text_encoder", "tokenizer", "unet", "guidance_unet")
     names = ("prompt", "negative_prompt", *EMBEDDED)
-    description = "Encodes the prompts; of a network that reads no text it does nothing."
+
+    @property
+    def description(self) -> str:
+        return type(self).__doc__ or ""
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -224,6 +227,10 @@ class _MezzotintAutoBlocks(AutoPipelineBlocks):
     block_names = ["inpaint", "img2img", "text2img"]
     block_trigger_inputs = ["mask_image", "image", None]
 
+    @property
+    def description(self) -> str:
+        return type(self).__doc__ or ""
+
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """As of the steps."""
         for block in self.sub_blocks.values():
@@ -231,17 +238,19 @@ class _MezzotintAutoBlocks(AutoPipelineBlocks):
 
 
 class MezzotintAutoDenoiseStep(_MezzotintAutoBlocks):
+    """Denoises: what `mask_image` covers of `image`, an `image` that has become noise, or noise."""
+
     block_classes = [
         MezzotintInpaintDenoiseStep,
         MezzotintImageToImageDenoiseStep,
         MezzotintTextToImageDenoiseStep,
     ]
-    description = "Denoises: what `mask_image` covers of `image`, an `image` that has become noise, or noise."
 
 
 class MezzotintAutoDecodeStep(_MezzotintAutoBlocks):
+    """Takes samples back to pixels; what an inpainted picture holds beside the mask is put back."""
+
     block_classes = [MezzotintInpaintDecodeStep, MezzotintImageToImageDecodeStep, MezzotintTextToImageDecodeStep]
-    description = "Takes samples back to pixels; what an inpainted picture holds beside the mask is put back."
 
 
 class MezzotintBlocks(SequentialPipelineBlocks):
@@ -268,8 +277,8 @@ class MezzotintBlocks(SequentialPipelineBlocks):
         return "Text to image, image to image and inpainting with a Mezzotint checkpoint."
 
     @property
-    def outputs(self) -> list[OutputParam]:
-        return [x for x in self.intermediate_outputs if x.name == "images"]
+    def outputs(self) -> list[Any]:
+        return [x for x in self.intermediate_outputs if getattr(x, "name", None) == "images"]
 
 
 def _inputs(call: Any, names: tuple[str, ...] | None = None) -> list[InputParam]:
