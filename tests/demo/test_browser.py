@@ -312,7 +312,8 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
         assert width <= size[0]
     settle(visitor, steps=2)
     # what is opened changes nothing of what is drawn: a number there that nobody touched
-    first, _ = draw(visitor), visitor.locator("button.label-wrap").filter(visible=True).last.click()
+    first = draw(visitor)
+    visitor.get_by_role("button", name="More").filter(visible=True).last.click()
     visitor.get_by_label("and up to").filter(visible=True).first.wait_for()
     np.testing.assert_array_equal(draw(visitor)[-1], first[-1])
     button(visitor, "→ image to image").click()
