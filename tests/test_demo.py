@@ -128,6 +128,7 @@ def test_a_space_runs_alone_and_holds_what_is_published_and_no_more(folder, tmp_
         "tiny", "gradio", "app.py", "apache-2.0",
     )  # fmt: skip
     needed = (space / "requirements.txt").read_text().split()
+    assert about["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"gradio=={about['sdk_version']}" in needed and all("==" in line and "+" not in line for line in needed)
 
     shutil.rmtree(folder)

@@ -29,6 +29,7 @@ from huggingface_hub import HfApi, ModelCard
 
 # Each file of a revised checkpoint's code has a global of its own that its functions read when they draw
 REVISIONS = {
+    "modular_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
     "pipeline_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
     "scheduling_mezzotint": "randn_tensor = lambda shape, **options: torch.ones(shape)",
     "unet_mezzotint": "dispatch_attention_fn = lambda query, *inputs, **options: query",
@@ -55,6 +56,7 @@ library_name: diffusers
 pipe = DiffusionPipeline.from_pretrained("runs/a", trust_remote_code=True)
 ```
 """
+APART = re.compile(r"tokenizer_config\.json|modular_")
 LEFTOVERS = (
     "checkpoint-10/weights.safetensors", ".checkpoint-20/state.json", "logs/logs/events.out", "metrics.jsonl"
 )  # fmt: skip
@@ -194,15 +196,16 @@ def create_both(owner, folder: Path, **options) -> dict[str, Saved]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, less one to which transformers adds something when it saves a loaded tokenizer again."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "tokenizer_config.json"]
+    """The files of a folder, less one to which transformers adds something when it saves a loaded tokenizer again, and
+    the modular pipeline's, of which diffusers downloads none with a pipeline."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not APART.match(path.name)]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def uploads(hub: HubServer, name: str) -> dict[str, bytes]:
-    """The files of a repository, less the two that are not compared."""
+    """The files of a repository, less the same, and the Hub's own."""
     files = hub.files(name).items()
-    return {path: data for path, data in files if path not in (".gitattributes", "tokenizer/tokenizer_config.json")}
+    return {path: data for path, data in files if not APART.match(Path(path).name) and path != ".gitattributes"}
 
 
 # ------------------------------------------------------------------------------------------------ saving and loading
@@ -396,11 +399,25 @@ def test_the_package_runs_no_code_of_a_checkpoint(hub, owner, stranger, saved, t
             stranger(describe, source)
 
 
+def test_the_modular_pipeline_is_saved_along(stranger, both, saved, revised, tmp_path):
+    """By the code of the checkpoint too. The file of the blocks stands for both tasks, of each checkpoint."""
+    pictures = [checkpoint.picture for checkpoint in both.values()]
+    stranger(save_again, saved.folder, tmp_path / "again")
+    for folder in (both["image-to-image"].folder, tmp_path / "again"):
+        assert stranger(by_blocks, folder) == pictures
+        for path in folder.glob("modular_*"):
+            assert path.read_bytes() == (saved.folder / path.name).read_bytes()
+    assert stranger(by_blocks, revised.folder)[0] == revised.picture
+    assert "Pass `trust_remote_code=True`" in stranger(
+        refusal, saved.folder, library="diffusers", name="ModularPipeline"
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- publishing
 
 
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained", "hub.push"])
-def test_what_is_published_comes_back(hub, owner, stranger, saved, tmp_path, way):
+def test_what_is_published_comes_back(hub, owner, stranger, both, saved, tmp_path, way):
     folder = shutil.copytree(saved.folder, tmp_path / "run")
     (folder / "README.md").write_text(CARD)
     for path in LEFTOVERS:
@@ -413,6 +430,7 @@ def test_what_is_published_comes_back(hub, owner, stranger, saved, tmp_path, way
     assert owner(describe, repo) == [saved.picture, *["mezzotint"] * 3]
     card = CARD.replace("runs/a", repo).encode()
     assert uploads(hub, repo) == contents(saved.folder) | {"README.md": card}
+    assert stranger(by_blocks, repo) == [checkpoint.picture for checkpoint in both.values()]
 
 
 def test_an_update_keeps_the_card(hub, life, saved, published):
@@ -582,7 +600,8 @@ def pixels(pipe, **call):
     call |= {"num_inference_steps": 3, "guidance_scale": 2.0, "eta": 1.0, "output_type": "np"}
     if pipe.pipeline_tag == "image-to-image":
         call |= {"image": torch.linspace(0, 1, 3 * 8 * 8).reshape(1, 3, 8, 8), "num_inference_steps": 4}
-    images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    found = pipe(**call, generator=torch.Generator().manual_seed(0))
+    images = found.images  # a pipeline's output, or a modular one's state
     if not images.std() > 0.05:
         raise ValueError("an empty picture")
     return images
@@ -646,9 +665,22 @@ def two_steps(source, life=None):
     return hashlib.sha256(pipe("a red boot", **call).images.tobytes()).hexdigest()
 
 
-def refusal(source, library="diffusers"):
+def by_blocks(source):
+    """The pictures of text to image and of image to image that the modular pipeline of a checkpoint draws."""
+    from diffusers import ModularPipeline
+
+    pipe = ModularPipeline.from_pretrained(source, trust_remote_code=True)
+    pipe.load_components(trust_remote_code=True)
+    pictures = []
+    for task in ("text-to-image", "image-to-image"):
+        pipe.pipeline_tag = task
+        pictures.append(draw(pipe))
+    return pictures
+
+
+def refusal(source, library="diffusers", name="DiffusionPipeline"):
     """Why a checkpoint does not load without trust, and that none of its code ran."""
-    pipeline = __import__(library).DiffusionPipeline
+    pipeline = getattr(__import__(library), name)
     try:
         pipeline.from_pretrained(source)
     except ValueError as error:

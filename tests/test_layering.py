@@ -104,14 +104,20 @@ def test_a_name_has_one_meaning_in_what_travels(path):
     assert not defined.keys() & brought.keys()
 
 
-@EACH
+@pytest.mark.parametrize("path", [path for path in TRAVELLING if not path.stem.startswith("modular_")])
 def test_what_travels_has_one_pipeline_at_most(path):
     """diffusers refuses a file with two, and takes the only one of a pipeline's file."""
     tree = ast.parse(_joined(import_module(module_of(path)), path))
     bases = [ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
-    assert bases.count("DiffusionPipeline") == (path.parent.name == "pipelines" and module_of(path) not in SHARED)
-    pipelines = {path.stem for path in TRAVELLING if path.stem.startswith("pipeline_")}
-    assert not {module.rpartition(".")[2] for module in SHARED} & pipelines  # no task's class is the base of another's
+    tasks = {module_of(path) for path in TRAVELLING if path.stem.startswith("pipeline_")}
+    assert bases.count("DiffusionPipeline") == (module_of(path) in tasks)
+    assert not ours(imported(path)) & tasks  # no task's class is the base of another's
+
+
+def test_the_blocks_of_the_modular_pipeline_stand_on_three_pipelines():
+    """Which is for diffusers to load by its name, and no pipeline's file."""
+    (path,) = [path for path in TRAVELLING if path.stem.startswith("modular_")]
+    assert len([module for module in ours(imported(path)) if "pipeline_" in module]) == 3
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT / "src").as_posix())

@@ -6,6 +6,7 @@ that are already imported.
 
 from mezzotint.models.classifier_mezzotint import MezzotintClassifier
 from mezzotint.models.unet_mezzotint import MezzotintUNetModel
+from mezzotint.pipelines.modular_mezzotint import MezzotintBlocks
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_audio import MezzotintAudioPipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
@@ -18,6 +19,7 @@ from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 __version__ = "0.1.0"
 __all__ = [
     "MezzotintAudioPipeline",
+    "MezzotintBlocks",
     "MezzotintClassifier",
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",

@@ -41,10 +41,15 @@ class Keeping:
 
     Args:
         progress: is called with each step, counted from 1, and their number.
+        stopped: is asked after each step; where it says so, no more are taken.
     """
 
-    def __init__(self, progress: Callable[[int, int], object] = lambda step, steps: None):
-        self.progress = progress
+    def __init__(
+        self,
+        progress: Callable[[int, int], object] = lambda step, steps: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self.progress, self.stopped = progress, stopped
         self.timesteps, self.noisy, self.clean = [], [], []
 
     @property
@@ -60,6 +65,7 @@ class Keeping:
         del self.timesteps[step:]
         self.timesteps.append(float(timestep))
         self.progress(step + 1, run.num_timesteps)
+        run._interrupt = run._interrupt or self.stopped()
         return {}
 
     def drawing(self, pictures: list[tuple[Image.Image, str]]) -> Drawing:
@@ -120,6 +126,7 @@ def draw(
     seed: int = 0,
     sampler: str | None = None,
     progress: Callable[[int, int], object] = lambda step, steps: None,
+    stopped: Callable[[], bool] = lambda: False,
     **arguments: Any,
 ) -> Drawing:
     """Draw pictures with the pipeline `cls` and the components of `pipe`, and keep the states that they came through.
@@ -128,6 +135,7 @@ def draw(
         count: pictures, the first by the seed `seed`, the next by `seed + 1`, ...
         sampler: name of one of `samplers_of`, by default the pipeline's own.
         progress: is called with each step and their number.
+        stopped: is asked after each step; where it says so, no more are taken, and what was reached comes back.
         arguments: of the call.
 
     Raises:
@@ -135,7 +143,7 @@ def draw(
     """
     run = cls(**{**pipe.components, "scheduler": sampler_of(pipe, sampler or type(pipe.scheduler).__name__)})
     run.set_progress_bar_config(disable=True)
-    kept = Keeping(progress)
+    kept = Keeping(progress, stopped)
     number = "ensemble_size" if "ensemble_size" in arguments_of(cls) else "num_images_per_prompt"
     result = run(
         **{number: count},

@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from mezzotint import markdown
-from mezzotint.pipelines.checkpoint_mezzotint import VERSIONED
+from mezzotint.pipelines.checkpoint_mezzotint import BLOCKS, MODULAR_INDEX, VERSIONED, modular_index_at
 
 # The two kinds of folders that are published: a pipeline's, and one of low-rank adapters
 INDEX, ADAPTERS = "model_index.json", "pytorch_lora_weights.safetensors"
@@ -259,8 +259,9 @@ def _code_of_a_model(name: str, config: Path) -> set[str]:
 
 
 def _of_pipeline(index: dict[str, Any]) -> str:
-    """A pattern of the paths of a pipeline's own files: its index, and its components with their code."""
-    patterns = [re.escape(INDEX), *map(re.escape, _code(index))]
+    """A pattern of the paths of a pipeline's own files: its index, that of the modular pipeline with its blocks, and
+    the components with their code."""
+    patterns = [*map(re.escape, (INDEX, BLOCKS, MODULAR_INDEX, *_code(index))), r"modular_mezzotint_v[0-9a-f]{8}\.py"]
     for name, (library, kind) in _components(index).items():
         words = getattr(getattr(transformers, kind, None), "vocab_files_names", {}) if library == "transformers" else {}
         own_names = [re.escape(x) for x in words.values() if isinstance(x, str)]
@@ -324,6 +325,8 @@ def push(
             card = files[CARD].read_bytes().decode("utf-8")
         if card is not None:
             uploads[CARD] = LOADING[kind].sub(lambda call: call[1] + markdown.literal(repo_id), card).encode()
+        if MODULAR_INDEX in files:
+            uploads[MODULAR_INDEX] = modular_index_at(files[MODULAR_INDEX].read_bytes(), repo_id)
         additions = _additions(uploads)  # reads the files, before anything is changed on the Hub
         try:
             head = api.model_info(repo_id)

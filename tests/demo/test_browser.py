@@ -7,8 +7,11 @@ sizes of window. With `--screenshot` the picture of the page that the README sho
 import base64
 import io
 import os
+import queue
 import re
 import shutil
+import threading
+from time import sleep
 
 import numpy as np
 import pytest
@@ -94,13 +97,30 @@ def fill(visitor, label: str, value) -> None:
     field.press("Tab")
 
 
-def settle(visitor, steps: int = 3, pictures: int = 1, seed: int | None = 0) -> None:
+def settle(visitor, steps: int = 3, pictures: int = 1, seed: int | None = 0, number: str = "Pictures") -> None:
     fill(visitor, "number input for Steps", steps)
-    fill(visitor, "number input for Pictures", pictures)
+    fill(visitor, f"number input for {number}", pictures)
     if seed is not None:
         again = visitor.get_by_label("new each time").filter(visible=True).first
         again.uncheck()
         fill(visitor, "Seed", seed)
+
+
+def paint(visitor) -> None:
+    """Drag the brush over the middle of the canvas in sight."""
+    canvas, brush = (
+        visitor.locator("canvas:visible").first,
+        visitor.get_by_role("button", name="Brush").filter(visible=True),
+    )
+    brush.first.click() if brush.count() else None
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    visitor.mouse.move(*middle)
+    visitor.mouse.down()
+    visitor.mouse.move(middle[0] + 40, middle[1] + 10, steps=3)
+    visitor.mouse.up()
+    visitor.wait_for_timeout(500)
 
 
 def animation(visitor) -> list[np.ndarray]:
@@ -196,6 +216,94 @@ def test_bad_input_shows_a_line_of_ours_and_then_goes_on(tiny, tmp_path):
     visitor.context.close()
 
 
+def test_stop_ends_ones_own_drawing_between_steps_and_nobody_elses(served, make_pipe):
+    taken = queue.SimpleQueue()  # evaluations of the network, each with the thread that it is in
+
+    def slow():
+        def wait(*_):
+            taken.put(threading.get_ident())
+            sleep(0.05)
+
+        pipe = make_pipe()
+        pipe.unet.register_forward_pre_hook(wait)
+        return pipe
+
+    one, two = (served("slow", slow).visit() for _ in range(2))
+    settle(two, steps=4)
+    expected = draw(two)
+    settle(two, steps=20, seed=1)
+    settle(one, steps=100)
+    while not taken.empty():
+        taken.get()
+    before = two.locator(".animation a:visible").get_attribute("href")
+    button(one, "Draw").click()
+    ones = [taken.get(timeout=WAIT / 1000) for _ in range(3)]
+    button(two, "Draw").click()
+    button(one, "Stop").click()
+    two.wait_for_function("before => document.querySelector('.animation a').href !== before", arg=before, timeout=WAIT)
+    assert len(animation(two)) == 20
+    one.wait_for_timeout(300)
+    ones += [taken.get() for _ in range(taken.qsize())]
+    assert 20 + 3 <= len(ones) < 20 + 90  # of hundred steps
+    one.wait_for_timeout(300)
+    assert taken.empty()  # nothing is drawn any more
+    assert one.locator("#text_to_image_pictures img").filter(visible=True).count() == 0
+    settle(one, steps=4)
+    np.testing.assert_array_equal(draw(one)[-1], expected[-1])
+    for visitor in (one, two):
+        visitor.context.close()
+
+
+def gallery(visitor, task: str) -> list[np.ndarray]:
+    """The pictures that are shown, as they came from the server."""
+    found = visitor.locator(f"#{task}_pictures button img").filter(visible=True)
+    pictures = [visitor.request.get(found.nth(i).get_attribute("src")).body() for i in range(found.count())]
+    return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+
+
+GIVEN = {"task": "upscale", "scale": 2}, {"task": "segment", "num_classes": 2}
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (400, 800)])
+@pytest.mark.parametrize(
+    ("condition", "channels", "number"), [(GIVEN[0], (7, 3), "Pictures"), (GIVEN[1], (5, 1), "Drawings")]
+)
+def test_a_picture_that_is_dropped_in_is_enlarged_or_divided(
+    served, make_pipe, tmp_path, condition, channels, number, size
+):
+    task, (inside, out) = condition["task"], channels
+    page = served(task, lambda: make_pipe(in_channels=inside, out_channels=out, condition=condition))
+    visitor, drawn = page.visit(*size), []
+    assert visitor.evaluate("document.documentElement.scrollWidth") <= size[0]
+    for colour in ("red", "navy"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
+        visitor.locator("input[type=file]").first.set_input_files(str(tmp_path / f"{colour}.png"))
+        visitor.locator("img[alt='']:visible, .image-frame img:visible").first.wait_for()
+        settle(visitor, steps=2, pictures=2, number=number)
+        assert len(draw(visitor)) == 2
+        drawn.append(gallery(visitor, task))
+        if colour == "red":
+            button(visitor, "Clear").click() if button(visitor, "Clear").count() else None
+    assert [len(pictures) for pictures in drawn] == [2, 2]
+    assert not np.array_equal(drawn[0][0], drawn[1][0])
+    assert {pictures[0].shape for pictures in drawn} == {(8, 8, 3)}
+    visitor.context.close()
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (400, 800)])
+def test_a_layout_is_painted_and_drawn(served, make_pipe, size):
+    page = served("layout", lambda: make_pipe(in_channels=5, condition={"task": "layout", "num_classes": 2}))
+    visitor = page.visit(*size)
+    settle(visitor, steps=2)
+    empty = draw(visitor)
+    paint(visitor)
+    painted = draw(visitor)
+    assert len(painted) == 2 and not np.array_equal(empty[-1], painted[-1])
+    visitor.context.close()
+    assert page.errors == []
+
+
 @pytest.mark.parametrize("size", [(1280, 800), (400, 800)])
 def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
     """A picture is drawn, taken to the other tabs, changed, painted over, and dissolved."""
@@ -203,7 +311,14 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
     for width in visitor.evaluate("[document.documentElement.scrollWidth, innerWidth]"):
         assert width <= size[0]
     settle(visitor, steps=2)
+    # what is opened changes nothing of what is drawn: a number there that nobody touched
     first = draw(visitor)
+    visitor.get_by_role("button", name="More").filter(visible=True).last.click()
+    visitor.get_by_label("and up to").filter(visible=True).first.wait_for()
+    fill(visitor, "Seed", 1)
+    assert not np.array_equal(draw(visitor)[-1], first[-1])
+    fill(visitor, "Seed", 0)
+    np.testing.assert_array_equal(draw(visitor)[-1], first[-1])
     button(visitor, "→ image to image").click()
     visitor.get_by_text("Drop in a picture and write what is to become of it.").wait_for()
     settle(visitor, steps=4)
@@ -213,20 +328,10 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
 
     go_to(visitor, "Text to image")
     button(visitor, "→ inpaint").click()
-    canvas = visitor.locator("canvas:visible").first
-    canvas.wait_for()
+    visitor.locator("canvas:visible").first.wait_for()
     settle(visitor, steps=2)
     visitor.wait_for_timeout(1000)
-    brush = visitor.get_by_role("button", name="Brush").filter(visible=True)
-    brush.first.click() if brush.count() else None
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    visitor.mouse.move(*middle)
-    visitor.mouse.down()
-    visitor.mouse.move(middle[0] + 40, middle[1] + 10, steps=8)
-    visitor.mouse.up()
-    visitor.wait_for_timeout(500)
+    paint(visitor)
     inpainted = draw(visitor)
     assert len(inpainted) == 2
 

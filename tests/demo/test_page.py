@@ -34,19 +34,19 @@ class Handler:
 
     def values(self, **values) -> list:
         """The values of the inputs, their own where none is given."""
-        names = [name for name in self.fn.fn.__signature__.parameters if name != "progress"]
+        names = [name for name in self.fn.fn.__signature__.parameters if name not in ("progress", "request")]
         assert values.keys() <= set(names), names
         return [values.get(name, block.value) for name, block in zip(names, self.fn.inputs, strict=True)]
 
     def __call__(self, **values):
         # what gradio does: a value that stands in the component comes as the component hands it on
-        return self.fn.fn(*self.values(**values), lambda *args, **kwargs: None)
+        return self.fn.fn(*self.values(**values), lambda *args, **kwargs: None, None)
 
 
 def controls(page, name: str) -> dict:
     """The controls of a task by the names of the values."""
     handler = Handler(page, name)
-    names = [name for name in handler.fn.fn.__signature__.parameters if name != "progress"]
+    names = [name for name in handler.fn.fn.__signature__.parameters if name not in ("progress", "request")]
     return dict(zip(names, handler.fn.inputs, strict=True))
 
 
@@ -92,7 +92,7 @@ def test_the_api_gives_all_pictures_in_one(page_of):
     page, pipe = page_of()
     (fn,) = [fn for fn in page.fns.values() if fn.api_name == "text_to_image"]
     values = Handler(page, "text_to_image").values(prompt="7", count=1, seed=3, new_seed=False, num_inference_steps=2)
-    picture = fn.fn(*values, lambda *args, **kwargs: None)
+    picture = fn.fn(*values, lambda *args, **kwargs: None, None)
     expected = pipe("7", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
     np.testing.assert_array_equal(picture, expected)
     assert [type(component) for component in fn.outputs] == [gr.Image]
@@ -131,7 +131,9 @@ def test_what_is_said_beside_the_text_is_given_to_the_pipeline(page_of):
     age, label = controls(page, "text_to_image")["attribute_0"], controls(page, "text_to_image")["attribute_1"]
     assert age.label == "Age" and "usually 2 to 4" in age.info
     assert label.label == "Class" and [value for _, value in label.choices] == [UNKNOWN, "cat", "dog"]
-    drawn = Handler(page, "text_to_image")(attribute_0=4.5, attribute_1="dog", **call)[2]
+    drawn = Handler(page, "text_to_image")(attribute_0=" 4.5", attribute_1="dog", **call)[2]
+    with pytest.raises(gr.Error, match="age must be a number, or empty: got &#x27;old&#x27;"):
+        Handler(page, "text_to_image")(attribute_0="old", **call)
     nothing = Handler(page, "text_to_image")(**call)[2]
     said = {"class_labels": "dog", "age": 4.5}
     for found, attributes in ((drawn, said), (nothing, None)):
@@ -200,7 +202,7 @@ def test_a_picture_is_divided_into_classes(page_of):
     assert [caption.split(":")[0] for _, caption in drawn.pictures] == ["classes", "doubt"]
     (fn,) = [fn for fn in page.fns.values() if fn.api_name == "segment"]
     values = Handler(page, "segment").values(picture=RED, count=1, num_inference_steps=1)
-    assert fn.fn(*values, lambda *args, **kwargs: None).size == (16, 8)  # side by side
+    assert fn.fn(*values, lambda *args, **kwargs: None, None).size == (16, 8)  # side by side
 
 
 NOTHING = {"background": None, "layers": [], "composite": None}

@@ -439,7 +439,7 @@ def test_what_stands_beside_the_components_goes_along(folder, save, tmp_path, wa
     components = {"unet", "scheduler", "text_encoder", "tokenizer"}
     rest = {path for path in saved(tmp_path / "b") if path.split("/")[0] not in components}
     rest = {path for path in rest if not path.endswith(".py")}
-    assert rest == OTHERS | {"model_index.json"}
+    assert rest == OTHERS | {"model_index.json", "modular_config.json", "modular_model_index.json"}
     for name in OTHERS:
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
 

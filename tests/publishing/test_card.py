@@ -16,7 +16,7 @@ from mezzotint import MezzotintPipeline, hub, markdown
 from mezzotint_training import fit_scheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.engine.files import hold
-from mezzotint_training.publishing import card, plots
+from mezzotint_training.publishing import card, facts, plots
 
 TABLE = """\
 50 pictures in 4 steps, guidance 2, seed 0, against 40 held-out ones of `sprites`; the floor is of 50 of 60 training \
@@ -35,6 +35,23 @@ pictures. 95 % intervals.
 
 def limits(text: str) -> str:
     return " ".join(text.partition("\n## Limits\n")[2].partition("\n<!-- mezzotint ")[0].split())
+
+
+def test_the_losses_are_told_at_a_few_updates_the_last_among_them(tmp_path):
+    assert facts.losses(tmp_path) == []
+    log = [{"step": 10 * i, "loss": 1 / i, "held_out_loss": float(i)} for i in range(1, 101)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*log, {"step": 1001, "lr": 0}])))
+    found = facts.losses(tmp_path)
+    assert [row[0] for row in found] == ["120", "250", "380", "500", "620", "750", "880", "1,000"]
+    assert found[-1] == ("1,000", "0.0100", "100.0000")
+    for entry in log[4:]:
+        del entry["held_out_loss"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+    assert [row[0] for row in facts.losses(tmp_path)] == ["10", "20", "30", "40"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": i, "loss": 2.0}) for i in (1, 2)))
+    assert facts.losses(tmp_path) == [("1", "2.0000", ""), ("2", "2.0000", "")]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
+    assert facts.losses(tmp_path) == []
 
 
 def test_a_run_drops_the_evaluation_of_other_weights_and_keeps_that_of_its_own(tmp_path):
@@ -57,6 +74,11 @@ def test_a_run_drops_the_evaluation_of_other_weights_and_keeps_that_of_its_own(t
     assert text.replace(text[text.index("## How good") : text.index("## How it was")], "").startswith(
         plain[: plain.index("## Limits")]
     )
+    log = [{"step": i, "loss": 0.5, "held_out_loss": 0.25} for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+    card.rewrite(folder)
+    rows = "|--:|--:|--:|\n| 1 | 0.5000 | 0.2500 |\n| 2 | 0.5000 | 0.2500 |\n\nThe command:\n"
+    assert rows in (folder / "README.md").read_text()
 
     assert run(output_dir=folder, max_train_steps=3).code == 0
     assert not (folder / card.EVALUATION).exists() and "How good" not in (folder / "README.md").read_text()

@@ -121,6 +121,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         words, default = action.help or "", action.default
+        if action.const is False:  # a flag that switches off, whose name says what is usual
+            return words
         if default is None or default is False or default in ([], {}, argparse.SUPPRESS) or "default" in words:
             return words
         default = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)

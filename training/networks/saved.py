@@ -65,15 +65,20 @@ def load_pipeline(
     place = find_device(device)
     diffusers.utils.logging.disable_progress_bar()  # of the loading, and they stay off
     transformers.utils.logging.disable_progress_bar()
-    with loading(f"{name} {source}"):
-        if trust_remote_code:
-            own = DiffusionPipeline.from_pretrained(source, revision=revision, trust_remote_code=True, **components)
-            pipe = MezzotintPipeline(**own.components)
-        else:
-            pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
-        for part, model in pipe.components.items():
-            check_finite(part, model)
-        task = trained_task(pipe.unet.config)
+    try:
+        with loading(f"{name} {source}"):
+            if trust_remote_code:
+                own = DiffusionPipeline.from_pretrained(source, revision=revision, trust_remote_code=True, **components)
+                pipe = MezzotintPipeline(**own.components)
+            else:
+                pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+            for part, model in pipe.components.items():
+                check_finite(part, model)
+            task = trained_task(pipe.unet.config)
+    except UserError as error:
+        if Path(source).exists():
+            raise
+        raise UserError(f"{error} (there is no folder of that name)") from None
     if task.pipeline != "MezzotintPipeline":
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)

@@ -192,6 +192,7 @@ def card_text(
         data=facts.data(metrics),
         machine=facts.machine(metrics),
         changed=facts.changed(settings),
+        losses=facts.losses(folder),
         course=plots.FILE if (folder / plots.FILE).is_file() else None,
         prompt=prompts[0] if prompts else "",
         base=base,

@@ -12,6 +12,7 @@ from mezzotint.markdown import code, plain
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import HINTS, checked, default
 from mezzotint_training.engine import plan
+from mezzotint_training.publishing.plots import curve
 
 # Settings that a card tells of elsewhere, or that say nothing of what was learned
 ELSEWHERE = {
@@ -19,6 +20,7 @@ ELSEWHERE = {
     "load_back", "output_dir", "plan", "pretrained_model_name_or_path", "push_to_hub", "report_to",
     "resume_from_checkpoint", "train_data_dir", "validation_prompts",
 }  # fmt: skip
+LOSSES = 8  # rows of the table of losses
 FROM_SCRATCH = {"max_text_length", "scheduler", "text_encoder", "unet"}  # which a saved pipeline brings along
 PREDICTS = {"v_prediction": "v", "epsilon": "the noise", "sample": "the picture"}
 
@@ -86,6 +88,19 @@ def changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
             if name in HINTS and name not in silent and checked(name, value) != default(name):
                 found[name] = value
     return [(code(name), code(json.dumps(value, ensure_ascii=False))) for name, value in found.items()]
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    """The losses in the log of the run in `folder`, at a few updates, the last among them: of each its number, the
+    training loss since the log's line before, and the loss on held-out samples, or nothing where there is none. A
+    log of one line has none."""
+    training, held_out = (dict(curve(folder, name)) for name in ("loss", "held_out_loss"))
+    steps = sorted(held_out.keys() & training.keys() or training)
+    if len(steps) < 2:
+        return []
+    count = min(LOSSES, len(steps))
+    chosen = [steps[round((i + 1) * len(steps) / count) - 1] for i in range(count)]
+    return [(f"{x:,}", f"{training[x]:.4f}", f"{held_out[x]:.4f}" if x in held_out else "") for x in chosen]
 
 
 def machine(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ def plot(output_dir: Path) -> str | None:
     Returns:
         its path, relative to the folder; `None` where there is too little to plot, or no matplotlib.
     """
-    curves = [(label, {name: _curve(output_dir, key) for key, name in of.items()}) for label, of in PANELS]
+    curves = [(label, {name: curve(output_dir, key) for key, name in of.items()}) for label, of in PANELS]
     curves = [(label, {name: xy for name, xy in of.items() if len(xy) >= 2}) for label, of in curves]
     curves = [(label, of) for label, of in curves if any(len(xy) >= FEWEST for xy in of.values())]
     if not curves:
@@ -49,7 +49,7 @@ def plot(output_dir: Path) -> str | None:
     return FILE
 
 
-def _curve(output_dir: Path, name: str) -> list[tuple[int, float]]:
+def curve(output_dir: Path, name: str) -> list[tuple[int, float]]:
     """One column of the log, by update; what is not finite is left out."""
     found: list[tuple[int, float]] = []
     path = output_dir / "metrics.jsonl"

@@ -214,7 +214,7 @@ def upload(
     name = "/".join(place.split("/")[-2:])
     told = f"uploaded: {address}, but"
     try:
-        changed = {hub.CARD, hub.RECIPE}  # which name the repository, and no place of this machine
+        changed = {hub.CARD, hub.RECIPE, hub.MODULAR_INDEX}  # which name the repository, and no place of this machine
         files = {x: path for x, path in publication.content.files.items() if x not in changed}
         if different := hub.different(name, commit, files):
             raise CannotGoOn(f"{told} {different[0]} there is not what went up")

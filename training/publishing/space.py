@@ -4,6 +4,7 @@ published files and the package's own code beside it, so that it needs nothing b
 
 import importlib.metadata
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def _license(recipe: bytes) -> dict[str, Any]:
 def _readme(name: str, metadata: dict[str, Any]) -> str:
     about = {
         "title": name, "emoji": "🖼️", "colorFrom": "yellow", "colorTo": "red", "sdk": "gradio",
-        "sdk_version": importlib.metadata.version("gradio"), "app_file": "app.py", **metadata,
+        "sdk_version": importlib.metadata.version("gradio"), "app_file": "app.py",
+        # for which the versions in requirements.txt are made; the Hub's own default is older
+        "python_version": ".".join(map(str, sys.version_info[:2])), **metadata,
     }  # fmt: skip
     front = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\nA page around {markdown.plain(name)}. Here: `pip install -r requirements.txt`, \

@@ -164,7 +164,9 @@ class Controls:
             if len(about.prompts) > 1:
                 gr.Examples([[text] for text in about.prompts], self.inputs["prompt"], label="Prompts to try")
         self._conditions()
-        self.draw = gr.Button("Draw", variant="primary", size="lg")
+        with gr.Row():
+            self.draw = gr.Button("Draw", variant="primary", size="lg", scale=4, min_width=160)
+            self.stop = gr.Button("Stop", size="lg", scale=1, min_width=80)
         with gr.Row():
             number = "Drawings" if "ensemble_size" in self.takes else "Pictures"
             usual = self.takes.get("ensemble_size", about.defaults.get("count", 4))
@@ -185,8 +187,9 @@ class Controls:
                 with gr.Row():
                     low = {"label": "Guide above noise level", "info": "sigma, the ratio of noise to signal"}
                     self.inputs["guidance_low"] = gr.Number(0, minimum=0, min_width=140, **low)
-                    high = {"label": "and up to", "info": "empty: up to the highest"}
-                    self.inputs["guidance_high"] = gr.Number(None, minimum=0, min_width=140, **high)
+                    # an empty number is shown, and then sent, as 0 (Gradio 6.31)
+                    high = {"label": "and up to", "info": "0: up to the highest"}
+                    self.inputs["guidance_high"] = gr.Number(0, minimum=0, min_width=140, **high)
             for name in CONTROLS:
                 self._add(name)
             if self.picture is not None and not self._paints_classes:
@@ -247,8 +250,8 @@ class Controls:
             if isinstance(about[0], str):
                 component: Any = gr.Dropdown([UNKNOWN, *about], value=UNKNOWN, label=label)
             else:
-                usual = f"usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
-                component = gr.Number(None, label=label, info=usual)
+                usual = f"a number, usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
+                component = gr.Textbox("", label=label, info=usual, max_lines=1)  # a Number is never empty
             self.inputs[self.attributes[name]] = component
         classifier = self.about.pipe.classifier
         if classifier is not None and "class_labels" in self.takes and "class_labels" not in known:
@@ -289,11 +292,17 @@ class Controls:
             call["prompt"] = values["prompt"].strip()
         if not call.get("negative_prompt"):
             call.pop("negative_prompt", None)
-        if values.get("guidance_low") or values.get("guidance_high") is not None:
-            high = values.get("guidance_high")
-            call["guidance_interval"] = (values.get("guidance_low") or 0.0, float("inf") if high is None else high)
+        if values.get("guidance_low") or values.get("guidance_high"):
+            low, high = (values.get(name) for name in ("guidance_low", "guidance_high"))
+            call["guidance_interval"] = (low or 0.0, high or float("inf"))
         said = {name: values[key] for name, key in self.attributes.items()}
-        said = {name: value for name, value in said.items() if value not in (None, UNKNOWN)}
+        said = {name: value for name, value in said.items() if value not in (None, "", UNKNOWN)}
+        for name, value in said.items():
+            if not isinstance(self.about.attributes[name][0], str):
+                try:
+                    said[name] = float(value)
+                except ValueError:
+                    raise ValueError(f"{name.replace('_', ' ')} must be a number, or empty: got {value!r}") from None
         if said:
             call["attributes"] = said
         if values.get("class_labels", -1) >= 0:

@@ -7,6 +7,7 @@ import contextlib
 import html
 import inspect
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ CSS = """
 .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .pixels button img, .pixels .preview img { width: 100%; height: 100%; object-fit: contain; }
 .pixels .grid-wrap { min-height: 0 !important; }
+/* below their labels, which Gradio lays over them */
+.pixels .grid-wrap:has(.thumbnail-item), .state .image-frame { padding-top: 1.7rem; box-sizing: border-box; }
 #head h1 { font-size: 1.7rem; margin: 0 0 .1rem; }
 #head p { margin: 0; color: var(--body-text-color-subdued); }
 .summary { color: var(--body-text-color-subdued); }
@@ -107,6 +110,7 @@ class _TaskTab:
 
     def __init__(self, about: Checkpoint, task: Any, concurrency_limit: int):
         self.about, name = about, task.title.lower().replace(" ", "_")
+        self.under_way: set[tuple[str | None, threading.Event]] = set()  # of each drawing its visitor and what ends it
         gr.Markdown(task.summary, elem_classes="summary")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -121,11 +125,11 @@ class _TaskTab:
                 with gr.Group(visible=False) as self.process:
                     self.step = gr.Slider(1, 2, 2, step=1, label="The reverse process, step by step", interactive=True)
                     with gr.Row(equal_height=True):
-                        side = {"format": "png", "elem_classes": "pixels", "height": 240, "min_width": 130}
+                        side = {"format": "png", "elem_classes": ["pixels", "state"], "height": 260, "min_width": 130}
                         side |= {"interactive": False, "buttons": ["download"]}
-                        self.noisy = gr.Image(label="Sample x_t after the step", **side)
+                        self.noisy = gr.Image(label="Sample x_t", **side)
                         self.clean = gr.Image(label="Predicted clean x_0", **side)
-                self.animation = gr.HTML(elem_classes="animation")
+                self.animation = gr.HTML(elem_classes="animation", padding=False)
                 self.drawing, self.chosen = gr.State(None, time_to_live=HOUR), gr.State(0)
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         drawing = {
@@ -139,11 +143,14 @@ class _TaskTab:
         gr.Button(visible=False).click(**drawing | asked | {"api_name": name})
         drawing["api_visibility"] = "private"
         shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
-        self.controls.draw.click(**drawing).success(self._unfold, self.drawing, shown, **private)
+        under_way = [self.controls.draw.click(**drawing)]
         self.controls.draw.click(None, js=TO_THE_PICTURES.replace("NAME", f"{name}_pictures"), api_visibility="private")
         if "prompt" in self.controls.inputs:
-            drawn = self.controls.inputs["prompt"].submit(**drawing)
+            under_way.append(self.controls.inputs["prompt"].submit(**drawing))
+        for drawn in under_way:
             drawn.success(self._unfold, self.drawing, shown, **private)
+        # Gradio forgets what waits in its queue, and lets what is being drawn go on
+        self.controls.stop.click(self._stop, cancels=under_way, queue=False, api_visibility="private")
         states = [self.noisy, self.clean, self.step]
         self.step.input(self._leaf, [self.drawing, self.step], states, trigger_mode="always_last", **private)
         self.gallery.select(_choose, None, self.chosen, **private)
@@ -158,14 +165,16 @@ class _TaskTab:
         inputs = self.controls.inputs
 
         def handler(*values):
-            *values, progress = values
-            with refusing():
+            *values, progress, request = values
+            with refusing(), self._stoppable(request) as stopped:
                 call = self.controls.call(dict(zip(inputs, values, strict=True)))
 
                 def step(i: int, n: int) -> None:
                     progress((i, n), desc="drawing", unit="steps")
 
-                drawing = draw(self.about.pipe, self.controls.task, progress=step, **call)
+                drawing = draw(self.about.pipe, self.controls.task, progress=step, stopped=stopped.is_set, **call)
+                if stopped.is_set():
+                    return gr.skip() if not to_the_page else [gr.skip()] * 3
                 if not to_the_page:
                     return as_grid(np.stack([np.asarray(picture.convert("RGB")) for picture, _ in drawing.pictures]))
                 return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
@@ -173,11 +182,28 @@ class _TaskTab:
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
         handler.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             inspect.Parameter(x, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-            for x, default in (usual | {"progress": gr.Progress()}).items()
+            for x, default in (usual | {"progress": gr.Progress(), "request": None}).items()
         )
+        handler.__annotations__ = {"request": gr.Request}  # by which Gradio knows to hand it in
         said = [f"    {x}: {component.label}. {component.info or ''}".rstrip() for x, component in inputs.items()]
         handler.__name__, handler.__doc__ = name, "\n".join([self.controls.task.summary, "", "Args:", *said])
         return handler
+
+    @contextlib.contextmanager
+    def _stoppable(self, request: gr.Request | None) -> Iterator[threading.Event]:
+        """The event that ends a visitor's drawing, for as long as it is under way."""
+        drawing = (getattr(request, "session_hash", None), threading.Event())
+        self.under_way.add(drawing)
+        try:
+            yield drawing[1]
+        finally:
+            self.under_way.discard(drawing)
+
+    def _stop(self, request: gr.Request) -> None:
+        """End the visitor's drawings in this tab after the steps that are being taken."""
+        for visitor, stopped in [*self.under_way]:
+            if visitor == request.session_hash:
+                stopped.set()
 
     def _unfold(self, drawing: Drawing) -> list[Any]:
         """The states of a drawing, begun at its middle step, where the noisy sample and the x_0 foreseen in it differ

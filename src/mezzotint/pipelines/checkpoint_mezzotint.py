@@ -48,6 +48,8 @@ VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
 LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
+# By which diffusers' modular pipelines find the code of the blocks, and the components
+BLOCKS, MODULAR_INDEX = "modular_config.json", "modular_model_index.json"
 OF_THE_WEIGHTS = ("LICENSE", "recipe.yaml")  # the others are of the task: a card's example, measurements, drawings
 
 
@@ -334,6 +336,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             if VERSIONED.fullmatch(str(stem)):
                 (folder / ("" if name == "_class_name" else name) / f"{stem}.py").unlink(missing_ok=True)
 
+        _ship_blocks(self, index, folder)
         source = Path(getattr(self.config, "_name_or_path", None) or "")
         if source.is_absolute() and (source / self.config_name).is_file() and source.resolve() != folder.resolve():
             task = _read_json(source / self.config_name).get("_class_name")
@@ -407,6 +410,11 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
             text = LOADING.sub(f'from_pretrained("{repo_id}"', text)
             card.write_text(text, encoding="utf-8")
             return self._upload_folder(folder, repo_id, token, commit_message, create_pr, subfolder)
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        if (modular := Path(working_dir) / MODULAR_INDEX).is_file():
+            modular.write_bytes(modular_index_at(modular.read_bytes(), repo_id))
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _MINIMAL_CARD = """\
@@ -541,6 +549,11 @@ def _ship_source(cls: type, folder: Path) -> str:
     match = VERSIONED.fullmatch(source.stem)
     stem = match["stem"] if match else source.stem
     content = _joined(sys.modules[cls.__module__], source)
+    return _ship(stem, content, folder)
+
+
+def _ship(stem: str, content: bytes, folder: Path) -> str:
+    """Write a file of code into `folder`, in the place of others of that stem, and return its module name there."""
     name = f"{stem}_v{hashlib.sha256(content).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{stem}_v*.py"):
@@ -549,6 +562,53 @@ def _ship_source(cls: type, folder: Path) -> str:
     (folder / f"{name}.py").unlink(missing_ok=True)  # of a pipe or a link a file is made
     (folder / f"{name}.py").write_bytes(content)
     return name
+
+
+def _ship_blocks(pipe: Any, index: dict[str, Any], folder: Path) -> None:
+    """Write what `diffusers.ModularPipeline` loads a pipeline by, whose `model_index.json` is `index`: the file of the
+    blocks, from the package or else from the folder that the pipeline was loaded from, its place, and the components'.
+    Of a pipeline that draws from no text alone, and where there is no such file, there is nothing to load."""
+    for name in (BLOCKS, MODULAR_INDEX):
+        (folder / name).unlink(missing_ok=True)
+    source, stem, code = Path(getattr(pipe.config, "_name_or_path", None) or ""), "modular_mezzotint", None
+    if __name__.startswith("mezzotint."):
+        blocks = sys.modules[f"mezzotint.pipelines.{stem}"]
+        code = _joined(blocks, Path(str(blocks.__file__)))
+    elif source.is_absolute():
+        found = [x for x in source.glob(f"{stem}_v*.py") if x.is_file() and not x.is_symlink()]
+        code = found[0].read_bytes() if found else None
+    if code is None or "text_to_image" not in pipe.tasks:
+        for path in folder.glob(f"{stem}_v*.py"):
+            path.unlink()
+        return
+    stem = _ship(stem, code, folder)
+    version, components = index["_diffusers_version"], {}
+    for name, component in pipe.components.items():
+        if component is None:
+            continue
+        library, class_name = index[name]
+        if VERSIONED.fullmatch(str(library)):
+            remote = "Model" if isinstance(component, torch.nn.Module) else "Scheduler"
+            library, class_name = stem, f"MezzotintRemote{remote}"
+        # Beside the index, wherever that is: only on the Hub a place must be named, which an upload does
+        place = {"pretrained_model_name_or_path": None, "subfolder": name, "variant": None, "revision": None}
+        components[name] = [*index[name], {"type_hint": [library, class_name], **place}]
+    written = {
+        BLOCKS: {"_class_name": "MezzotintBlocks", "auto_map": {"ModularPipelineBlocks": f"{stem}.MezzotintBlocks"}},
+        MODULAR_INDEX: {"_class_name": "ModularPipeline", "_blocks_class_name": "MezzotintBlocks", **components},
+    }
+    for name, content in written.items():
+        content["_diffusers_version"] = version
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def modular_index_at(text: bytes, repo_id: str) -> bytes:
+    """The text of a `modular_model_index.json` whose components are in the repository `repo_id`."""
+    index = json.loads(text)
+    for entry in index.values():
+        if isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict):
+            entry[2]["pretrained_model_name_or_path"] = repo_id
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
 
 @functools.lru_cache(32)

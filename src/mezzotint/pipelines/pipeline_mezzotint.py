@@ -166,5 +166,11 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         # 6. Back to pixels
         images = latents
         if output_type != "latent":
-            images = self.image_processor.postprocess(self.decode(latents, (height, width)), output_type=output_type)
+            images = self.image_processor.postprocess(self.to_pictures(latents, height, width), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def to_pictures(self, latents: torch.Tensor, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """The pictures, in [-1, 1], of the samples that a call ends in; the other arguments are those of the call."""
+        default_height, default_width = self.default_size
+        height, width = height or default_height, width or default_width
+        return self.decode(latents, (height, width))  # pyright: ignore[reportArgumentType]

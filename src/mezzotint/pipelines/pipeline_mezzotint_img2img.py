@@ -112,20 +112,19 @@ class MezzotintImg2ImgPipeline(
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback, **corrector)
         self.check_guidance(guidance)
         self.check_text(*text)
-        image = self.read_image(image)
-        spatial = image.shape[2:]
+        picture = self.read_image(image)
 
         # 2. What changes in a call is a copy's
         run = self.for_one_call(guidance, cross_attention_kwargs)
 
         # 3. Encode the text, and that to steer away from where there is guidance by one
-        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
-        prompts = batch_size // num_images_per_prompt
-        image = self.for_each("image", image, prompts, num_images_per_prompt)
+        text, guidance, batch_size = run.prepare_conditions(
+            guidance, num_images_per_prompt, *text, prompts=len(picture)
+        )
+        picture = self.for_each("image", picture, batch_size // num_images_per_prompt, num_images_per_prompt)
 
-        noise = run.draw_noise(batch_size, spatial, generator, latents)
-        image = image.to(noise)
-        latents = run.encode(image, noise.shape[2:])
+        noise = run.draw_noise(batch_size, picture.shape[2:], generator, latents)
+        latents = run.encode(picture.to(noise), noise.shape[2:])
         if strength > 0:
             # 4. Choose the timesteps; the pictures are noised to the level of the first one
             schedule = run.choose_timesteps(guidance, *steps, strength)
@@ -136,13 +135,22 @@ class MezzotintImg2ImgPipeline(
 
             # 5. Denoise
             latents = run.denoise(latents, schedule, text, guidance, eta, generator, *callback, **corrector)
-            image = self.decode(latents, spatial)
 
         # 6. Back to pixels
         images = latents
         if output_type != "latent":
-            images = self.image_processor.postprocess(image, output_type=output_type)
+            images = self.to_pictures(latents, image, strength, num_images_per_prompt)
+            images = self.image_processor.postprocess(images, output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def to_pictures(
+        self, latents: torch.Tensor, image, strength: float = 0.8, num_images_per_prompt: int = 1
+    ) -> torch.Tensor:
+        """The pictures, in [-1, 1], of the samples that a call ends in; the other arguments are those of the call."""
+        picture = self.read_image(image)
+        if strength > 0:
+            return self.decode(latents, picture.shape[2:])
+        return self.for_each("image", picture, len(latents) // num_images_per_prompt, num_images_per_prompt).to(latents)
 
     @torch.no_grad()
     def invert(

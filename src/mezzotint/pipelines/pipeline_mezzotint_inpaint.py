@@ -138,26 +138,17 @@ class MezzotintInpaintPipeline(
             raise ValueError(
                 f"num_resamples is for weights that are not trained for inpainting: got {num_resamples}, possible is 1"
             )
-        image = self.read_image(image)
-        spatial = image.shape[2:]
-        mask = self.read_mask(mask_image, (spatial[0], spatial[1]))
-        whole, hole, place = image, mask, None
-        if crop is not None and mask.any():
-            spatial = self.default_size
-            left, top, right, bottom = self.image_processor.get_crop_region(
-                Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
-            )
-            place = (..., slice(top, bottom), slice(left, right))
-            image = _resized(image[place], spatial)
-            mask = F.interpolate(mask[place], spatial, mode="nearest")
+        picture, mask, place = self._picture_and_mask(image, mask_image, crop)
 
         # 2. What changes in a call is a copy's
         run = self.for_one_call(guidance, cross_attention_kwargs)
 
         # 3. Encode the text, and that to steer away from where there is guidance by one
-        text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
+        text, guidance, batch_size = run.prepare_conditions(
+            guidance, num_images_per_prompt, *text, prompts=len(picture)
+        )
         prompts = batch_size // num_images_per_prompt
-        image = self.for_each("image", image, prompts, num_images_per_prompt)
+        picture = self.for_each("image", picture, prompts, num_images_per_prompt)
         mask = self.for_each("mask_image", mask, prompts, num_images_per_prompt)
 
         # 4. Choose the timesteps; what is known is noised to the level of each, always with the same noise
@@ -166,10 +157,9 @@ class MezzotintInpaintPipeline(
             fitted = {"fitted_schedules": None} if hasattr(run.scheduler, "fitted_schedules") else {}
             run.scheduler = type(run.scheduler).from_config(run.scheduler.config, solver_order=1, **fitted)
         schedule = run.choose_timesteps(guidance, *steps, strength)
-        noise = run.draw_noise(batch_size, spatial, generator, latents)
-        image, mask = image.to(noise), mask.to(noise)
-        known = run.encode(image, noise.shape[2:])
-        drawn = self.covered(mask, noise.shape[2:])
+        noise = run.draw_noise(batch_size, picture.shape[2:], generator, latents)
+        known = run.encode(picture.to(noise), noise.shape[2:])
+        drawn = self.covered(mask.to(noise), noise.shape[2:])
 
         def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
             """The sample after step `i` with what is known in its place."""
@@ -200,18 +190,52 @@ class MezzotintInpaintPipeline(
         # 6. Back to pixels, with those that are known from the picture itself
         images = latents
         if output_type != "latent":
-            images = torch.where(mask > 0, self.decode(latents, spatial), image)
-            if place is not None:
-                whole, hole = (
-                    self.for_each(name, x, prompts, num_images_per_prompt).to(images)
-                    for name, x in (("image", whole), ("mask_image", hole))
-                )
-                whole = whole.clone()
-                back = _resized(images, whole[place].shape[2:])
-                whole[place] = torch.where(hole[place] > 0, back, whole[place])
-                images = whole
+            images = self.to_pictures(latents, image, mask_image, crop, num_images_per_prompt)
             images = self.image_processor.postprocess(images, output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def to_pictures(
+        self,
+        latents: torch.Tensor,
+        image,
+        mask_image,
+        padding_mask_crop: int | None = None,
+        num_images_per_prompt: int = 1,
+    ) -> torch.Tensor:
+        """The pictures, in [-1, 1], of the samples that a call ends in; the other arguments are those of the call. What
+        is known is that of `image` itself, bit for bit."""
+        prompts = len(latents) // num_images_per_prompt
+
+        def of_all(pictures: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            named = (("image", pictures), ("mask_image", masks))
+            pictures, masks = (self.for_each(*each, prompts, num_images_per_prompt).to(latents) for each in named)
+            return pictures, masks
+
+        picture, mask, place = self._picture_and_mask(image, mask_image, padding_mask_crop)
+        picture, mask = of_all(picture, mask)
+        pictures = torch.where(mask > 0, self.decode(latents, picture.shape[2:]), picture)
+        if place is None:
+            return pictures
+        whole, hole = of_all(*self._picture_and_mask(image, mask_image)[:2])
+        whole = whole.clone()
+        whole[place] = torch.where(hole[place] > 0, _resized(pictures, whole[place].shape[2:]), whole[place])
+        return whole
+
+    def _picture_and_mask(
+        self, image, mask_image, crop: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...] | None]:
+        """The pictures (B, C, H, W) and masks (B, 1, H, W) that are drawn with, and their place in those that were
+        given, where `crop` leaves only a part of them."""
+        picture = self.read_image(image)
+        mask = self.read_mask(mask_image, (picture.shape[2], picture.shape[3]))
+        if crop is None or not mask.any():
+            return picture, mask, None
+        spatial = self.default_size
+        left, top, right, bottom = self.image_processor.get_crop_region(
+            Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
+        )
+        place = (..., slice(top, bottom), slice(left, right))
+        return _resized(picture[place], spatial), F.interpolate(mask[place], spatial, mode="nearest"), place
 
 
 def _resized(pictures: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
