@@ -7,6 +7,7 @@ that are already imported.
 from mezzotint.models.classifier_mezzotint import MezzotintClassifier
 from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
+from mezzotint.pipelines.pipeline_mezzotint_cascade import MezzotintCascadePipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
@@ -16,6 +17,7 @@ from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
 __all__ = [
+    "MezzotintCascadePipeline",
     "MezzotintClassifier",
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",
