@@ -7,6 +7,7 @@ mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
+mezzotint sample runs/digits-cascade "a handwritten seven" --noise_level 0.2
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
 mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
 mezzotint sample --from seven.png --num_inference_steps 50
@@ -28,6 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import mezzotint
 from mezzotint import (
+    MezzotintCascadePipeline,
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
     MezzotintLayoutPipeline,
@@ -63,7 +65,9 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "layout": (MezzotintLayoutPipeline, ("mask",)),
 }
 # What goes with a picture, and with which
-NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
+NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
+# Arguments that some pipelines have
+OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio")
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
 MOVING = (".webp", ".gif", ".png")
@@ -129,6 +133,9 @@ def _parser() -> Parser:
                   "differential equation; by default none")  # fmt: skip
     parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
                   "but the last, each an evaluation more; by default none")  # fmt: skip
+    parser.number("dynamic_thresholding_ratio", float, Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
+                  help="quantile of what is foreseen, by which strong guidance is kept from saturating (0.995, say); by "
+                  "default none")  # fmt: skip
     parser.number(
         "guidance_interval",
         float,
@@ -176,7 +183,8 @@ def _parser() -> Parser:
         "noise_level",
         float,
         Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
-        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
+        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none, or 0.1 "
+        "between the stages of a cascade",
     )
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
@@ -238,9 +246,10 @@ def sample(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
-    if "corrector_steps" in given and "corrector_steps" not in arguments_of(type(pipe)):
-        raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
-    task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
+    for name in OF_SOME:
+        if name in given and name not in arguments_of(type(pipe)):
+            raise UserError(f"{name} is not for {type(pipe).__name__}, which these weights ask for: got it")
+    task |= {name: given[name] for name in OF_SOME if name in given}
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
     kept = Keeping()
     try:
@@ -273,7 +282,13 @@ def for_task(
         UserError: for what does not go together, or not with these weights.
     """
     trained = pipe.trained_for
+    if isinstance(pipe, MezzotintCascadePipeline):
+        if pictures:
+            raise UserError(f"{next(iter(pictures))} is not for a cascade, which draws from text alone: leave it out")
+        return pipe, {name: given[name] for name in ("height", "width", "noise_level") if name in given}
     if not pictures:
+        if "noise_level" in given:
+            raise UserError("noise_level goes with --image, or a cascade: got it alone")
         if type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
             pipe = MezzotintPipeline(**pipe.components)
         return pipe, {name: given.get(name) for name in ("height", "width")}
@@ -283,7 +298,7 @@ def for_task(
     cls, takes = WITH_IMAGE[kind]
     if kind == "layout" and trained["task"] != "layout":
         raise UserError("mask goes with --image: got it alone")
-    if unfit := [name for name in NEEDS if name in given and name not in takes]:
+    if unfit := [name for name in (*NEEDS, "noise_level") if name in given and name not in takes]:
         raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
     if "scale" in given and given["scale"] != trained["scale"]:
         raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {given['scale']}")

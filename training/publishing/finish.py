@@ -140,7 +140,7 @@ def figures(
         "hardware": hardware(accelerator.device),
         "energy": energy,
         "versions": versions(),
-        "command": shlex.join(["mezzotint", "train", *map(_without_place, position.config.argv)]),
+        "command": shlex.join(["mezzotint", "train", *map(without_place, position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
@@ -149,7 +149,7 @@ def figures(
     }
 
 
-def _without_place(word: str) -> str:
+def without_place(word: str) -> str:
     """A word of a command line as it is published: in place of a path on this machine `./` and its last part."""
     flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     place = os.path.isabs(value) or value.startswith(("~", "./", "../")) or "/" in value and os.path.exists(value)

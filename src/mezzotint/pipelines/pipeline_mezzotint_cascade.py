@@ -251,8 +251,7 @@ class MezzotintCascadePipeline(
         runs = [run if i == 0 else run._at(i, scales[i]) for i in range(len(steps))]
         guidances = [guidance, *(guidance._replace(scale=scale, guider=None) for scale in scales[1:])]
         schedules = [
-            one.choose_timesteps(its, count, None, None)
-            for one, its, count in zip(runs, guidances, steps, strict=True)
+            one.choose_timesteps(its, count, None, None) for one, its, count in zip(runs, guidances, steps, strict=True)
         ]
         self._num_timesteps = total = sum(map(len, schedules))
 
@@ -282,7 +281,9 @@ class MezzotintCascadePipeline(
                 break
 
         # 5. Back to pixels
-        images = sample if output_type == "latent" else self.image_processor.postprocess(images, output_type=output_type)
+        images = (
+            sample if output_type == "latent" else self.image_processor.postprocess(images, output_type=output_type)
+        )
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _of_stages(self, steps: Any, scales: Any, levels: Any) -> tuple[list[int], list[float], list[float]]:
