@@ -2,7 +2,7 @@
 """Train a cascade, a base and one or two upscalers, to one pipeline (arXiv 2106.15282; Imagen, arXiv 2205.11487).
 
     mezzotint train-cascade --recipe digits
-    mezzotint train-cascade --recipe emoji-64 --train_data_dir path/to/emoji-64 --text_encoder_name_or_path path/to/encoder
+    mezzotint train-cascade --recipe emoji-64 --train_data_dir path/to/emoji-64 --text_encoder_name_or_path path/to/t5
     mezzotint train-cascade --train_data_dir pictures/ --resolution 64 --stages '{}' '{scale: 4}' --plan
 
 Each stage is a run of `train.py` in a process of its own, whose memory is free when it ends: the first in
@@ -91,9 +91,8 @@ def train(stages: Stages) -> int:
         for number, (before, after) in enumerate(zip(runs[:-1], runs[1:], strict=True), 1):
             if not finished[number - 1] and checkpoint.found(Path(after.output_dir)):
                 raise UserError(
-                    f"stage {number} must not go on once stage {number + 1} has begun, which is trained beside it as it "
-                    f"is: got {before.max_train_steps} updates to take; remove {after.output_dir}, or choose another "
-                    "output_dir"
+                    f"stage {number} must not go on once stage {number + 1} has begun: got {before.max_train_steps:,} "
+                    f"updates, which it has not taken; remove {after.output_dir}, or choose another output_dir"
                 )
         write_recipe(config, output_dir)
 

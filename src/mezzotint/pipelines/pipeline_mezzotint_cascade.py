@@ -36,9 +36,9 @@ class MezzotintCascadePipeline(
     Args:
         unet, scheduler: of the base. These, `text_encoder`, `tokenizer`, `guider`, `guidance_unet`, `classifier` and
             `vae` are described at `MezzotintSamplingMixin`; the last four are the base's alone.
-        unet_2 (`MezzotintUNetModel`, *optional*): the first upscaler, trained by `--task upscale` to enlarge pictures of
-            the size that `unet` was trained at.
-        scheduler_2 (`MezzotintScheduler` or a stock one made from its config, *optional*): the noise levels of `unet_2`.
+        unet_2 (`MezzotintUNetModel`, *optional*): the first upscaler, trained by `--task upscale` to enlarge pictures
+            of the size that `unet` was trained at.
+        scheduler_2 (`MezzotintScheduler` or a stock one made from its config, *optional*): that of `unet_2`.
         unet_3, scheduler_3: likewise the second upscaler, which enlarges what `unet_2` draws.
     """
 
@@ -47,7 +47,7 @@ class MezzotintCascadePipeline(
         *MezzotintSamplingMixin._optional_components, "unet_2", "scheduler_2", "unet_3", "scheduler_3",
     ]  # fmt: skip
     title = "Cascade"
-    summary = "Write what is to be drawn: small at first, then larger and larger."
+    summary = "Write what is to be drawn. It is drawn small first, and then larger."
     tasks = ("cascade",)
 
     @_seen_without_defaults
@@ -86,7 +86,7 @@ class MezzotintCascadePipeline(
         for number, stage in enumerate(others, 2):
             if stage.unet.config.cross_attention_dim is not None and not _equal(base.text_encoder, stage.text_encoder):
                 raise ValueError(
-                    f"all stages must read the text by one encoder, with the same weights: got another in stage {number}"
+                    f"all stages must read the text by one encoder, of the same weights: got another in stage {number}"
                 )
             components |= {f"unet_{number}": stage.unet, f"scheduler_{number}": stage.scheduler}
         return cls(**components)
@@ -151,8 +151,8 @@ class MezzotintCascadePipeline(
             own = tuple(own) if isinstance(own, (list, tuple)) else (own, own)
             if all(size) and all(own) and own != size:
                 raise ValueError(
-                    f"{name} must be trained for {size[0]}x{size[1]} pixels, {about['scale']} times what {before} draws: "
-                    f"got one for {own[0]}x{own[1]}"
+                    f"{name} must be trained for {size[0]}x{size[1]} pixels, {about['scale']} times what {before} "
+                    f"draws: got one for {own[0]}x{own[1]}"
                 )
 
     @torch.no_grad()
@@ -191,11 +191,11 @@ class MezzotintCascadePipeline(
         for all stages.
 
         Args:
-            height (`int`, *optional*): of the pictures in the end, in pixels; by default the size trained at. A multiple
-                of all that the upscalers enlarge by.
+            height (`int`, *optional*): of the pictures in the end, in pixels; by default the size trained at. A
+                multiple of all that the upscalers enlarge by.
             width (`int`, *optional*): likewise.
-            num_inference_steps (`int` or list of `int`, *optional*): steps of every stage, or of each; by default 20, or
-                those that a stage is distilled to.
+            num_inference_steps (`int` or list of `int`, *optional*): steps of every stage, or of each; by default 20,
+                or those that a stage is distilled to.
             guidance_scale (`float` or list of `float`, *optional*): weight of the base's guidance, or of each stage's;
                 by default 2 for the base. An upscaler that is not told of any has none: 1, at half the cost.
             noise_level (`float` or list of `float`): noise-conditioning augmentation: in [0, 1), standard deviation of
@@ -233,17 +233,18 @@ class MezzotintCascadePipeline(
             negative_prompt_attention_mask,
         )
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        settled = [height if height is not None else self.default_size[0]]
-        settled.append(width if width is not None else self.default_size[1])
+        size = [
+            usual if given is None else given for given, usual in zip((height, width), self.default_size, strict=True)
+        ]
+        common = (num_images_per_prompt, eta, generator, latents, output_type, *callback)
         stage = copy.copy(self)
         for (_, stage.scheduler), count, scale in zip(self.stages, steps, scales, strict=True):
-            stage.check_inputs(count, None, None, num_images_per_prompt, eta, generator, latents, output_type, *callback,
-                               height=settled[0], width=settled[1])  # fmt: skip
+            stage.check_inputs(count, None, None, *common, height=size[0], width=size[1])
             self.check_guidance(guidance._replace(scale=scale))
         whole = math.prod(self.scales)
-        if any(size % whole for size in settled):
-            raise ValueError(f"height and width must be multiples of {whole}: got {settled[0]} and {settled[1]}")
-        spatial = [size // whole for size in settled]
+        if any(side % whole for side in size):
+            raise ValueError(f"height and width must be multiples of {whole}: got {size[0]} and {size[1]}")
+        spatial = [side // whole for side in size]
         self.check_text(*text)
 
         # 2. What changes in a call is a copy's: one for each stage, with its timesteps

@@ -644,9 +644,9 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
 
     def _thresholded(self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, ratio: float):
         """The network's output with dynamic thresholding of the x_0 that it implies (Imagen,
-        <https://huggingface.co/papers/2205.11487>, section 2.3): where the quantile s of a picture's |x_0|, in the units
-        of its pixels, is above 1, x_0 is clamped to [-s, s] and divided by s; elsewhere s is 1. What is within its range
-        stays to the bit."""
+        <https://huggingface.co/papers/2205.11487>, section 2.3): a picture's x_0, in the units of pixels, is clamped to
+        [-s, s] and divided by s, the quantile of its |x_0|, or 1 where that is less: what is within [-1, 1] then stays
+        to the bit."""
         mean, std = self._scale(sample)
         clean = self._predict_original_sample(model_output, timestep, sample) * std + mean
         s = torch.quantile(clean.flatten(1).abs(), ratio, dim=1).clamp(min=1).reshape(-1, 1, 1, 1)
