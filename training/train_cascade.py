@@ -136,7 +136,6 @@ def check_place(stages: Stages) -> None:
     folder = Path(stages.config.output_dir)
     if (folder / hub.RECIPE).is_file():
         before = read_recipe(folder) | {"stages": stages.config.stages}  # which their runs compare themselves
-        before.setdefault("task", "cascade" if stages.folder(0).is_dir() else "text_to_image")
         same_run(stages.config, before, folder, "choose another output_dir, or remove that one")
     elif other := [path.name for path in folder.iterdir() if path.name not in (".mezzotint", CACHE)]:
         raise UserError(f"output_dir must be empty, new, or hold this cascade: {folder} holds {sorted(other)[0]}")

@@ -172,7 +172,7 @@ def test_stages_that_do_not_fit_are_refused(stages, make_pipe, make_unet):
         (lambda: MezzotintCascadePipeline(**two | {"unet_2": wrong["size"]}), "must be trained for 16x16 pixels"),
         (lambda: MezzotintCascadePipeline(**two | {"unet_2": wrong["text"]}), "unet_2 must read the text of the base, "
          "of 16 channels: got 8"),
-        (lambda: MezzotintCascadePipeline(**two | {"unet_2": wrong["grey"]}), "unet_2 must draw 3 channels, as the bas"),
+        (lambda: MezzotintCascadePipeline(**two | {"unet_2": wrong["grey"]}), "unet_2 must draw 3 channels, as the ba"),
         (lambda: MezzotintCascadePipeline(**two | {"scheduler_2": None}), "unet_2 and scheduler_2 go together: got no "
          "scheduler_2"),
         (lambda: MezzotintCascadePipeline(**given, unet_3=second.unet, scheduler_3=scheduler), "unet_3 must have unet_2"

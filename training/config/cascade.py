@@ -35,7 +35,7 @@ class CascadeConfig(TrainConfig):
     program: ClassVar[str] = "train-cascade"
     without: ClassVar[frozenset[str]] = frozenset(
         {
-            "task", "scale", "num_classes", "mask_column", "pretrained_model_name_or_path", "revision", "vae",
+            "scale", "num_classes", "mask_column", "pretrained_model_name_or_path", "revision", "vae",
             "latent_versions", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers", "aspect_ratio_buckets",
             "resume_from_checkpoint",
         }
