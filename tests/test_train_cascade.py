@@ -1,5 +1,5 @@
-"""The cascade's training program: its stages are runs of `train.py`, one that is stopped in any of them ends as one that
-was not, what does not fit is refused before anything is trained, and the whole is one pipeline anywhere."""
+"""The cascade's training program: its stages are runs of `train.py`, one that is stopped in any of them ends as one
+that was not, what does not fit is refused before anything is trained, and the whole is one pipeline anywhere."""
 
 import json
 import os
@@ -87,9 +87,10 @@ def test_the_stages_become_one_pipeline(whole):
     assert [pipe.default_size for pipe in stages] == [(4, 4), (8, 8)]
     assert stages[1].trained_for == {"task": "upscale", "scale": 2}
     call = {"num_inference_steps": 2, "output_type": "pt"}
-    draw = [pipe.set_progress_bar_config(disable=True) or pipe for pipe in
-            (MezzotintCascadePipeline.from_pretrained(whole), MezzotintCascadePipeline.from_stages(*stages))]  # fmt: skip
-    joined, by_hand = (x("a handwritten four", generator=torch.Generator().manual_seed(0), **call).images for x in draw)
+    both = MezzotintCascadePipeline.from_pretrained(whole), MezzotintCascadePipeline.from_stages(*stages)
+    for pipe in both:
+        pipe.set_progress_bar_config(disable=True)
+    joined, by_hand = (x("a four", generator=torch.Generator().manual_seed(0), **call).images for x in both)
     assert torch.equal(joined, by_hand) and joined.shape == (1, 1, 8, 8)
     # the text encoder learned with the base alone
     assert distance(stages[0].text_encoder.state_dict(), stages[1].text_encoder.state_dict()) == 0
@@ -207,31 +208,37 @@ def test_a_stage_is_launched_by_what_is_asked_for(tmp_path, monkeypatch):
     assert result.code == 2 and "a cascade must be trained from one process" in result.err
 
 
-def test_a_plan_is_of_every_stage_and_touches_nothing(tmp_path, here):
+def test_a_plan_is_of_every_stage_and_touches_nothing(tmp_path, monkeypatch):
+    told = []
+
+    def call(command: list[str]) -> int:
+        told.append((command[-1], yaml.safe_load(Path(command[-2]).read_text())))
+        return 0
+
+    monkeypatch.setattr(train_cascade, "called", call)
     result = called(train_cascade, *words(), "--plan")
     assert result.code == 0 and not (tmp_path / "run").exists()
-    assert [command[-1] for command in here] == ["--plan", "--plan"]
-
-
-SCALED = ["{}", "{scale: 4}"]
+    assert [flag for flag, _ in told] == ["--plan", "--plan"]
+    # an upscaler is planned with an encoder like the one that there will be, which it does not train
+    assert "text_encoder_name_or_path" not in told[1][1] and told[1][1]["train_text_encoder"] is False
 
 
 @pytest.mark.parametrize(
     "settings, rule",
     [
-        ({"recipe": ..., "dataset_name": "digits", "stages": ["{}"]}, "stages must be a base, and one or two upscalers: got 1"),
+        ({"recipe": ..., "dataset_name": "digits", "stages": ["{}"]}, "a base, and one or two upscalers: got 1"),
         ({"recipe": ..., "dataset_name": "digits", "stages": ["{}"] * 4}, "one or two upscalers: got 4"),
         ({"stages": ["{}"] * 3}, "stages must be 2, as many as there are before: got 3"),
         ({"stages": ["{scale: 2}", "{}"]}, "stage 1 must be the base, which enlarges nothing: got a scale"),
-        ({"stages": ["{}", "{scale: 3}"]}, "resolution must be a multiple of 3, which the stages enlarge by in all: got "
-         "8x8"),
-        ({"stages": ["{}", "{resolution: 16}"]}, "stage 2 must draw 8x8, 2 times what stage 1 draws: got a resolution of "
-         "16x16"),
+        ({"stages": ["{}", "{scale: 3}"]}, "resolution must be a multiple of 3, which the stages enlarge by in all: "
+         "got 8x8"),
+        ({"stages": ["{}", "{resolution: 16}"]}, "stage 2 must draw 8x8, 2 times what stage 1 draws: got a resolution "
+         "of 16x16"),
         ({"stages": ["{resolution: 8}", "{}"]}, "stage 1 must draw 4x4, a 2th of 8x8: got a resolution of 8x8"),
         ({"stages": ["{}", "{text_encoder_name_or_path: x}"]}, "stage 2 must have settings of its own alone: got "
          "text_encoder_name_or_path, which all stages have alike"),
         ({"stages": ["{}", "{max_step: 3}"]}, "got max_step, which there is not; did you mean"),
-        ({"stages": ["{}", "{unet: {block_out_channels: [16, 32, 64, 128, 256]}}"]}, "stage 2: resolution must be a mul"),
+        ({"stages": ["{}", "{unet: {block_out_channels: [16, 32, 64, 128, 256]}}"]}, "stage 2: resolution must be a m"),
         ({"stages": ["{}", "{unet: {width: 3}}"]}, "stage 2: MezzotintUNetModel has no argument 'width'"),
         ({"stages": ["{}", "{learning_rate: -1}"]}, "stage 2: learning_rate must be a number above 0: got -1"),
         ({"stages": ["3", "4"]}, "stages must be mappings of names to values, one for each stage: got [3, 4]"),
