@@ -38,9 +38,10 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.metrics.intervals import Figure
 from mezzotint_training.metrics.pictures import draw
 
-GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0, 15.0)
+GUIDANCE = (2.0, 3.0, 5.0, 8.0, 15.0)
 RATIO = 0.995  # of the quantile, Imagen's
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8)
+TABLES = ("equal_time", "thresholding", "noise_level")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sampling_steps", type=int, default=20, help="steps of every network")
     parser.add_argument("--judge_steps", type=int, default=1000, help="updates of the network that judges")
     parser.add_argument("--batch_size", type=int, default=128, help="pictures drawn at a time")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which tables")
     parser.add_argument("--output", default="cascade_quality", help="a folder for runs, grids and figures")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -67,13 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         train(args, shared, place)
     single, cascade = loaded(place / "single"), loaded(place / "stage-1", place / "stage-2")
     judge = Judge(args, shared, output)
-    for name, rows in (
-        ("equal time", judge.equal_time(single, cascade)),
-        ("dynamic thresholding", judge.thresholding(single, cascade)),
-        ("noise level", judge.levels(cascade)),
-    ):
+    for name in args.tables:
         print(f"\n### {name}\n")
-        for i, row in enumerate(rows):
+        for i, row in enumerate(getattr(judge, name)(single, cascade)):
             print(f"| {' | '.join(row)} |" + (f"\n|---|{'--:|' * (len(row) - 1)}" if i == 0 else ""), flush=True)
     return 0
 
@@ -151,7 +149,7 @@ class Judge:
     def thresholding(self, single: Any, cascade: Any) -> list[list[str]]:
         rows = [["", "guidance", "saturated", "with", "read as asked for", "with", "KID x 1000", "with"]]
         for name, pipe in (("one network", single), ("cascade", cascade)):
-            for scale in GUIDANCE[1:]:
+            for scale in GUIDANCE:
                 free, held = (
                     self.drawn(f"thresholding-{name.split()[0]}", pipe, scale, dynamic_thresholding_ratio=ratio)
                     for ratio in (None, RATIO)
@@ -162,7 +160,7 @@ class Judge:
         rows.append(["real pictures", "", saturated(self.of.asked.pixels), "", "", "", "", ""])
         return rows
 
-    def levels(self, cascade: Any) -> list[list[str]]:
+    def noise_level(self, single: Any, cascade: Any) -> list[list[str]]:
         rows = [["noise level", "read as asked for", "KID x 1000"]]
         for level in LEVELS:
             rows.append([f"{level:g}", *cells(self.drawn("noise_level", cascade, 2.0, noise_level=level))])

@@ -178,7 +178,7 @@ def check_saved(
     Raises:
         CannotGoOn: for another picture, or a pipeline that does not load elsewhere.
     """
-    prompts = shown.prompts if config.task == "text_to_image" else []
+    prompts = shown.prompts if config.task in ("text_to_image", "cascade") else []
     drawing = load_back.drawing(loaded, prompts[0] if prompts else "", config.seed)
     for model in (pipe.unet, pipe.text_encoder):  # what autocasts while it trains goes back to full precision
         if model is not None:
