@@ -148,10 +148,10 @@ def a_folder(folder: Path, args: argparse.Namespace) -> Iterator[Finding]:
     for stage in stages:
         for kind, line in the_run(stage, (stage / hub.INDEX).is_file()):
             yield Finding(kind, f"{stage.name}: {line}")
-    if stages and not finished:
-        yield Finding("wrong", "no finished cascade; the same command goes on with its stages")
-    else:
+    if not stages:
         yield from the_run(folder, finished)
+    elif not finished:
+        yield Finding("wrong", "no finished cascade; the same command goes on with its stages")
     if not finished:
         return
     try:

@@ -313,7 +313,7 @@ class MezzotintCascadePipeline(
             settled.append(run.settle_steps(*asked))
         if unfit := [scale for _, scale in settled if not _is_number(scale)]:
             raise ValueError(f"guidance_scale must be a finite number: got {_shown(unfit[0])}")
-        return [count for count, _ in settled], [scale for _, scale in settled], levels
+        return [count for count, _ in settled], [scale for _, scale in settled], list(levels)
 
     def _at(self, stage: int, guidance_scale: float) -> "MezzotintCascadePipeline":
         """A copy of the copy that a call made of the pipeline, to draw an upper stage by."""
