@@ -36,7 +36,7 @@ LONGEST = (
     "test_hub_roundtrip.py", "test_browser.py", "test_engine.py", "test_train.py", "test_pipeline_mezzotint.py",
     "test_attacks.py", "test_distributed.py", "test_tasks.py", "test_course.py", "test_pipeline_files.py",
     "test_time_to_quality.py", "test_faults.py", "test_publish.py", "test_scheduling_mezzotint.py", "test_resume.py",
-    "test_evaluate.py", "test_unet_mezzotint.py",
+    "test_evaluate.py", "test_unet_mezzotint.py", "test_train_cascade.py",
 )  # fmt: skip
 
 

@@ -26,7 +26,11 @@ LINE_LINKS = [(page, *link) for page, text in PAGES.items() for link in LINE_LIN
 CAMPAIGNS = ROOT / "tests" / "conftest.py"  # which has pytest's flags of ours
 PROGRAMS = [*sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training" / "benchmarks").glob("*.py"))]
 SETTINGS = ROOT / "training" / "config" / "settings.py"
-OWN_SETTINGS = SETTINGS.with_name("autoencoder.py")
+# Where else than in `settings.py` or `arguments.py` a program's flags are
+OWN_SETTINGS = {
+    "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
+    "train_cascade": SETTINGS.with_name("cascade.py"),
+}
 ARGUMENTS = SETTINGS.with_name("arguments.py")
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
 
@@ -133,15 +137,14 @@ def test_commands_in_a_page_are_ones(page):
             continue  # another's program
         assert path is None or path.exists(), f"{page}: {words} runs {path}"
         if path is None:  # a flag alone, of any program
-            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, OWN_SETTINGS, FLAGS, ARGUMENTS, *PROGRAMS]))
+            known = set().union(*map(flags, [CAMPAIGNS, SETTINGS, *OWN_SETTINGS.values(), FLAGS, ARGUMENTS, *PROGRAMS]))
         elif (name := path.stem.replace("_", "-")) in arguments.TAKES:
             known = {flag.removeprefix("--") for flag in arguments.parser_of(name)._option_string_actions}
         else:
             known = flags(path) if path.suffix == ".py" else set()
-            if path.stem in ("train", "train_autoencoder", "slurm"):
+            known = known | (flags(OWN_SETTINGS[path.stem]) if path.stem in OWN_SETTINGS else set())
+            if path.stem in ("train", "slurm", *OWN_SETTINGS):
                 known = known | flags(SETTINGS) | flags(FLAGS)
-            if path.stem == "train_autoencoder":
-                known = known | flags(OWN_SETTINGS)
         known = known | {"config_file"}  # which is accelerate's
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")

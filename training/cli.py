@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
+    "train-cascade": "train a base and its upscalers one after the other, to one pipeline",
     "train-autoencoder": "train an autoencoder, in whose latents a pipeline can be trained",
     "train-classifier": "train a classifier of noisy pictures, which steers a saved pipeline",
     "sample": "draw pictures with a trained pipeline",

@@ -7,6 +7,7 @@ mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
+mezzotint sample runs/digits-cascade "a handwritten seven" --noise_level 0.2
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
 mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
 mezzotint sample --from seven.png --num_inference_steps 50
@@ -30,6 +31,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import mezzotint
 from mezzotint import (
+    MezzotintCascadePipeline,
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
     MezzotintLayoutPipeline,
@@ -59,7 +61,9 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "layout": (MezzotintLayoutPipeline, ("mask",)),
 }
 # What goes with a picture, and with which
-NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
+NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
+# Arguments that some pipelines have
+OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio")
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
 MOVING = (".webp", ".gif", ".png")
@@ -142,9 +146,10 @@ def sample(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
-    if "corrector_steps" in given and "corrector_steps" not in arguments_of(type(pipe)):
-        raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
-    task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
+    for name in OF_SOME:
+        if name in given and name not in arguments_of(type(pipe)):
+            raise UserError(f"{name} is not for {type(pipe).__name__}, which these weights ask for: got it")
+    task |= {name: given[name] for name in OF_SOME if name in given}
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else pipe.per_prompt] = per_prompt
     kept = Keeping()
     try:
@@ -171,9 +176,7 @@ def sample(args: argparse.Namespace) -> None:
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
-def for_task(
-    pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]
-) -> tuple[MezzotintPipeline, dict[str, Any]]:
+def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]) -> tuple[Any, dict[str, Any]]:
     """The pipeline for what is given, around the components of `pipe`, and the arguments of its task.
 
     Raises:
@@ -188,7 +191,13 @@ def for_task(
         return pipe, {name: given[name] for name in ("audio_length_in_s",) if name in given and name in own}
     if "audio_length_in_s" in given:
         raise UserError(f"audio_length_in_s is for sounds, and the weights draw {pipe.word}s: got it")
+    if isinstance(pipe, MezzotintCascadePipeline):
+        if pictures:
+            raise UserError(f"{next(iter(pictures))} is not for a cascade, which draws from text alone: leave it out")
+        return pipe, {name: given[name] for name in ("height", "width", "noise_level") if name in given}
     if not pictures:
+        if "noise_level" in given:
+            raise UserError("noise_level goes with --image, or a cascade: got it alone")
         if type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
             pipe = MezzotintPipeline(**pipe.components)
         return pipe, {name: given.get(name) for name in ("height", "width")}
@@ -198,7 +207,7 @@ def for_task(
     cls, takes = WITH_IMAGE[kind]
     if kind == "layout" and trained["task"] != "layout":
         raise UserError("mask goes with --image: got it alone")
-    if unfit := [name for name in NEEDS if name in given and name not in takes]:
+    if unfit := [name for name in (*NEEDS, "noise_level") if name in given and name not in takes]:
         raise UserError(f"{unfit[0]} is not for {cls.__name__}, which these weights and arguments ask for: got it")
     if "scale" in given and given["scale"] != trained["scale"]:
         raise UserError(f"scale must be {trained['scale']}, which the weights are trained for: got {given['scale']}")

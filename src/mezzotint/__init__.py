@@ -9,6 +9,7 @@ from mezzotint.models.unet_mezzotint import MezzotintUNetModel
 from mezzotint.pipelines.modular_mezzotint import MezzotintBlocks
 from mezzotint.pipelines.pipeline_mezzotint import MezzotintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_audio import MezzotintAudioPipeline
+from mezzotint.pipelines.pipeline_mezzotint_cascade import MezzotintCascadePipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MezzotintAudioPipeline",
     "MezzotintBlocks",
+    "MezzotintCascadePipeline",
     "MezzotintClassifier",
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",

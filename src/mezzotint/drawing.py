@@ -75,6 +75,18 @@ class Keeping:
         return Drawing(pictures, self.timesteps, noisy, clean)
 
 
+def class_of(source: str | Path, revision: str | None = None) -> Any:
+    """The pipeline of the package to load a folder or a Hub repository by: the one that its index names, if that has
+    components of its own, and `MezzotintPipeline` for all whose components are alike."""
+    name = MezzotintPipeline.load_config(source, revision=revision)["_class_name"]
+    cls = getattr(mezzotint, name, MezzotintPipeline)
+    return (
+        cls
+        if cls._get_signature_types().keys() > MezzotintPipeline._get_signature_types().keys()
+        else MezzotintPipeline
+    )
+
+
 def tasks_of(pipe: Any) -> list[Any]:
     """The pipelines of the package that draw with the weights of `pipe`: first the one that they are trained for, then
     text to image, then the others."""
@@ -189,6 +201,7 @@ def animate(drawing: Drawing, path: str | Path) -> None:
         scale = max(1, SHOWN // max(pair[0].size))
         pair = [x.resize([scale * side for side in x.size], Image.Resampling.NEAREST) for x in pair]
         frames.append(make_image_grid([ImageOps.expand(x, border=4, fill="white") for x in pair], rows=1, cols=2))
+    frames = [x.resize(frames[-1].size, Image.Resampling.NEAREST) for x in frames]  # of small stages too
     step = max(40, min(200, 4000 // len(frames)))  # milliseconds: about four seconds in all
     durations = [*[step] * (len(frames) - 1), 2000]
     lossless = {"lossless": True} if Path(path).suffix == ".webp" else {}

@@ -42,7 +42,9 @@ COMPONENT = (
     r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
 )
 # What a run keeps in its folder for itself, as patterns
-OF_THE_RUN = ("checkpoint-*", ".checkpoint-*", ".mezzotint", "cache", "ema", "logs", "metrics.jsonl", ".gitignore")
+OF_THE_RUN = (
+    "checkpoint-*", ".checkpoint-*", ".mezzotint", "cache", "ema", "logs", "metrics.jsonl", ".gitignore", "stage-*"
+)  # fmt: skip
 # Settings that are places on the machine; the last four only where they are no name on the Hub
 PLACES = (
     "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",

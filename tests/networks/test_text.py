@@ -425,7 +425,27 @@ def t5(folder):
     return model.encoder, [byte + 3 for byte in b"a red boot"] + [1]
 
 
-@pytest.mark.parametrize("kind", [clip_text, clip_two_towers, bert, bert_for_words, t5])
+def t5_v1_1(folder):  # as google/t5-v1_1-large: an encoder-decoder, gated, untied, with pieces for a vocabulary
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁red", -1.0), ("▁boo", -1.0), ("t", -2.0)]
+    tokenizer = transformers.T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=12)
+    tokenizer.save_pretrained(folder)
+    config = transformers.T5Config(
+        vocab_size=16, dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **TEXT_ENCODER
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    return model.encoder, [3, 4, 5, 6, 1]
+
+
+def of_a_pipeline(folder):
+    (folder / "model_index.json").write_text("{}")
+    model, ids = t5(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    transformers.ByT5Tokenizer().save_pretrained(folder / "tokenizer")
+    return model, ids
+
+
+@pytest.mark.parametrize("kind", [clip_text, clip_two_towers, bert, bert_for_words, t5, t5_v1_1, of_a_pipeline])
 def test_any_encoder_is_loaded_with_its_tokenizer(tmp_path, accelerator, kind):
     torch.manual_seed(0)
     model, ids = kind(tmp_path)

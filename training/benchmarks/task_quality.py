@@ -293,7 +293,7 @@ def upscale(args: argparse.Namespace, root: Path) -> list[list[str]]:
     big = pipe(
         image=wide / 255, num_inference_steps=5, output_type="pt", generator=torch.Generator().manual_seed(0)
     ).images
-    tile, overlap = pipe._tiles(None, None)
+    tile, overlap = pipe.tiles()
     steps = big.diff(dim=-1).abs().mean((0, 1, 2))
     edges = [
         x - 1 + shift for x in range(tile - overlap, big.shape[-1] - tile, tile - overlap) for shift in (0, overlap)

@@ -6,9 +6,12 @@ import argparse
 import ast
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mezzotint_training.config.autoencoder import AutoencoderConfig
+from mezzotint_training.config.cascade import Stages
 from mezzotint_training.config.distillation import FOLLOWS, DistillConfig
 from mezzotint_training.config.flags import Parser, add_settings, parse_args, text
 from mezzotint_training.config.recipe import PLACES
@@ -28,8 +31,12 @@ from mezzotint_training.config.rules import (
 )
 from mezzotint_training.config.settings import HELP, TrainConfig
 
-# Programs that take the settings of a run and nothing beside them
-RUNS: dict[str, type[TrainConfig]] = {"train": TrainConfig, "train-autoencoder": AutoencoderConfig}
+# Programs that take the settings of a run and nothing beside them, and what reads these
+RUNS: dict[str, Callable[[list[str], str], Any]] = {
+    "train": parse_args,
+    "train-autoencoder": partial(parse_args, kind=AutoencoderConfig),
+    "train-cascade": Stages.parsed,
+}
 # The settings of `train.py` that `train-classifier` takes too, and the defaults that differ
 CLASSIFIER_SETTINGS = (
     "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "resolution",
@@ -75,7 +82,7 @@ def check(program: str, argv: list[str]) -> None:
         UserError: for arguments that the program does not take.
     """
     if program in RUNS:
-        parse_args(argv, docstring(program) or "", RUNS[program])
+        RUNS[program](argv, docstring(program) or "")
     elif program in TAKES:
         parser_of(program).parse_args(argv)
 
@@ -140,6 +147,9 @@ def sample(parser: Parser) -> None:
                   "differential equation; by default none")  # fmt: skip
     parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
                   "but the last, each an evaluation more; by default none")  # fmt: skip
+    parser.number("dynamic_thresholding_ratio", float, Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
+                  help="quantile of what is foreseen, by which strong guidance is kept from saturating (0.995, say); "
+                  "by default none")  # fmt: skip
     parser.number(
         "guidance_interval",
         float,
@@ -187,7 +197,8 @@ def sample(parser: Parser) -> None:
         "noise_level",
         float,
         Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
-        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
+        help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none, or 0.1 "
+        "between the stages of a cascade",
     )
     parser.number("audio_length_in_s", float, ABOVE_0, help="seconds of each sound; by default as it is drawn")
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")

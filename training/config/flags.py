@@ -27,6 +27,20 @@ def parse_args(argv: list[str] | None, description: str, kind: type[Config] = Tr
     Raises:
         UserError: for an unknown recipe, key or flag (with the nearest known one) or a value of the wrong type.
     """
+    layers, words = layers_of(argv, description, kind)
+    found = settled(kind, layers)
+    found.argv = words
+    return found
+
+
+def layers_of(
+    argv: list[str] | None, description: str, kind: type[TrainConfig]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The layers of settings that a command line names, those of a recipe, a YAML file and flags, and its words.
+
+    Raises:
+        UserError: as `parse_args` does, but for values that break a rule.
+    """
     parser = Parser(kind.program, description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=f"a named set of differences from the defaults: {', '.join(recipes(kind))}")
     parser.add_argument("--config", help="a YAML file of differences from the defaults and the recipe")
@@ -38,9 +52,7 @@ def parse_args(argv: list[str] | None, description: str, kind: type[Config] = Tr
         layers.append(read_named(recipe, kind))
     if config is not None:
         layers.append(read_yaml(Path(config), kind))
-    found = settled(kind, [*layers, flags_as_values(flags, kind)])
-    found.argv = sys.argv[1:] if argv is None else list(argv)
-    return found
+    return [*layers, flags_as_values(flags, kind)], sys.argv[1:] if argv is None else list(argv)
 
 
 def add_settings(parser: "Parser", kind: type[TrainConfig], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:

@@ -109,7 +109,9 @@ class TrainConfig:
     )
     scheduler: dict[str, Any] = setting({}, "arguments of MezzotintScheduler, as YAML; for a model from scratch")
     text_encoder_name_or_path: str | None = setting(
-        None, "a transformers encoder with its tokenizer (folder or Hub name); without one a small T5 on bytes is made"
+        None,
+        "a transformers encoder with its tokenizer (folder or Hub name), or a pipeline's folder, whose encoder it is; "
+        "without one a small T5 on bytes is made",
     )
     text_encoder: dict[str, Any] = setting(
         {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4},

@@ -33,6 +33,8 @@ TASKS = {
     "upscale": Task("MezzotintUpscalePipeline", "image-to-image", "upscale.md.jinja", "small pictures"),
     "segment": Task("MezzotintSegmentPipeline", "image-segmentation", "segment.md.jinja", "pictures", masks=True),
     "layout": Task("MezzotintLayoutPipeline", "image-to-image", "layout.md.jinja", "maps of classes", masks=True),
+    # Of several networks, each of which `train.py` trains for a task above
+    "cascade": Task("MezzotintCascadePipeline", "text-to-image", "cascade.md.jinja"),
 }
 
 FOR_PICTURES = (

@@ -21,16 +21,23 @@ from mezzotint_training.networks.text import load_text_encoder, new_text_encoder
 
 
 def new_components(
-    config: TrainConfig, data: CaptionedSamples, attributes: dict[str, Any] | None = None, vae: Any = None
+    config: TrainConfig,
+    data: CaptionedSamples,
+    attributes: dict[str, Any] | None = None,
+    vae: Any = None,
+    text: tuple[Any, Any] | None = None,
 ) -> dict:
     """Untrained components: the U-Net at the data's scale, reading their attributes; the scheduler; and a text encoder
-    with its tokenizer. With them the autoencoder whose latents the data are, if there is one.
+    with its tokenizer. With them the autoencoder whose latents the data are, if there is one. `text` is an encoder with
+    its tokenizer in the place of those that `config` names.
 
     Raises:
         UserError: for settings that do not fit the data, or latents without a scale.
     """
     diffused = data.channels if vae is None else vae.config.latent_channels
-    if config.text_encoder_name_or_path is not None:
+    if text is not None:
+        text_encoder, tokenizer = text
+    elif config.text_encoder_name_or_path is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)

@@ -13,9 +13,10 @@ from diffusers import DiffusionPipeline
 
 import mezzotint
 from mezzotint import MezzotintPipeline
+from mezzotint.drawing import class_of
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import trained_task
+from mezzotint_training.config.tasks import TASKS, trained_task
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
@@ -67,19 +68,20 @@ def load_pipeline(
     transformers.utils.logging.disable_progress_bar()
     try:
         with loading(f"{name} {source}"):
+            cls = class_of(source, revision)
             if trust_remote_code:
                 own = DiffusionPipeline.from_pretrained(source, revision=revision, trust_remote_code=True, **components)
-                pipe = MezzotintPipeline(**own.components)
+                pipe = cls(**own.components)
             else:
-                pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+                pipe = cls.from_pretrained(source, revision=revision, **components)
             for part, model in pipe.components.items():
                 check_finite(part, model)
-            task = trained_task(pipe.unet.config)
+            task = TASKS["cascade"] if pipe.trained_for["task"] == "cascade" else trained_task(pipe.unet.config)
     except UserError as error:
         if Path(source).exists():
             raise
         raise UserError(f"{error} (there is no folder of that name)") from None
-    if task.pipeline != "MezzotintPipeline":
+    if task.pipeline != cls.__name__:
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 
@@ -145,6 +147,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     """
     source, name = config.pretrained_model_name_or_path, "pretrained_model_name_or_path"
     pipe = load_pipeline(source, name, revision=config.revision)
+    if pipe.trained_for["task"] == "cascade":
+        raise UserError(f"{name} must be a pipeline of one network: got a cascade, whose stages are trained one by one")
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
     pipe.unet = ready_for_task(config, pipe.unet)

@@ -50,12 +50,16 @@ def new_text_encoder(config: TrainConfig):
 
 
 def load_text_encoder(source: str):
-    """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder."""
+    """Any transformers text encoder and its tokenizer; of an encoder-decoder or a two-tower model, the text encoder; of
+    a pipeline's folder, the one that it reads by."""
+    tokens = source
+    if (Path(source) / "model_index.json").is_file():
+        source, tokens = (str(Path(source) / part) for part in ("text_encoder", "tokenizer"))
     with loading(f"text_encoder_name_or_path {source}"):
         for path in Path(source).glob("*"):  # a pipe would be waited for, a lost link passed over
             if not (path.is_file() or path.is_dir() and path.suffix != ".json"):
                 raise ValueError(f"{path.name} is no plain file")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokens, trust_remote_code=False)
         if "architectures" in tokenizer.init_kwargs:
             raise ValueError("tokenizer_config.json must hold a tokenizer's settings: got a model's")
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)

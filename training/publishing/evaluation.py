@@ -79,13 +79,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         card.check(folder)
     config = data_settings(args, "evaluate")
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
-    if (task := pipe.trained_for["task"]) != "text_to_image":
+    if (task := pipe.trained_for["task"]) not in ("text_to_image", "cascade"):
         raise UserError(
             f"checkpoint must be trained for text_to_image: got one for {task}, which "
             "training/benchmarks/task_quality.py measures"
         )
     if args.likelihood:
         check_pixels(pipe, "likelihood")
+    if task == "cascade" and args.corrector_steps:
+        raise UserError("corrector_steps is of one network: got a cascade")
     device = pipe.device
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
@@ -117,7 +119,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     # 3. Pictures for captions that were trained on, and for those that were not, if there are any
     how = {"num_inference_steps": steps, "guidance_scale": scale, "batch_size": args.batch_size, "seed": args.seed}
-    how |= {"eta": args.eta, "corrector_steps": args.corrector_steps}
+    how |= {"eta": args.eta} | ({"corrector_steps": args.corrector_steps} if task != "cascade" else {})
     drawn = Real(draw(pipe, asked.captions, **how), asked.captions, asked.labels)
     unseen = None
     if pipe.unet.config.cross_attention_dim is not None and len(new) >= 2:
@@ -158,7 +160,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     results["copy_rate"] = figure(found.drawn, found.real) | {
         "features": args.copy_features, "threshold": found.threshold, "same": found.same,
     }  # fmt: skip
-    results["held_out_loss"] = held_out_loss(pipe, images[1], args, device)
+    results["held_out_loss"] = held_out_loss(pipe, images[1], args, device) if task != "cascade" else []
     if args.likelihood:
         some = test.rows(torch.arange(min(args.likelihood_count, len(test.pixels))))
         how = {"probes": args.likelihood_probes, "tolerance": args.likelihood_tolerance}
@@ -207,6 +209,8 @@ def check_pixels(pipe: Any, program: str) -> None:
     """
     if pipe.modality != "image":
         raise UserError(f"{program} must be of pictures, whose bytes it is about: got a pipeline of {pipe.word}s")
+    if pipe.trained_for["task"] == "cascade":
+        raise UserError(f"{program} must be of one network: got a cascade, which has none of whole pictures")
     if pipe.vae is not None:
         raise UserError(f"{program} must be of a network of pixels: got one of latents, whose bits are not of pictures")
     check_denoises(pipe)

@@ -27,8 +27,11 @@ PREDICTS = {"v_prediction": "v", "epsilon": "the noise", "sample": "the picture"
 
 def architecture(folder: Path) -> list[tuple[str, str]]:
     """The components of a saved pipeline, in words and numbers; of a folder without any nothing."""
-    found, unet = [], _read(folder / "unet" / "config.json")
-    if channels := unet.get("block_out_channels"):
+    found = []
+    for name in ("unet", "unet_2", "unet_3"):  # of a cascade several
+        unet = _read(folder / name / "config.json")
+        if not (channels := unet.get("block_out_channels")):
+            continue
         count = unet.get("layers_per_block")
         depths = unet.get("transformer_layers_per_block") or []
         attention = [str(level) for level, depth in enumerate(depths, 1) if depth]
@@ -42,7 +45,7 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
             f"trained for {unet['condition']['task']}" if unet.get("condition") else "",
             f"dropout {unet['dropout']:g}" if unet.get("dropout") else "",
         ]
-        found.append(("network", "; ".join(filter(None, parts))))
+        found.append((f"network{name.removeprefix('unet').replace('_', ' ')}", "; ".join(filter(None, parts))))
     scheduler = _read(folder / "scheduler" / "scheduler_config.json")
     if kind := scheduler.get("prediction_type"):
         found.append(

@@ -149,7 +149,7 @@ def figures(
         "hardware": hardware(accelerator.device),
         "energy": energy,
         "versions": dict(versions()),
-        "command": shlex.join(["mezzotint", "train", *map(_without_place, position.config.argv)]),
+        "command": shlex.join(["mezzotint", "train", *map(without_place, position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
@@ -158,7 +158,7 @@ def figures(
     }
 
 
-def _without_place(word: str) -> str:
+def without_place(word: str) -> str:
     """A word of a command line as it is published: in place of a path on this machine `./` and its last part."""
     flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
     place = os.path.isabs(value) or value.startswith(("~", "./", "../")) or "/" in value and os.path.exists(value)
@@ -187,7 +187,7 @@ def check_saved(
     Raises:
         CannotGoOn: for another picture, or a pipeline that does not load elsewhere.
     """
-    prompts = shown.prompts if config.task == "text_to_image" else []
+    prompts = shown.prompts if config.task in ("text_to_image", "cascade") else []
     drawing = load_back.drawing(loaded, prompts[0] if prompts else "", config.seed)
     for model in (pipe.unet, pipe.text_encoder):  # what autocasts while it trains goes back to full precision
         if model is not None:

@@ -156,7 +156,8 @@ def _drawing(publication: Publication, pipe: Any, prompt: str | None) -> Drawing
     """That of the card's example, where a run has written one."""
     recipe, call = read_recipe(publication.folder), {}
     prompts = recipe.get("validation_prompts")
-    if publication.content.title == "MezzotintPipeline" and isinstance(prompts, list) and prompts and prompt is None:
+    of_text = publication.content.title in ("MezzotintPipeline", "MezzotintCascadePipeline")
+    if of_text and isinstance(prompts, list) and prompts and prompt is None:
         prompt = str(prompts[0])
         steps, scale = recipe.get("num_inference_steps"), recipe.get("guidance_scale")
         call |= {"num_inference_steps": steps} if isinstance(steps, int) else {}

@@ -23,13 +23,13 @@ and none that the pipeline may carry."""
 
 import torch
 
-from mezzotint import MezzotintPipeline
 from mezzotint.demo.controls import Checkpoint
 from mezzotint.demo.page import launch, make_page
+from mezzotint.drawing import class_of
 
 SOURCE, NAME = {source}, {name}
 
-pipe = MezzotintPipeline.from_pretrained(SOURCE).to("cuda" if torch.cuda.is_available() else "cpu")
+pipe = class_of(SOURCE).from_pretrained(SOURCE).to("cuda" if torch.cuda.is_available() else "cpu")
 page = make_page(Checkpoint.of(pipe, SOURCE, NAME))
 if __name__ == "__main__":
     launch(page)

@@ -126,6 +126,11 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         if about.can_be_guided
         else None
     ),
+    "dynamic_thresholding_ratio": lambda about, default: (
+        gr.Number(None, label="Dynamic thresholding", info="quantile, say 0.995; empty: none", minimum=0, maximum=1)
+        if about.can_be_guided and about.pipe.vae is None
+        else None
+    ),
     "classifier_scale": lambda about, default: (
         gr.Slider(0, 10, default, label="Weight of the classifier") if about.pipe.classifier is not None else None
     ),

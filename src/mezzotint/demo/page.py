@@ -79,9 +79,11 @@ def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str | None]:
 
 def _head(about: Checkpoint) -> str:
     pipe, (height, width) = about.pipe, about.size
-    parameters = sum(p.numel() for p in pipe.unet.parameters())
+    unets = [network for name, network in pipe.components.items() if name.startswith("unet") and network is not None]
+    parameters = sum(p.numel() for unet in unets for p in unet.parameters())
     amount = f"{parameters / 1e6:.3g} million" if parameters >= 1e6 else f"{parameters:,}"
-    facts = f"{tasks_of(pipe)[0].title} · {width}x{height} pixels · {amount} weights in the U-Net"
+    where = f"the U-Net{'s' if len(unets) > 1 else ''}"
+    facts = f"{tasks_of(pipe)[0].title} · {width}x{height} pixels · {amount} weights in {where}"
     return f"<h1>{html.escape(about.name)}</h1><p>{html.escape(facts)}</p>"
 
 

@@ -35,6 +35,7 @@ class MezzotintGuidance(NamedTuple):
         attributes: what is said beside the text, one or one for each prompt; in the loop a `torch.Tensor` of shape
             `(pictures, features)`.
         attribute_scale (`dict`, *optional*): weights of some of them, each for itself.
+        thresholding (`float`, *optional*): the quantile of |x_0| that x_0 is thresholded at in every step.
     """
 
     scale: float
@@ -45,6 +46,7 @@ class MezzotintGuidance(NamedTuple):
     classifier_scale: float
     attributes: Any = None
     attribute_scale: dict[str, float] | None = None
+    thresholding: float | None = None
 
 
 class MezzotintInputsMixin:
@@ -158,6 +160,11 @@ class MezzotintInputsMixin:
             if not _is_number(value) or not least <= value <= most:
                 within = "" if least == -math.inf else " in [0, 1]"
                 raise ValueError(f"{name} must be a finite number{within}: got {_shown(value)}")
+        ratio = guidance.thresholding
+        if ratio is not None and (not _is_number(ratio) or not 0 < ratio <= 1):
+            raise ValueError(f"dynamic_thresholding_ratio must be a number above 0 and up to 1: got {_shown(ratio)}")
+        if ratio is not None and getattr(self, "vae", None) is not None:
+            raise ValueError("dynamic_thresholding_ratio is of pixels, and this network draws latents: leave it out")
         if guidance.interval is not None:
             levels = guidance.interval if isinstance(guidance.interval, (list, tuple)) else ()
             numeric = all(isinstance(x, numbers.Real) for x in levels)

@@ -58,6 +58,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         cross_attention_kwargs: dict[str, Any] | None = None,
         corrector_steps: int = 0,
         snr: float = 0.16,
+        dynamic_thresholding_ratio: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures. Threads may share the pipeline, with generators of their own, and a callback may call it.
 
@@ -119,6 +120,10 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
                 much as a step (predictor-corrector, <https://huggingface.co/papers/2011.13456>, Algorithm 5). Not with
                 a fitted schedule, a distilled network or a scheduler of diffusers.
             snr (`float`): the signal-to-noise ratio of these, above 0; they are the longer the greater it is.
+            dynamic_thresholding_ratio (`float`, *optional*): above 0 and up to 1, the quantile of |x_0| of which every
+                step makes the range of pixels where it is beyond that, so that strong guidance does not saturate
+                (Imagen, <https://huggingface.co/papers/2205.11487>, section 2.3, where it is 0.995). Of pictures in
+                pixels; by default none.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, and where the result
@@ -132,7 +137,7 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
         num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
-            attribute_guidance_scale,
+            attribute_guidance_scale, dynamic_thresholding_ratio,
         )  # fmt: skip
         text = (
             prompt,

@@ -7,7 +7,6 @@ Only the order of these steps lives here. The file travels inside checkpoints, j
 imports; components arrive as arguments.
 """
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,20 @@ import numpy as np
 import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
-from mezzotint.pipelines.conditions_mezzotint import enlarged_condition
 from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
-from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
+from mezzotint.pipelines.upscaling_mezzotint import MezzotintUpscalingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 
 
 class MezzotintUpscalePipeline(
-    MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
+    MezzotintUpscalingMixin, MezzotintImageMixin, MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline
 ):
     """Super-resolution, with weights that are trained for it (`train.py --task upscale`). Its components are described
     at `MezzotintSamplingMixin`."""
@@ -73,6 +71,7 @@ class MezzotintUpscalePipeline(
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         cross_attention_kwargs: dict[str, Any] | None = None,
+        dynamic_thresholding_ratio: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw `image` as many times as large as the weights were trained for. Arguments that are not listed here are
         those of `MezzotintPipeline`.
@@ -99,12 +98,11 @@ class MezzotintUpscalePipeline(
         guider = self.guider if guider is None else guider
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
-            attribute_guidance_scale,
+            attribute_guidance_scale, dynamic_thresholding_ratio,
         )  # fmt: skip
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
-        if not _is_number(noise_level) or not 0 <= noise_level < 1:
-            raise ValueError(f"noise_level must be a number from 0 up to 1, and below it: got {_shown(noise_level)}")
+        self.check_noise_level(noise_level)
         counts = {"tile_size": tile_size, "tile_overlap": tile_overlap}
         self.check_inputs(*steps, num_images_per_prompt, eta, generator, latents, output_type, *callback,
                           **{name: value for name, value in counts.items() if value is not None})  # fmt: skip
@@ -119,9 +117,7 @@ class MezzotintUpscalePipeline(
             negative_prompt_attention_mask,
         )
         self.check_text(*text)
-        scale = self.trained_for["scale"]
-        spatial = tuple(scale * size for size in image.shape[2:])
-        tile, overlap = self._tiles(tile_size, tile_overlap)
+        tiles = self.tiles(tile_size, tile_overlap)
 
         # 2. What changes in a call is a copy's
         run = self.for_one_call(guidance, cross_attention_kwargs)
@@ -130,74 +126,13 @@ class MezzotintUpscalePipeline(
         text, guidance, batch_size = run.prepare_conditions(guidance, num_images_per_prompt, *text, prompts=len(image))
         image = self.for_each("image", image, batch_size // num_images_per_prompt, num_images_per_prompt)
 
-        # 4. Choose the timesteps; the small picture is enlarged, with some noise
+        # 4. Choose the timesteps, and denoise, tile by tile, beside the small picture
         schedule = run.choose_timesteps(guidance, *steps)
-        latents = run.draw_noise(batch_size, spatial, generator, latents)
-        image = image.to(latents)
-        small = run.encode(image, tuple(-(-size // scale) for size in latents.shape[2:]))
-        noise = None
-        if noise_level > 0:
-            noise = randn_tensor(small.shape, generator=generator, device=small.device, dtype=small.dtype)
-        height, width = (scale * size for size in small.shape[2:])
-        level = torch.full((batch_size,), float(noise_level))
-        condition = enlarged_condition(small, (height, width), level, noise)
-        condition = condition[:, :, : latents.shape[2], : latents.shape[3]]
+        latents = run.enlarge(image, noise_level, tiles, schedule, text, guidance, eta, generator, latents, *callback)
 
-        # 5. Denoise, tile by tile
-        def in_tiles(network, inputs: torch.Tensor, timestep: torch.Tensor, **text: Any) -> torch.Tensor:
-            corners = [_corners(size, tile, overlap) for size in inputs.shape[2:]]
-            if len(corners[0]) == len(corners[1]) == 1:
-                return network(inputs, timestep, **text, return_dict=False)[0]
-            total = torch.zeros(len(inputs), self.unet.config.out_channels, *inputs.shape[2:], device=inputs.device)
-            weight = torch.zeros(inputs.shape[2:], device=inputs.device)
-            for top, left in itertools.product(*corners):
-                place = (..., slice(top, top + tile), slice(left, left + tile))
-                found = network(inputs[place].contiguous(), timestep, **text, return_dict=False)[0].float()
-                ramps = [_ramp(size, overlap, found.device) for size in found.shape[2:]]
-                share = ramps[0][:, None] * ramps[1]
-                total[place] += share * found
-                weight[place] += share
-            return total / weight
-
-        latents = run.denoise(
-            latents * run.scheduler.init_noise_sigma,
-            schedule,
-            text,
-            guidance,
-            eta,
-            generator,
-            *callback,
-            condition=condition,
-            evaluate=in_tiles,
-        )
-
-        # 6. Back to pixels
+        # 5. Back to pixels
         images = latents
         if output_type != "latent":
+            spatial = [self.trained_for["scale"] * size for size in image.shape[2:]]
             images = self.image_processor.postprocess(self.decode(latents, spatial), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _tiles(self, tile_size: int | None, tile_overlap: int | None) -> tuple[int, int]:
-        """Pixels of a tile along each axis, rounded up to what the U-Net can halve, and those that neighbours share.
-        Raises `ValueError` in one line for an overlap that leaves nothing of a tile."""
-        if tile_size is None:
-            trained = self.unet.config.sample_size
-            tile_size = max(trained) if isinstance(trained, (list, tuple)) else trained or 64
-        (tile,) = self.padded([tile_size])
-        overlap = max(tile // 4, 1) if tile_overlap is None else tile_overlap
-        if overlap >= tile:
-            raise ValueError(f"tile_overlap must be below tile_size, {tile}: got {overlap}")
-        return tile, overlap
-
-
-def _corners(size: int, tile: int, overlap: int) -> list[int]:
-    """Where the tiles of an axis begin."""
-    if size <= tile:
-        return [0]
-    return [*range(0, size - tile, tile - overlap), size - tile]
-
-
-def _ramp(size: int, overlap: int, device: torch.device) -> torch.Tensor:
-    """The weight of each position of a tile, of shape `(size,)`: it falls towards both ends over the overlap."""
-    place = torch.arange(size, device=device) + 0.5
-    return (torch.minimum(place, size - place) / overlap).clamp(max=1)

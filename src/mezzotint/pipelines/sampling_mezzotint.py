@@ -580,6 +580,8 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 if guidance.labels is not None and within[i]:
                     gradient = self.classifier.score(model_input, t, guidance.labels)
                     model_output = self.scheduler.guide(model_output, t, guidance.classifier_scale * gradient)
+                if guidance.thresholding is not None:
+                    model_output = self._thresholded(model_output, t, model_input, guidance.thresholding)
                 if again < 0:
                     latents = self.scheduler.corrector_step(model_output, t, latents, snr, generator)
                 else:
@@ -641,6 +643,22 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         if kind == "sample":
             return model_output
         return (sample - sigma * model_output) / alpha if kind == "epsilon" else alpha * sample - sigma * model_output
+
+    def _thresholded(self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, ratio: float):
+        """The network's output with dynamic thresholding of the x_0 that it implies (Imagen,
+        <https://huggingface.co/papers/2205.11487>, section 2.3): a picture's x_0, in the units of pixels, is clamped to
+        [-s, s] and divided by s, the quantile of its |x_0|, or 1 where that is less: what is within [-1, 1] then stays
+        to the bit."""
+        mean, std = self._scale(sample)
+        clean = self._predict_original_sample(model_output, timestep, sample) * std + mean
+        s = torch.quantile(clean.flatten(1).abs(), ratio, dim=1).clamp(min=1).reshape(-1, 1, 1, 1)
+        change = (clean.clamp(-s, s) / s - clean) / std
+        (level,), kind = self._noise_levels(timestep.reshape(1)), self.scheduler.config.prediction_type
+        alpha, sigma = (1 + level**2) ** -0.5, (1 + level**-2) ** -0.5
+        if kind == "sample":
+            return model_output + change
+        # x_0 = (x_t - sigma_t eps) / alpha_t, and x_0 = alpha_t x_t - sigma_t v
+        return model_output - change * (alpha / sigma if kind == "epsilon" else 1 / sigma)
 
     @staticmethod
     def _level(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
