@@ -6,6 +6,7 @@ mezzotint sample runs/digits "a handwritten one" --image seven.png --strength 0.
 mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper_half.png
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
+mezzotint sample runs/digits-unclip --image seven.png --num_images_per_prompt 4
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
 mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
@@ -32,8 +33,10 @@ from mezzotint import (
     MezzotintInpaintPipeline,
     MezzotintLayoutPipeline,
     MezzotintPipeline,
+    MezzotintPriorPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
+    MezzotintVariationPipeline,
 )
 from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, samplers_of
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
@@ -61,7 +64,9 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "upscale": (MezzotintUpscalePipeline, ("image", "scale", "noise_level")),
     "segment": (MezzotintSegmentPipeline, ("image",)),
     "layout": (MezzotintLayoutPipeline, ("mask",)),
+    "unclip": (MezzotintVariationPipeline, ("image", "strength")),
 }
+TEXTLESS = (MezzotintUpscalePipeline, MezzotintSegmentPipeline, MezzotintVariationPipeline)  # which need no prompt
 # What goes with a picture, and with which
 NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image", "noise_level": "image"}
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
@@ -229,7 +234,7 @@ def sample(args: argparse.Namespace) -> None:
     if said:
         task["attributes"] = attributes(said, pipe)
     prompts = args.prompt
-    if not prompts and type(pipe) in (MezzotintUpscalePipeline, MezzotintSegmentPipeline):
+    if not prompts and type(pipe) in TEXTLESS:
         prompts = [""]
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
@@ -273,6 +278,8 @@ def for_task(
         UserError: for what does not go together, or not with these weights.
     """
     trained = pipe.trained_for
+    if not pictures and trained["task"] == "unclip":
+        return MezzotintPriorPipeline(**pipe.components), {name: given.get(name) for name in ("height", "width")}
     if not pictures:
         if type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
             pipe = MezzotintPipeline(**pipe.components)

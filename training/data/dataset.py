@@ -23,7 +23,7 @@ from mezzotint_training.config.tasks import TASKS
 from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.augment import augment, version_labels
 from mezzotint_training.data.captions import Captions, Choices, drawn
-from mezzotint_training.data.conditions import condition_of, sample_of
+from mezzotint_training.data.conditions import condition_of, embeds_of, sample_of
 from mezzotint_training.data.rows import NUMBER, cells, column
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.modalities.images import open_picture, read_header, read_mask, read_picture
@@ -51,6 +51,8 @@ class CaptionedImages(torch.utils.data.Dataset):
     Attributes:
         attributes: what is said of a picture beside its caption, if anything is; set after `mean` and `std`.
         latents: reads what is diffused in the place of pixels (`networks/latents.py`), if anything does.
+        embeddings: reads the embedding of a row's picture (`networks/towers.py`), if anything does; with
+            `embeds_scale`, their mean and standard deviation (D,).
         part: of the run's data that this is, known or held out.
 
     Positions count the rows that are good as far as is known before step 1. A picture that turns out bad later, under
@@ -78,6 +80,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
         self.part, self.latents = "known", None
+        self.embeddings, self.embeds_scale = None, (torch.zeros(()), torch.ones(()))
         self.attributes: Attributes | None = None
         self.columns: dict[str, pa.Array] | None = None  # of attributes, read when they are asked for
         self.faults: dict[int, str] = {}
@@ -201,7 +204,14 @@ class CaptionedImages(torch.utils.data.Dataset):
         item = make_item(self.config, epoch, number, pixels, captions, self.mean, self.std, copy, size) | {"bad": bad}
         if self.attributes is not None:
             item["attributes"] = self.attributes.drawn(self.said_of(index), [self.config.seed, epoch, number, copy])
+        if self.embeddings is not None:
+            item["embeds"] = embeds_of(self.config, self.embeds(index), [self.config.seed, epoch, number, copy])
         return item
+
+    def embeds(self, index: int) -> torch.Tensor:
+        """The embedding (D,) of a good row's picture, of unit variance over the set."""
+        mean, std = self.embeds_scale
+        return (self.embeddings.read(self, index).flatten() - mean) / std
 
     def said_of(self, index: int) -> dict[str, Any]:
         """A row's cells of the columns of attributes."""
@@ -281,9 +291,9 @@ def make_item(
 
 def collate(items: list[dict]) -> dict:
     """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`,
-    `condition` and `attributes`; lists of
-    `captions` and of `bad`, the lines on bad rows that were met."""
-    tensors = [name for name in ("sample", "noise", "augment_labels", "condition", "attributes") if name in items[0]]
+    `condition`, `attributes` and `embeds`; lists of `captions` and of `bad`, the lines on bad rows that were met."""
+    names = ("sample", "noise", "augment_labels", "condition", "attributes", "embeds")
+    tensors = [name for name in names if name in items[0]]
     return {
         **{name: torch.stack([item[name] for item in items]) for name in tensors},
         "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),

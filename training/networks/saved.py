@@ -64,17 +64,26 @@ def load_pipeline(
     diffusers.utils.logging.disable_progress_bar()  # of the loading, and they stay off
     transformers.utils.logging.disable_progress_bar()
     with loading(f"{name} {source}"):
+        cls = _with_its_components(source, revision)
         if trust_remote_code:
             own = DiffusionPipeline.from_pretrained(source, revision=revision, trust_remote_code=True, **components)
-            pipe = MezzotintPipeline(**own.components)
+            pipe = cls(**own.components)
         else:
-            pipe = MezzotintPipeline.from_pretrained(source, revision=revision, **components)
+            pipe = cls.from_pretrained(source, revision=revision, **components)
         for part, model in pipe.components.items():
             check_finite(part, model)
         task = TASKS.get(pipe.trained_for["task"], TASKS["text_to_image"])
-    if task.given:
+    if task.given and cls is MezzotintPipeline:
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
+
+
+def _with_its_components(source: str | Path, revision: str | None) -> Any:
+    """The class that a pipeline was saved as, where that has components of its own, and else `MezzotintPipeline`."""
+    index: Any = MezzotintPipeline.load_config(source, revision=revision)
+    cls = getattr(mezzotint, str(index["_class_name"]), MezzotintPipeline)
+    plain = cls._get_signature_types().keys() == MezzotintPipeline._get_signature_types().keys()
+    return MezzotintPipeline if plain else cls
 
 
 def check_finite(name: str, model: Any) -> None:

@@ -102,7 +102,7 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
     """
     takes, inputs = arguments_of(type(pipe)), {}
     arguments = {"num_inference_steps": STEPS} | arguments
-    if pipe.text_encoder is not None:
+    if pipe.reads_prompts:
         arguments["prompt"] = prompt
     side, task = max(pipe.padded([8])), pipe.trained_for
     ramp = np.linspace(0, 1, picture_channels(pipe.unet.config) * side * side, dtype=np.float32)

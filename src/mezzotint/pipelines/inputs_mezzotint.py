@@ -63,6 +63,7 @@ class MezzotintInputsMixin:
     summary: str = "Write what is to be drawn."
     # Tasks that a network may be trained for whose samples a pipeline draws, first the one that it is for
     tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale", "layout")
+    needs: tuple[str, ...] = ()  # optional components without which it draws nothing
 
     def check_inputs(
         self,
@@ -87,7 +88,7 @@ class MezzotintInputsMixin:
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
-            best |= {"layout": "MezzotintLayoutPipeline"}
+            best |= {"layout": "MezzotintLayoutPipeline", "unclip": "MezzotintPriorPipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that are trained for {' or '.join(self.tasks)}: got some for "
                 f"{task}, which {best.get(task, 'a newer version of mezzotint')} takes"
@@ -124,6 +125,11 @@ class MezzotintInputsMixin:
         if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
             possible, got = self._callback_tensor_inputs, _shown(unknown)
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a call takes a text."""
+        return self.text_encoder is not None
 
     @property
     def trained_for(self) -> dict[str, Any]:
