@@ -99,9 +99,8 @@ def new_towers(config: TwoTowersConfig, size: tuple[int, int]) -> Towers:
             }  # fmt: skip
             text |= known_arguments(config.text_tower, transformers.CLIPTextConfig)
             # An embedding is the state at the end, which bytes have a token of their own for
-            text |= {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")} | {
-                "bos_token_id": None
-            }
+            tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
+            text |= tokens | {"bos_token_id": None}
             about = transformers.CLIPConfig(
                 text_config=text, vision_config=vision, projection_dim=config.projection_dim
             )

@@ -92,19 +92,21 @@ class MezzotintPriorNetwork(torch.nn.Module):
         prior (`PriorTransformer`): reads no hidden states of the text (`encoder_hid_proj_type=None`).
     """
 
-    downsample_factor = 1
-
     def __init__(self, prior: Any):
         super().__init__()
         self.prior = prior
         width = prior.config.embedding_dim
         self.config = SimpleNamespace(
-            in_channels=width, out_channels=width, cross_attention_dim=width, attributes=None, condition=None
+            in_channels=width, out_channels=width, cross_attention_dim=width, block_out_channels=(1,), attributes=None
         )
 
     @property
     def dtype(self) -> torch.dtype:
         return self.prior.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
 
     def forward(
         self,
