@@ -243,9 +243,10 @@ def sample(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=None)  # but on a terminal
     seeds = seeds_of(args, len(prompts))
     per_prompt = len(seeds) // len(prompts)
-    if "corrector_steps" in given and "corrector_steps" not in arguments_of(type(pipe)):
-        raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
-    task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
+    known = arguments_of(type(pipe))
+    if unfit := [name for name in ("corrector_steps", "negative_prompt") if name in given and name not in known]:
+        raise UserError(f"{unfit[0]} is not for {type(pipe).__name__}, which these weights ask for: got it")
+    task |= {name: given[name] for name in ("eta", "corrector_steps", "negative_prompt") if name in given}
     task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
     kept = Keeping()
     try:
@@ -255,7 +256,6 @@ def sample(args: argparse.Namespace) -> None:
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
-            negative_prompt=args.negative_prompt,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_dict=False,
             **(kept.arguments if animation else {}),

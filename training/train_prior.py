@@ -54,7 +54,7 @@ from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
 from mezzotint_training.networks.saved import load_pipeline
-from mezzotint_training.networks.towers import Embeddings, TextEmbedding, new_prior, towers_of
+from mezzotint_training.networks.towers import Embeddings, TextEmbedding, new_prior, set_scale, towers_of
 from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
@@ -89,6 +89,9 @@ def _train(config: PriorConfig, output_dir: Path, accelerator: Accelerator, bega
     # 1. The decoder, and the data as its two towers embed them
     components = decoder_of(config)
     towers = towers_of(components)
+    torch.manual_seed(config.seed)
+    prior, scheduler = new_prior(config, towers.width()), new_scheduler(config)
+    number("prior_num_inference_steps", int, config.prior_num_inference_steps, at_most(len(scheduler)))
     rows = open_rows(config)
     facts = look_at(rows, config, components)
     previous = previous_run(config, output_dir, world)
@@ -106,10 +109,8 @@ def _train(config: PriorConfig, output_dir: Path, accelerator: Accelerator, bega
     source.normalise(FrozenDict(sample_mean=mean, sample_std=std))
 
     # 2. The prior, what trains it, and how it is looked at
-    torch.manual_seed(config.seed)
-    prior, scheduler = new_prior(config, mean, std), new_scheduler(config)
+    set_scale(prior, mean, std)
     components |= {"prior": prior, "prior_scheduler": scheduler}
-    number("prior_num_inference_steps", int, config.prior_num_inference_steps, at_most(len(scheduler)))
     for name in ("unet", "two_towers"):
         components[name].requires_grad_(False).eval().to(accelerator.device)
     learner = Learner(config, {"prior": MezzotintPriorNetwork(prior).to(accelerator.device).train()}, accelerator)

@@ -80,7 +80,10 @@ def load_pipeline(
 
 def _with_its_components(source: str | Path, revision: str | None) -> Any:
     """The class that a pipeline was saved as, where that has components of its own, and else `MezzotintPipeline`."""
-    index: Any = MezzotintPipeline.load_config(source, revision=revision)
+    try:
+        index: Any = MezzotintPipeline.load_config(source, revision=revision)
+    except (OSError, ValueError):  # which whoever loads it says
+        return MezzotintPipeline
     cls = getattr(mezzotint, str(index["_class_name"]), MezzotintPipeline)
     plain = cls._get_signature_types().keys() == MezzotintPipeline._get_signature_types().keys()
     return MezzotintPipeline if plain else cls

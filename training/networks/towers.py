@@ -239,21 +239,24 @@ class TextEmbedding(TextEncoding):
         return found, torch.ones(found.shape[:2], dtype=torch.bool, device=self.device)
 
 
-def new_prior(config: PriorConfig, mean: list[float], std: list[float]) -> Any:
-    """An untrained `PriorTransformer` for embeddings of this scale, which reads a text's embedding and no other states.
+def new_prior(config: PriorConfig, width: int) -> Any:
+    """An untrained `PriorTransformer` for embeddings of this width, which reads a text's embedding and no other states.
 
     Raises:
         UserError: for arguments that the class does not take.
     """
-    fixed = {"embedding_dim": len(mean), "num_embeddings": 0, "encoder_hid_proj_type": None}
+    fixed = {"embedding_dim": width, "num_embeddings": 0, "encoder_hid_proj_type": None}
     arguments = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32}
     arguments |= known_arguments(config.prior, PriorTransformer)
     if odd := [name for name in fixed if name in arguments]:
         raise UserError(f"the prior's {odd[0]} follows from the two_towers: leave it out")
     try:
-        prior = PriorTransformer(**arguments | fixed)
+        return PriorTransformer(**arguments | fixed)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"prior cannot be made: {one_line(error)}") from None
-    for name, values in (("clip_mean", mean), ("clip_std", std)):  # by which what is drawn is brought back
+
+
+def set_scale(prior: Any, mean: list[float], std: list[float]) -> None:
+    """Give a prior the scale of the embeddings, by which what it draws is brought back; it is not trained."""
+    for name, values in (("clip_mean", mean), ("clip_std", std)):
         setattr(prior, name, torch.nn.Parameter(torch.tensor([values]), requires_grad=False))
-    return prior

@@ -175,6 +175,7 @@ class MezzotintEmbeddingMixin(MezzotintImageMixin, MezzotintSamplingMixin):
 
     # -------------------------------------------------------------------------------------------------- embeddings
 
+    @torch.no_grad()
     def encode_text(self, prompt: str | list[str]) -> torch.Tensor:
         """Embeddings of texts, unit vectors (texts, D) in float32; what is longer than the tower reads is cut."""
         prompt = [prompt] if isinstance(prompt, str) else prompt
@@ -186,6 +187,7 @@ class MezzotintEmbeddingMixin(MezzotintImageMixin, MezzotintSamplingMixin):
         tokens = self.tokenizer(prompt, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
         return embed_texts(self.two_towers, tokens.to(self._execution_device))
 
+    @torch.no_grad()
     def encode_image(self, image: Any) -> torch.Tensor:
         """Embeddings of pictures (as of a call's `image`), unit vectors (pictures, D) in float32."""
         pictures = self.read_image(image).to(self._execution_device, torch.float32)
@@ -224,6 +226,7 @@ class MezzotintEmbeddingMixin(MezzotintImageMixin, MezzotintSamplingMixin):
 
     # ---------------------------------------------------------------------------------------------------- the prior
 
+    @torch.no_grad()
     def draw_embeds(
         self,
         text_embeds: torch.Tensor,
