@@ -238,7 +238,7 @@ def test_the_prior_draws_as_a_loop_by_hand_over_stock_parts(pipe):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     images = pipe(["1", "7"], prior_latents=noise, prior_num_inference_steps=4, prior_guidance_scale=3, **CALL,
                   generator=seeded()).images  # fmt: skip
-    assert torch.equal(images, pipe(image_embeds=found, **CALL, generator=seeded()).images)
+    torch.testing.assert_close(images, pipe(image_embeds=found, **CALL, generator=seeded()).images, atol=1e-5, rtol=0)
 
 
 def test_each_picture_depends_on_its_own_generator_alone(pipe):
