@@ -152,6 +152,21 @@ def test_programs_know_it(runs, tmp_path, capsys):
     assert Image.open(output).size == (8, 8)
     assert cli.main(["sample", str(runs["decoder"]), "7", *words]) == 2
     assert "has no prior" in capsys.readouterr().err
+    words = [
+        "--count",
+        "40",
+        "--features",
+        "random",
+        "--num_inference_steps",
+        "1",
+        "--output",
+        str(tmp_path / "f.json"),
+    ]
+    assert cli.main(["evaluate", str(runs["prior"]), *words]) == 0
+    losses = [row["value"] for row in json.loads((tmp_path / "f.json").read_text())["held_out_loss"]]
+    assert len(losses) == 4 and all(0 < loss < 2 for loss in losses)
+    assert cli.main(["evaluate", str(runs["decoder"]), *words]) == 2
+    assert "must be trained for text_to_image: got one for unclip" in capsys.readouterr().err
     assert cli.main(["ema", str(runs["decoder"]), "--length", "0.1", "--output", str(tmp_path / "mean")]) == 0
     index = json.loads((tmp_path / "mean" / "model_index.json").read_text())
     assert index["_class_name"][1] == "MezzotintVariationPipeline"

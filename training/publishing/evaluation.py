@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mezzotint import MezzotintScheduler
+from mezzotint import MezzotintPriorPipeline, MezzotintScheduler
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.recipe import PLACES, data_of
@@ -41,6 +41,7 @@ from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures,
 from mezzotint_training.modalities.images import unit
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
+from mezzotint_training.networks.towers import Embeddings, towers_of
 from mezzotint_training.publishing import card
 
 # What a recipe says of its data, and flags can say in its place
@@ -138,12 +139,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         card.check(folder)
     config = data_settings(args)
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
-    if (task := pipe.trained_for["task"]) != "text_to_image":
+    by_prior = isinstance(pipe, MezzotintPriorPipeline) and pipe.prior is not None
+    if (task := pipe.trained_for["task"]) != "text_to_image" and not by_prior:
         raise UserError(
             f"checkpoint must be trained for text_to_image: got one for {task}, which "
             "training/benchmarks/task_quality.py measures"
         )
     if args.likelihood:
+        if by_prior:
+            raise UserError("likelihood must be of a network that reads the text: got a decoder of embeddings")
         if pipe.vae is not None:
             raise UserError(
                 "likelihood must be of a network of pixels: got one of latents, whose bits are not of pictures"
@@ -254,6 +258,9 @@ def held_out_loss(
     unet = pipe.unet.eval()
     if pipe.vae is not None:
         images.latents = Latents(pipe.vae, images.config, SimpleNamespace(device=device))
+    if pipe.trained_for["task"] == "unclip":  # of the decoder, which reads the pictures' own embeddings
+        images.embeddings = Embeddings(towers_of(pipe.components), images.config, SimpleNamespace(device=device))
+        images.embeds_scale = tuple(torch.tensor(pipe.trained_for[f"embeds_{name}"]) for name in ("mean", "std"))
     for name in ("mean", "std"):
         setattr(images, name, torch.tensor(getattr(unet.config, f"sample_{name}")).reshape(-1, 1, 1))
     process = SimpleNamespace(
@@ -261,7 +268,7 @@ def held_out_loss(
     )
 
     def encode(captions: list[str]):
-        if unet.config.cross_attention_dim is None:
+        if unet.config.cross_attention_dim is None or images.embeddings is not None:
             return None, None
         embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
         return embeds, mask
