@@ -27,6 +27,8 @@ SETTINGS = ROOT / "training" / "config" / "settings.py"
 # Where else than in a program its flags are
 OWN_SETTINGS = {
     "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
+    "train_two_towers": SETTINGS.with_name("towers.py"),
+    "train_prior": SETTINGS.with_name("prior.py"),
     "distill": SETTINGS.with_name("distillation.py"),
     "evaluate": ROOT / "training" / "publishing" / "evaluation.py",
 }
@@ -139,7 +141,7 @@ def test_commands_in_a_page_are_ones(page):
         else:
             known = flags(path) if path.suffix == ".py" else set()
             known = known | (flags(OWN_SETTINGS[path.stem]) if path.stem in OWN_SETTINGS else set())
-            if path.stem in ("train", "train_autoencoder", "train_classifier", "distill", "slurm"):
+            if path.stem in OWN_SETTINGS.keys() - {"evaluate"} | {"train", "train_classifier", "slurm"}:
                 known = known | flags(SETTINGS) | flags(FLAGS) | {"config_file"}  # which is accelerate's
         for word in words:
             flag = word.removeprefix("--").removeprefix("no-")
