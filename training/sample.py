@@ -271,7 +271,7 @@ def sample(args: argparse.Namespace) -> None:
 
 def for_task(
     pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]
-) -> tuple[MezzotintPipeline, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """The pipeline for what is given, around the components of `pipe`, and the arguments of its task.
 
     Raises:

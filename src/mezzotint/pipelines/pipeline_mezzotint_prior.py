@@ -26,7 +26,7 @@ class MezzotintPriorPipeline(MezzotintEmbeddingMixin, MezzotintCheckpointMixin, 
     """Text-to-image generation through a prior, with weights that are trained for it (`train.py --task unclip`, then
     `train_prior.py`). Its components are described at `MezzotintEmbeddingMixin`."""
 
-    title = "Text to image, by a prior"
+    title = "Text to image by a prior"
     summary = "Write what is to be drawn: its embedding is drawn first, then a picture of that."
     needs = ("prior",)
 
