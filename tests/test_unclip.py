@@ -79,7 +79,7 @@ def pipe(runs):
 
 @pytest.fixture(scope="module")
 def variation(pipe):
-    variation = MezzotintVariationPipeline(**pipe.components)
+    variation = MezzotintVariationPipeline.from_pipe(pipe)
     variation.set_progress_bar_config(disable=True)
     return variation
 

@@ -269,9 +269,7 @@ def sample(args: argparse.Namespace) -> None:
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
-def for_task(
-    pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]
-) -> tuple[Any, dict[str, Any]]:
+def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]) -> tuple[Any, dict[str, Any]]:
     """The pipeline for what is given, around the components of `pipe`, and the arguments of its task.
 
     Raises:

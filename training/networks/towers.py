@@ -25,6 +25,7 @@ from mezzotint_training.networks.saved import check_finite, load_whole
 from mezzotint_training.networks.text import TextEncoding, load_text_encoder
 
 CHANNELS = 3  # of the pictures that a tower reads
+MEASURED = 2000  # pictures whose embeddings the scale is measured on, at the most
 
 
 class Towers(NamedTuple):
@@ -208,7 +209,7 @@ class Embeddings(Computed):
         Raises:
             UserError: for a dimension that is the same everywhere.
         """
-        rows = (self.read(images, int(index)) for index in images.spread(10_000))
+        rows = (self.read(images, int(index)) for index in images.spread(MEASURED))
         found = torch.cat([row.flatten()[None] for row in rows if row is not None]).double()  # (N, D)
         mean, std = ([round(x, 7) for x in y.tolist()] for y in (found.mean(0), found.std(0, correction=0)))
         check_scale(mean, std, "embeddings of the two_towers")

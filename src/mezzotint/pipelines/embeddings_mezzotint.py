@@ -185,14 +185,21 @@ class MezzotintEmbeddingMixin(MezzotintImageMixin, MezzotintSamplingMixin):
             raise ValueError("this pipeline has no tokenizer: pass image_embeds instead of a prompt")
         limit = token_limit(self.two_towers, self.tokenizer)
         tokens = self.tokenizer(prompt, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
-        return embed_texts(self.two_towers, tokens.to(self._execution_device))
+        return embed_texts(self.two_towers, tokens.to(self._tower_device)).to(self._execution_device)
 
     @torch.no_grad()
     def encode_image(self, image: Any) -> torch.Tensor:
         """Embeddings of pictures (as of a call's `image`), unit vectors (pictures, D) in float32."""
-        pictures = self.read_image(image).to(self._execution_device, torch.float32)
+        pictures = self.read_image(image).to(self._tower_device, torch.float32)
         about = self.trained_for
-        return embed_pictures(self.two_towers, pictures, about["image_mean"], about["image_std"])
+        found = embed_pictures(self.two_towers, pictures, about["image_mean"], about["image_std"])
+        return found.to(self._execution_device)
+
+    @property
+    def _tower_device(self) -> torch.device:
+        """Where the encoder is: offloading by models follows calls of `forward` alone, and leaves it on the CPU."""
+        device = next(self.two_towers.parameters()).device
+        return self._execution_device if device.type == "meta" else device
 
     def interpolate(self, first: Any, second: Any, weights: Sequence[float] | torch.Tensor) -> torch.Tensor:
         """Embeddings on the way from one picture to another, to be drawn as `image_embeds`.
