@@ -30,6 +30,8 @@ SETTINGS = ROOT / "training" / "config" / "settings.py"
 OWN_SETTINGS = {
     "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
     "train_cascade": SETTINGS.with_name("cascade.py"),
+    "train_two_towers": SETTINGS.with_name("towers.py"),
+    "train_prior": SETTINGS.with_name("prior.py"),
 }
 ARGUMENTS = SETTINGS.with_name("arguments.py")
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config

@@ -8,6 +8,8 @@ COMMANDS = {
     "train": "train a pipeline, from scratch or from a saved one",
     "train-cascade": "train a base and its upscalers one after the other, to one pipeline",
     "train-autoencoder": "train an autoencoder, in whose latents a pipeline can be trained",
+    "train-two-towers": "train a two-tower encoder, which embeds pictures and texts in one space",
+    "train-prior": "train a prior, by which a decoder of embeddings draws from text",
     "train-classifier": "train a classifier of noisy pictures, which steers a saved pipeline",
     "sample": "draw pictures with a trained pipeline",
     "demo": "open a page in the browser around a trained pipeline",

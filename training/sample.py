@@ -6,6 +6,7 @@ mezzotint sample runs/digits "a handwritten one" --image seven.png --strength 0.
 mezzotint sample runs/digits "a handwritten nine" --image seven.png --mask upper_half.png
 mezzotint sample runs/digits-upscale --image seven.png --scale 2
 mezzotint sample runs/digits-segment --image seven.png --output ink.png
+mezzotint sample runs/digits-unclip --image seven.png --num_images_per_prompt 4
 mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
 mezzotint sample runs/digits-cascade "a handwritten seven" --noise_level 0.2
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
@@ -36,8 +37,10 @@ from mezzotint import (
     MezzotintInpaintPipeline,
     MezzotintLayoutPipeline,
     MezzotintPipeline,
+    MezzotintPriorPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
+    MezzotintVariationPipeline,
 )
 from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, samplers_of
 from mezzotint_training.config.arguments import parser_of
@@ -59,11 +62,13 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "upscale": (MezzotintUpscalePipeline, ("image", "scale", "noise_level")),
     "segment": (MezzotintSegmentPipeline, ("image",)),
     "layout": (MezzotintLayoutPipeline, ("mask",)),
+    "unclip": (MezzotintVariationPipeline, ("image", "strength")),
 }
+TEXTLESS = (MezzotintUpscalePipeline, MezzotintSegmentPipeline, MezzotintVariationPipeline)  # which need no prompt
 # What goes with a picture, and with which
 NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
 # Arguments that some pipelines have
-OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio")
+OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio", "negative_prompt")
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
 MOVING = (".webp", ".gif", ".png")
@@ -137,7 +142,7 @@ def sample(args: argparse.Namespace) -> None:
     if said:
         task["attributes"] = attributes(said, pipe)
     prompts = args.prompt
-    if not prompts and type(pipe) in (MezzotintUpscalePipeline, MezzotintSegmentPipeline):
+    if not prompts and type(pipe) in TEXTLESS:
         prompts = [""]
     if not prompts:
         raise UserError("prompt must be given, one text or more: got none")
@@ -159,7 +164,6 @@ def sample(args: argparse.Namespace) -> None:
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             guidance_interval=args.guidance_interval and tuple(args.guidance_interval),
-            negative_prompt=args.negative_prompt,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             return_dict=False,
             **(kept.arguments if animation else {}),
@@ -195,6 +199,8 @@ def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image])
         if pictures:
             raise UserError(f"{next(iter(pictures))} is not for a cascade, which draws from text alone: leave it out")
         return pipe, {name: given[name] for name in ("height", "width", "noise_level") if name in given}
+    if not pictures and trained["task"] == "unclip":
+        return MezzotintPriorPipeline(**pipe.components), {name: given.get(name) for name in ("height", "width")}
     if not pictures:
         if "noise_level" in given:
             raise UserError("noise_level goes with --image, or a cascade: got it alone")

@@ -62,6 +62,7 @@ from mezzotint_training.networks.components import make_trainable, new_component
 from mezzotint_training.networks.latents import Latents, load_autoencoder
 from mezzotint_training.networks.saved import pretrained_components
 from mezzotint_training.networks.text import TextEncoding
+from mezzotint_training.networks.towers import Embeddings, towers_for
 from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
@@ -106,7 +107,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     config, derived = sized(config, facts)
     previous = previous_run(config, output_dir, world)
     source = Source(rows, config, facts, accelerator)
-    digests, latents = fingerprint(rows, config), None
+    digests, latents, embeddings = fingerprint(rows, config), None, None
+    if config.task == "unclip":
+        embeddings = Embeddings(towers_for(config, components), config, accelerator)
+        digests["two towers"] = embeddings.fingerprint()
     if vae is not None:
         latents = Latents(vae, config, accelerator)
         digests["autoencoder"] = latents.fingerprint()
@@ -120,11 +124,17 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         if not config.plan:
             sets = (source.known, source.held_out)
             latents.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
+    if embeddings is not None and not config.plan:
+        sets = (source.known, source.held_out)
+        embeddings.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
     torch.manual_seed(config.seed)
-    components = components or new_components(config, source.data, source.attributes, vae)
+    components = components or new_components(config, source.data, source.attributes, vae, embeddings)
     size = tuple(side // facts.latent_factor for side in source.data.size)
     components["unet"].register_to_config(sample_size=size[0] if len(set(size)) == 1 else size)
     source.normalise(components["unet"].config)
+    if embeddings is not None:
+        about = components["unet"].config.condition
+        source.embed(embeddings, about["embeds_mean"], about["embeds_std"])
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
     number("num_inference_steps", int, config.num_inference_steps, at_most(len(scheduler)))

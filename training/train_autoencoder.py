@@ -58,7 +58,7 @@ from mezzotint_training.learning.learner import Learner
 from mezzotint_training.modalities.images import as_picture
 from mezzotint_training.networks.latents import check_size, load_autoencoder, new_autoencoder, set_scale
 from mezzotint_training.publishing.checks import foresee
-from mezzotint_training.publishing.finish import figures, finish_autoencoder, save_grid
+from mezzotint_training.publishing.finish import figures, finish_network, save_grid
 
 # Pictures that are drawn again to be looked at
 SHOWN = 8
@@ -226,7 +226,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
                 "latents": set_scale(vae, [item["sample"] for item in samples[1]] if samples else []),
             }
             grid = draw(vae, source, output_dir, position.step, accelerator)
-            finish_autoencoder(vae, config, output_dir, measured, accelerator, grid)
+            finish_network(vae.save_pretrained, config, output_dir, measured, accelerator, "autoencoder", grid)
     end_together(accelerator)
     return output_dir
 

@@ -13,8 +13,10 @@ from mezzotint.pipelines.pipeline_mezzotint_cascade import MezzotintCascadePipel
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
+from mezzotint.pipelines.pipeline_mezzotint_prior import MezzotintPriorPipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
+from mezzotint.pipelines.pipeline_mezzotint_variation import MezzotintVariationPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
@@ -27,8 +29,10 @@ __all__ = [
     "MezzotintInpaintPipeline",
     "MezzotintLayoutPipeline",
     "MezzotintPipeline",
+    "MezzotintPriorPipeline",
     "MezzotintScheduler",
     "MezzotintSegmentPipeline",
     "MezzotintUNetModel",
     "MezzotintUpscalePipeline",
+    "MezzotintVariationPipeline",
 ]

@@ -93,6 +93,7 @@ def tasks_of(pipe: Any) -> list[Any]:
     found = [getattr(mezzotint, name) for name in mezzotint.__all__]
     found = [cls for cls in found if issubclass(cls, DiffusionPipeline) and cls.modality == pipe.modality]
     found = [cls for cls in found if pipe.trained_for["task"] in cls.tasks]
+    found = [cls for cls in found if all(getattr(pipe, name, None) is not None for name in cls.needs)]
     return sorted(found, key=lambda cls: (cls.tasks[0] != pipe.trained_for["task"], cls is not MezzotintPipeline))
 
 

@@ -11,6 +11,7 @@ training split and used for nothing else.
 """
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -180,8 +181,9 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
 
 
 def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -> None:
-    from mezzotint_training import train
     from mezzotint_training.benchmarks import changes, diffusers_recipe
+
+    program: Any = importlib.import_module(f"mezzotint_training.{config.program.replace('-', '_')}")
 
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -192,7 +194,7 @@ def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -
         diffusers_recipe.train(config, cached_text=True, stock_unet=True)
     else:
         with changes.CONTEXTS.get(side, contextlib.nullcontext)():
-            train.train(config)
+            program.train(config)
     told.write_text(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
 
 

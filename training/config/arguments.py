@@ -14,6 +14,7 @@ from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.cascade import Stages
 from mezzotint_training.config.distillation import FOLLOWS, DistillConfig
 from mezzotint_training.config.flags import Parser, add_settings, parse_args, text
+from mezzotint_training.config.prior import PriorConfig
 from mezzotint_training.config.recipe import PLACES
 from mezzotint_training.config.rules import (
     ABOVE_0,
@@ -30,12 +31,15 @@ from mezzotint_training.config.rules import (
     at_most,
 )
 from mezzotint_training.config.settings import HELP, TrainConfig
+from mezzotint_training.config.towers import TwoTowersConfig
 
 # Programs that take the settings of a run and nothing beside them, and what reads these
 RUNS: dict[str, Callable[[list[str], str], Any]] = {
     "train": parse_args,
     "train-autoencoder": partial(parse_args, kind=AutoencoderConfig),
     "train-cascade": Stages.parsed,
+    "train-two-towers": partial(parse_args, kind=TwoTowersConfig),
+    "train-prior": partial(parse_args, kind=PriorConfig),
 }
 # The settings of `train.py` that `train-classifier` takes too, and the defaults that differ
 CLASSIFIER_SETTINGS = (

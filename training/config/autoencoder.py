@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import FROM_0, at_least, at_most
-from mezzotint_training.config.settings import TrainConfig, setting
+from mezzotint_training.config.settings import OF_MODALITIES, TrainConfig, setting
 
 
 @dataclass
@@ -17,6 +17,7 @@ class AutoencoderConfig(TrainConfig):
     captioned: ClassVar[bool] = False
     without: ClassVar[frozenset[str]] = frozenset(
         {
+            "two_towers",
             "size", "task", "scale", "num_classes", "vae", "latent_versions", "unet", "scheduler", "revision",
             "text_encoder_name_or_path", "text_encoder", "max_text_length", "train_text_encoder", "adapter", "rank",
             "lora_alpha", "lora_dropout", "lora_layers", "caption_column", "caption_weights", "label_column",
@@ -26,7 +27,7 @@ class AutoencoderConfig(TrainConfig):
             "num_inference_steps", "guidance_scale", "gradient_checkpointing", "compile", "push_to_hub",
             "hub_model_id", "hub_private_repo",
         }
-    )  # fmt: skip
+    ) | OF_MODALITIES  # fmt: skip
 
     autoencoder: Literal["AutoencoderDC", "AutoencoderKL", "AutoencoderTiny"] = setting(
         "AutoencoderDC", "the class of diffusers"

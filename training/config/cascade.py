@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import layers_of, settled
 from mezzotint_training.config.rules import nearest, shown
-from mezzotint_training.config.settings import TrainConfig, setting
+from mezzotint_training.config.settings import OF_MODALITIES, TrainConfig, setting
 
 # What a stage may have of its own: its network, how that learns, and what is shown of it
 OF_A_STAGE = frozenset(
@@ -35,11 +35,12 @@ class CascadeConfig(TrainConfig):
     program: ClassVar[str] = "train-cascade"
     without: ClassVar[frozenset[str]] = frozenset(
         {
+            "two_towers",
             "scale", "num_classes", "mask_column", "pretrained_model_name_or_path", "revision", "vae",
             "latent_versions", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers", "aspect_ratio_buckets",
             "resume_from_checkpoint",
         }
-    )  # fmt: skip
+    ) | OF_MODALITIES  # fmt: skip
 
     task: Literal["cascade"] = setting("cascade", "what its networks draw together")
     stages: list[dict[str, Any]] = setting(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import COUNT, GUIDANCE, at_least, at_most
-from mezzotint_training.config.settings import TrainConfig, redefined, setting
+from mezzotint_training.config.settings import OF_MODALITIES, TrainConfig, redefined, setting
 
 # Of the teacher's recipe: what it says of the data, and of how a run goes and what it shows
 DATA = (
@@ -33,6 +33,7 @@ class DistillConfig(TrainConfig):
     program: ClassVar[str] = "distill"
     without: ClassVar[frozenset[str]] = frozenset(
         {
+            "two_towers",
             "size", "plan", "task", "scale", "num_classes", "pretrained_model_name_or_path", "revision", "unet", "vae",
             "latent_versions", "scheduler", "text_encoder_name_or_path", "text_encoder", "max_text_length",
             "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers", "mask_column",
@@ -40,7 +41,7 @@ class DistillConfig(TrainConfig):
             "proportion_empty_conditions", "posthoc_ema_steps", "num_copy_samples", "num_inference_steps",
             "guidance_scale", "validation_split", "num_validation_samples",
         }
-    )  # fmt: skip
+    ) | OF_MODALITIES  # fmt: skip
 
     steps: list[int] = setting(
         [1, 2, 4],

@@ -54,6 +54,10 @@ def redefined(name: str, default: Any) -> Any:
     return field(default=default, metadata=TrainConfig.__dataclass_fields__[name].metadata)
 
 
+# Settings that say what a sample is: programs that know pictures alone are without them
+OF_MODALITIES = frozenset({"modality", "sample_column", "sampling_rate", "audio_length_in_s"})
+
+
 @dataclass
 class TrainConfig:
     """The settings of `train.py`; names are those of diffusers' own training scripts wherever there is a habit.
@@ -78,10 +82,16 @@ class TrainConfig:
     modality: Literal["image", "audio"] | None = setting(
         None, "what a sample is; by default told from the types of the set's columns"
     )
-    task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout"] = setting(
+    task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout", "unclip"] = setting(
         "text_to_image",
-        "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes, or to "
-        "draw what a map of classes lays out",
+        "what the network learns: to draw from text alone, to fill in holes, to enlarge, to divide into classes, to "
+        "draw what a map of classes lays out, or what the embedding of a picture says",
+    )
+    two_towers: str | None = setting(
+        None,
+        "the two-tower encoder (folder or Hub name; CLIPModel, or what train-two-towers made) whose embeddings of "
+        "pictures --task unclip reads",
+        on_resume="free",
     )
     scale: int = setting(2, "how many times larger --task upscale draws a picture", at_least(2), at_most(8))
     num_classes: int = setting(
@@ -397,6 +407,21 @@ class TrainConfig:
             raise UserError(f"vae goes with task text_to_image, the others are trained in pixels: got {self.task}")
         if self.latent_versions is not None and not (self.random_flip or self.augment_probability > 0):
             raise UserError("latent_versions needs random_flip or augment_probability, which make them: got neither")
+        if self.task == "unclip":
+            if (self.two_towers is None) == (self.pretrained_model_name_or_path is None):
+                got = "neither" if self.two_towers is None else "both"
+                raise UserError(
+                    "task unclip needs two_towers, or pretrained_model_name_or_path, a pipeline that has some: got "
+                    f"{got}"
+                )
+            if self.streaming:
+                raise UserError("task unclip needs a set at hand, whose embeddings are computed once: got streaming")
+            if self.random_flip:
+                raise UserError("random_flip would mirror pictures after they are embedded: leave it or unclip out")
+            if self.text_encoder_name_or_path is not None or self.adapter is not None:
+                raise UserError("task unclip reads embeddings, no text, and has no adapters: got settings of such")
+        elif self.two_towers is not None:
+            raise UserError(f"two_towers is for task unclip, which reads embeddings: got task {self.task}")
         if self.streaming and self.balance_column is not None:
             raise UserError("balance_column needs a set at hand, whose values can be counted: got streaming")
         if self.streaming and self.aspect_ratio_buckets:

@@ -33,9 +33,12 @@ TASKS = {
     "upscale": Task("MezzotintUpscalePipeline", "image-to-image", "upscale.md.jinja", "small pictures"),
     "segment": Task("MezzotintSegmentPipeline", "image-segmentation", "segment.md.jinja", "pictures", masks=True),
     "layout": Task("MezzotintLayoutPipeline", "image-to-image", "layout.md.jinja", "maps of classes", masks=True),
+    "unclip": Task("MezzotintVariationPipeline", "image-to-image", "unclip.md.jinja", "pictures, as embeddings"),
     # Of several networks, each of which `train.py` trains for a task above
     "cascade": Task("MezzotintCascadePipeline", "text-to-image", "cascade.md.jinja"),
 }
+# Of a decoder with its prior (`train_prior.py`)
+PRIOR = Task("MezzotintPriorPipeline", "text-to-image", "prior.md.jinja")
 
 FOR_PICTURES = (
     "task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae",
@@ -82,6 +85,8 @@ MODALITIES = {
 
 def of(settings: Mapping[str, Any]) -> Task:
     """The task of a run by its settings as they were written down, by an older version too."""
+    if settings.get("decoder"):
+        return PRIOR
     name = settings.get("modality") or "image"
     return TASKS[settings.get("task", "text_to_image")] if name == "image" else MODALITIES[name].drawn
 
@@ -107,7 +112,7 @@ def channels(config: TrainConfig, pictures: int) -> dict[str, int]:
     drawn = class_bits(config.num_classes) if config.task == "segment" else pictures
     # A picture, or a map of classes, and how little is known of it
     read = class_bits(config.num_classes) if config.task == "layout" else pictures
-    beside = 0 if config.task == "text_to_image" else read + 1
+    beside = 0 if config.task in ("text_to_image", "unclip") else read + 1
     return {"in_channels": drawn + beside, "out_channels": drawn}
 
 

@@ -44,7 +44,7 @@ def condition_of(
         key: of what is random about it.
         drop: whether it is to be dropped now and then (`proportion_empty_conditions`), so that nothing is known.
     """
-    if config.task == "text_to_image":
+    if config.task in ("text_to_image", "unclip"):
         return None
     rng = np.random.default_rng([*key, CONDITION])
     dropped = rng.random() < config.proportion_empty_conditions and drop
@@ -63,6 +63,19 @@ def condition_of(
     if dropped:
         found.zero_()[-1] = 1
     return found
+
+
+def embeds_of(config: TrainConfig, embeds: torch.Tensor, key: list[int]) -> torch.Tensor:
+    """The embedding (D,) of a row's picture, of unit variance, dropped now and then (`proportion_empty_conditions`), so
+    that nothing is known: zeros.
+
+    Args:
+        config: the run's settings.
+        embeds: of the row.
+        key: of what is random about it.
+    """
+    dropped = np.random.default_rng([*key, CONDITION]).random() < config.proportion_empty_conditions
+    return torch.zeros_like(embeds) if dropped else embeds
 
 
 def shrunk(picture: torch.Tensor, scale: int) -> torch.Tensor:

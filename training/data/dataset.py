@@ -22,7 +22,7 @@ from mezzotint_training.config.tasks import TASKS, modality, reader, sample_colu
 from mezzotint_training.data.attributes import Attributes, attribute_columns
 from mezzotint_training.data.augment import augment, version_labels
 from mezzotint_training.data.captions import Captions, Choices, drawn
-from mezzotint_training.data.conditions import condition_of, sample_of
+from mezzotint_training.data.conditions import condition_of, embeds_of, sample_of
 from mezzotint_training.data.rows import NUMBER, cells, column
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.modalities.contents import unit
@@ -52,6 +52,8 @@ class CaptionedSamples(torch.utils.data.Dataset):
     Attributes:
         attributes: what is said of a sample beside its caption, if anything is; set after `mean` and `std`.
         latents: reads what is diffused in the place of a sample (`networks/latents.py`), if anything does.
+        embeddings: reads the embedding of a row's picture (`networks/towers.py`), if anything does; with
+            `embeds_scale`, their mean and standard deviation (D,).
         part: of the run's data that this is, known or held out.
 
     Positions count the rows that are good as far as is known before step 1. A sample that turns out bad later, under
@@ -80,6 +82,7 @@ class CaptionedSamples(torch.utils.data.Dataset):
         self.bucket = np.zeros(len(rows), dtype=np.int64)  # of each row
         self.mean, self.std = of_channels([0.0] * channels, self.size), of_channels([1.0] * channels, self.size)
         self.part, self.latents = "known", None
+        self.embeddings, self.embeds_scale = None, (torch.zeros(()), torch.ones(()))
         self.attributes: Attributes | None = None
         self.columns: dict[str, pa.Array] | None = None  # of attributes, read when they are asked for
         self.faults: dict[int, str] = {}
@@ -203,7 +206,14 @@ class CaptionedSamples(torch.utils.data.Dataset):
         item = make_item(self.config, epoch, number, content, captions, self.mean, self.std, copy, size) | {"bad": bad}
         if self.attributes is not None:
             item["attributes"] = self.attributes.drawn(self.said_of(index), [self.config.seed, epoch, number, copy])
+        if self.embeddings is not None:
+            item["embeds"] = embeds_of(self.config, self.embeds(index), [self.config.seed, epoch, number, copy])
         return item
+
+    def embeds(self, index: int) -> torch.Tensor:
+        """The embedding (D,) of a good row's picture, of unit variance over the set."""
+        mean, std = self.embeds_scale
+        return (self.embeddings.read(self, index).flatten() - mean) / std
 
     def said_of(self, index: int) -> dict[str, Any]:
         """A row's cells of the columns of attributes."""
@@ -300,9 +310,9 @@ def make_item(
 
 def collate(items: list[dict]) -> dict:
     """A batch of items: tensors of `sample`, `noise`, `uniform` and, where there are any, `augment_labels`,
-    `condition` and `attributes`; lists of
-    `captions` and of `bad`, the lines on bad rows that were met."""
-    tensors = [name for name in ("sample", "noise", "augment_labels", "condition", "attributes") if name in items[0]]
+    `condition`, `attributes` and `embeds`; lists of `captions` and of `bad`, the lines on bad rows that were met."""
+    names = ("sample", "noise", "augment_labels", "condition", "attributes", "embeds")
+    tensors = [name for name in names if name in items[0]]
     return {
         **{name: torch.stack([item[name] for item in items]) for name in tensors},
         "uniform": torch.tensor([item["uniform"] for item in items], dtype=torch.float32),

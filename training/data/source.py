@@ -209,6 +209,13 @@ class Source:
             if data is not None:
                 data.latents = latents
 
+    def embed(self, embeddings: Any, mean: list[float], std: list[float]) -> None:
+        """Give items the embeddings of their pictures, which `embeddings` (`networks/towers.py`) reads, brought to unit
+        variance."""
+        for data in (self.known, self.held_out):
+            if data is not None:
+                data.embeddings, data.embeds_scale = embeddings, (torch.tensor(mean), torch.tensor(std))
+
     def normalise(self, network: Any) -> None:
         """Bring samples to the scale of a network, which a new one has from `data.statistics`.
 
@@ -304,6 +311,8 @@ def fixed_items(images: CaptionedSamples, count: int) -> list[dict[str, Any]]:
                 item["condition"] = condition
             if images.attributes is not None:
                 item["attributes"] = images.attributes.vector(images.said_of(index))
+            if images.embeddings is not None:
+                item["embeds"] = images.embeds(index)
             items.append(item)
     return items
 

@@ -29,6 +29,7 @@ SHOWN = {
     "held_out_loss": "held out {:.4f}",
     "verdict": "{}",
     "copy_rate": "copies {:.0%}",
+    "picked": "captions picked {:.1%}",
     "psnr": "PSNR {:.2f} dB",
     "ssim": "SSIM {:.4f}",
 }

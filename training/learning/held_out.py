@@ -87,7 +87,7 @@ class HeldOutLoss:
         timesteps = torch.tensor([LEVELS[i] for _, i, _ in batch]) * (scheduler.config.num_train_timesteps - 1)
         more = {
             name: torch.stack([item[name] for _, _, item in batch]).to(self.accelerator.device)
-            for name in ("condition", "attributes")
+            for name in ("condition", "attributes", "embeds")
             if name in batch[0][2]
         }
         tensors = (x.to(self.accelerator.device) for x in (samples, noise, timesteps))

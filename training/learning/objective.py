@@ -53,6 +53,7 @@ def denoising_loss(
     augment_labels: torch.Tensor | None = None,
     condition: torch.Tensor | None = None,
     attributes: torch.Tensor | None = None,
+    embeds: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The simple loss of DDPM (eq. 14) on the scheduler's target, for each sample. On velocities, of data of unit
     variance, it has EDM's weighting: lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + 1) / sigma^2 is |v - v_0|^2.
@@ -67,12 +68,15 @@ def denoising_loss(
         augment_labels (`torch.Tensor`, *optional*): how each sample was augmented.
         condition (`torch.Tensor` of shape `(batch_size, channels, *spatial)`, *optional*): what is known of each.
         attributes (`torch.Tensor` of shape `(batch_size, features)`, *optional*): what is said of each beside the text.
+        embeds (`torch.Tensor` of shape `(batch_size, width)`, *optional*): an embedding of each, in place of a text.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`: the mean squared error of each sample, in float32.
     """
     noisy = scheduler.add_noise(samples, noise, timesteps)  # the forward process, in closed form
     target = scheduler.get_target(samples, noise, timesteps)
+    if embeds is not None:
+        encoder_hidden_states = embeds[:, None]  # (B, 1, D)
     said = {"augment_labels": augment_labels, "attributes": attributes}
     output = unet(
         noisy if condition is None else torch.cat([noisy, condition], dim=1),
@@ -121,4 +125,5 @@ def training_loss(
             augment_labels=tensors.get("augment_labels"),
             condition=tensors.get("condition"),
             attributes=tensors.get("attributes"),
+            embeds=tensors.get("embeds"),
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mezzotint_training.engine.progress import progress_bar
+from mezzotint_training.learning.contrastive import contrastive_loss, shifted
 from mezzotint_training.modalities.contents import unit
 
 
@@ -162,12 +163,7 @@ def train_caption_judge(
         drawn = [captions[i][int(u * len(captions[i]))] for i, u in zip(rows.tolist(), draws, strict=True)]
         seen = F.normalize(judge.head(judge.tower(pictures)), dim=1)  # (B, 128)
         read = F.normalize(judge.texts(drawn), dim=1)  # (B, 128)
-        logits = judge.temperature.clamp(max=4.6).exp() * seen @ read.T  # (B, B), at most 100 times, as CLIP has it
-        number = {caption: i for i, caption in enumerate(dict.fromkeys(drawn))}
-        kinds = torch.tensor([number[caption] for caption in drawn], device=device)
-        right = (kinds[:, None] == kinds).float()
-        right = right / right.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+        return contrastive_loss(seen, read, judge.temperature, drawn).mean()
 
     def make(tower: PictureTower) -> CaptionJudge:
         return CaptionJudge(tower, nn.Linear(tower.width, 128), TextTower())
@@ -185,12 +181,9 @@ def _trained(make: Callable, loss: Callable, pixels: torch.Tensor, steps: int, s
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps + 1)
-    reach = [max(1, x // 8) for x in size]
     for _ in progress_bar(range(steps), "training a judge", steps):
         rows = torch.randint(count, (min(128, count),), generator=generator)
-        down, right = (int(torch.randint(-r, r + 1, (), generator=generator)) for r in reach)
-        pictures = F.pad(unit(pixels[rows].to(device)), (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-        pictures = pictures[..., reach[0] + down :, reach[1] + right :][..., : size[0], : size[1]]
+        pictures = shifted(unit(pixels[rows].to(device)), 1 / 8, generator)
         optimizer.zero_grad()
         loss(judge, pictures, rows).backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 1.0)

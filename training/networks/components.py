@@ -18,6 +18,7 @@ from mezzotint_training.networks.adapters import add_adapters
 from mezzotint_training.networks.latents import check_scale
 from mezzotint_training.networks.saved import check_finite
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder, train_what_is_read
+from mezzotint_training.networks.towers import Embeddings
 
 
 def new_components(
@@ -25,23 +26,32 @@ def new_components(
     data: CaptionedSamples,
     attributes: dict[str, Any] | None = None,
     vae: Any = None,
+    embeddings: Embeddings | None = None,
     text: tuple[Any, Any] | None = None,
 ) -> dict:
     """Untrained components: the U-Net at the data's scale, reading their attributes; the scheduler; and a text encoder
-    with its tokenizer. With them the autoencoder whose latents the data are, if there is one. `text` is an encoder with
-    its tokenizer in the place of those that `config` names.
+    with its tokenizer. With them the autoencoder whose latents the data are, if there is one; and in place of a text
+    encoder the two-tower encoder whose `embeddings` are read, if there is one. `text` is an encoder with its tokenizer
+    in the place of those that `config` names.
 
     Raises:
         UserError: for settings that do not fit the data, or latents without a scale.
     """
     diffused = data.channels if vae is None else vae.config.latent_channels
-    if text is not None:
+    text_encoder, about = None, condition(config)
+    if embeddings is not None:
+        towers, (center, spread) = embeddings.towers, embeddings.scale(data)
+        tokenizer, text_dim = towers.tokenizer, len(center)
+        about = {**(about or {}), "image_mean": towers.image_mean, "image_std": towers.image_std}
+        about |= {"embeds_mean": center, "embeds_std": spread}
+    elif text is not None:
         text_encoder, tokenizer = text
     elif config.text_encoder_name_or_path is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder_name_or_path)
     else:
         text_encoder, tokenizer = new_text_encoder(config)
-    text_dim = text_encoder.config.hidden_size
+    if text_encoder is not None:
+        text_dim = text_encoder.config.hidden_size
     given = {
         "spatial_dims": modality(config).spatial_dims,
         **channels(config, diffused),
@@ -61,7 +71,7 @@ def new_components(
         "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
         "sample_mean": mean,
         "sample_std": std,
-        "condition": condition(config),
+        "condition": about,
         "attributes": attributes,
         "modality": {"name": config.modality, **data.about} if data.about else None,
         **known_arguments(config.unet, MezzotintUNetModel),
@@ -72,6 +82,7 @@ def new_components(
     except ValueError as error:
         raise UserError(str(error)) from None
     networks = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    networks |= {} if embeddings is None else {"two_towers": embeddings.towers.model}
     return networks | ({} if vae is None else {"vae": vae})
 
 

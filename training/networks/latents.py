@@ -2,12 +2,7 @@
 """The space that is diffused in: pixels, or the latents of an autoencoder, which is made or loaded here. A set's
 latents are computed once and kept in files; changes to a picture (mirroring, augmentation) come before."""
 
-import hashlib
-import json
 import math
-import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -20,15 +15,11 @@ from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import count_versions, versions
-from mezzotint_training.data.dataset import CaptionedSamples
-from mezzotint_training.networks.cache import Cache, Recent, fingerprint
+from mezzotint_training.networks.cache import fingerprint
+from mezzotint_training.networks.computed import Computed
 from mezzotint_training.networks.saved import check_finite
 
 KINDS = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny")
-# Bytes of latents that are kept in memory
-RECENT_BYTES = 2**28
-# Pictures of an accelerator's batches, the last of which are blank where there are fewer
-ROWS = 16
 # Standard deviation below which a channel of latents is taken for constant
 CONSTANT = 1e-4
 
@@ -145,8 +136,8 @@ def set_scale(vae: Any, pictures: list[torch.Tensor]) -> dict[str, list[float]]:
     return {name: getattr(latents, name)(1).tolist() for name in ("mean", "std")}
 
 
-def check_scale(mean: list[float], std: list[float]) -> None:
-    """See that the latents of a set have a scale, by what `CaptionedSamples.statistics` returned.
+def check_scale(mean: list[float], std: list[float], what: str = "latents of the vae") -> None:
+    """See that what a set is computed to has a scale, by what `CaptionedSamples.statistics` returned.
 
     Raises:
         UserError: for a channel that is the same everywhere, or is not finite.
@@ -154,20 +145,14 @@ def check_scale(mean: list[float], std: list[float]) -> None:
     for channel, (at, spread) in enumerate(zip(mean, std, strict=True)):
         if not math.isfinite(at) or not math.isfinite(spread) or spread < CONSTANT:
             raise UserError(
-                f"latents of the vae must vary: channel {channel} has mean {at:g} and standard deviation {spread:g}; "
+                f"{what} must vary: channel {channel} has mean {at:g} and standard deviation {spread:g}; "
                 "its training failed, or it has more channels than it needs"
             )
 
 
-class Latents:
+class Latents(Computed):
     """Reads what is diffused of each row from an autoencoder: all versions of its picture, (versions, channels, height,
-    width), the first of the picture as it is. A row's latents depend on the row alone, to the last bit, so they may be
-    kept and forgotten at will: on disk after `prepare`, and those used last in memory.
-
-    Attributes:
-        estimating: whether a row that is not known yet may have the latents of another of its size, where no more than
-            time and memory are asked for (`--plan`).
-        seconds: that the latents of a row took when they were last computed.
+    width), the first of the picture as it is.
 
     Args:
         vae: in evaluation mode; it is moved to the accelerator.
@@ -175,10 +160,11 @@ class Latents:
         accelerator: of the run.
     """
 
+    kind = "latents"
+
     def __init__(self, vae: Any, config: TrainConfig, accelerator: Accelerator):
-        self.vae, self.config, self.accelerator = vae.to(accelerator.device), config, accelerator
-        self.recent, self.cache = Recent(RECENT_BYTES), None
-        self.estimating, self.known, self.seconds = False, {}, 0.0
+        super().__init__(config, accelerator)
+        self.vae = vae.to(accelerator.device)
 
     def fingerprint(self) -> str:
         """A hash of the autoencoder: its class, settings and weights. Where it was loaded from makes no difference."""
@@ -186,98 +172,13 @@ class Latents:
         config = {k: v for k, v in self.vae.config.items() if not (k.startswith("_") or k in unused)}
         return fingerprint({"class": type(self.vae).__name__, "config": config}, self.vae).hexdigest()[:32]
 
-    def prepare(
-        self, sets: Iterable[CaptionedSamples], data: dict[str, Any], folder: Path | str, progress: bool = True
-    ) -> None:
-        """Compute all latents now, into files below `folder`; what is there already stays. All processes call this.
-
-        The files are in a folder named by a hash of all that they depend on: the autoencoder, the pictures (`data`, by
-        `source.fingerprint`), their sizes and the changes to them, and the kind of device.
-
-        Raises:
-            UserError: for a folder that cannot be written to, or has no room left.
-        """
-        sets = [images for images in sets if images is not None]
+    def changes(self) -> list[Any]:
         augmented = self.config.augment_probability > 0
-        settings = {
-            "vae": self.fingerprint(),
-            "pictures": data["pictures"],
-            "sizes": sets[0].buckets,
-            "changes": [self.config.random_flip, self.config.augment_probability, count_versions(self.config)],
-            "seed": self.config.seed if augmented else None,
-            "device": self.accelerator.device.type,
-            "versions": [torch.__version__, diffusers.__version__],
-        }
-        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-        rows = {self._key(images, index).encode(): (images, index) for images in sets for index in images.good.tolist()}
-        self.cache = Cache(Path(folder) / f"latents-{name}", "cache of latents")
-        self.cache.build(
-            rows,
-            lambda keys: self._encoded([rows[key] for key in keys]),
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            progress,
-        )
+        changes = [self.config.random_flip, self.config.augment_probability, count_versions(self.config)]
+        return [*changes, self.config.seed if augmented else None, diffusers.__version__]
 
-    def read(self, images: CaptionedSamples, index: int) -> torch.Tensor | None:
-        """The latents of a row; `None` for a bad one, which `images` then knows.
+    def versions(self, number: int, pixels: torch.Tensor) -> torch.Tensor:
+        return versions(self.config, number, pixels)
 
-        Raises:
-            UserError: for a bad picture under `on_bad_row=stop`.
-        """
-        key = self._key(images, index)
-        found = self.recent.get(key)
-        if found is None:
-            kept = self.cache.read([key.encode()]) if self.cache is not None else {}
-            found = kept.get(key.encode())
-            size = images.buckets[images.bucket[index]]
-            if found is None and self.estimating and size in self.known:
-                return self.known[size]
-            if found is None:
-                began = time.perf_counter()
-                (found,) = self._encoded([(images, index)])
-                self.known[size], self.seconds = found, time.perf_counter() - began
-            if found.numel() == 0:
-                images.content(index)
-                return None
-            self.recent.put(key, found)
-        return found
-
-    def _key(self, images: CaptionedSamples, index: int) -> str:
-        return f"{images.part}/{images.numbers[index]}"
-
-    @torch.no_grad()
-    def _encoded(self, rows: list[tuple[CaptionedSamples, int]]) -> list[torch.Tensor]:
-        """The latents of rows, on the CPU; of a bad one a tensor of nothing.
-
-        How a convolution is rounded depends on its size. So the CPU takes each row by itself, an accelerator batches of
-        one size, whatever is in them.
-        """
-        pictures = []
-        for images, index in rows:
-            pixels = images.content(index)
-            number = int(images.numbers[index])
-            pictures.append(None if pixels is None else versions(self.config, number, pixels[: images.channels]))
-        found: list[torch.Tensor] = [torch.empty(0, 0, 0, 0)] * len(rows)
-        with torch.autocast(self.accelerator.device.type, enabled=False):
-            if self.accelerator.device.type == "cpu":
-                for place, some in enumerate(pictures):
-                    if some is not None:
-                        found[place] = to_latents(self.vae, some)
-                return found
-            sizes: dict[torch.Size, list[tuple[int, torch.Tensor]]] = {}
-            for place, some in enumerate(pictures):
-                for one in some if some is not None else ():
-                    sizes.setdefault(one.shape, []).append((place, one))
-            parts: dict[int, list[torch.Tensor]] = {}
-            for shape, members in sizes.items():
-                for start in range(0, len(members), ROWS):
-                    some = members[start : start + ROWS]
-                    batch = torch.zeros(ROWS, *shape)
-                    batch[: len(some)] = torch.stack([one for _, one in some])
-                    latents = to_latents(self.vae, batch.to(self.vae.device)).cpu()
-                    for (place, _), one in zip(some, latents, strict=False):
-                        parts.setdefault(place, []).append(one)
-        for place, some in parts.items():
-            found[place] = torch.stack(some)
-        return found
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return to_latents(self.vae, pixels.to(self.vae.device)).cpu()

@@ -16,7 +16,7 @@ from mezzotint import MezzotintPipeline
 from mezzotint.drawing import class_of
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import TASKS, trained_task
+from mezzotint_training.config.tasks import trained_task
 from mezzotint_training.data.augment import AUGMENT_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
@@ -76,12 +76,12 @@ def load_pipeline(
                 pipe = cls.from_pretrained(source, revision=revision, **components)
             for part, model in pipe.components.items():
                 check_finite(part, model)
-            task = TASKS["cascade"] if pipe.trained_for["task"] == "cascade" else trained_task(pipe.unet.config)
+            task = trained_task(pipe.unet.config)
     except UserError as error:
         if Path(source).exists():
             raise
         raise UserError(f"{error} (there is no folder of that name)") from None
-    if task.pipeline != cls.__name__:
+    if cls is MezzotintPipeline and task.pipeline != "MezzotintPipeline":
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 

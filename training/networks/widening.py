@@ -22,10 +22,11 @@ def ready_for_task(config: TrainConfig, unet: MezzotintUNetModel) -> MezzotintUN
                     f"{name} must be that of the saved pipeline, {unet.config.condition.get(name)}: got {asked}"
                 )
         return unet
-    if found != "text_to_image" or tasks.TASKS[config.task].masks:
+    from_scratch = tasks.TASKS[config.task].masks or config.task == "unclip"  # what is read is of another kind
+    if found != "text_to_image" or from_scratch:
         raise UserError(
             f"task must be {found}, which the saved pipeline is trained for: got {config.task}"
-            + ("; train one from scratch" if tasks.TASKS[config.task].masks else "")
+            + ("; train one from scratch" if from_scratch else "")
         )
     if config.adapter is not None:
         raise UserError(f"adapter cannot give a network the inputs of {config.task}: fine-tune the weights, without it")

@@ -24,6 +24,11 @@ from mezzotint_training.metrics.table import table
 from mezzotint_training.publishing import facts, plots, results
 
 EVALUATION = "evaluation.json"
+# Networks that are no pipelines, by kind: the library that loads them, the card's template, and their task on the Hub
+NETWORKS = {
+    "autoencoder": ("diffusers", "autoencoder.md.jinja", None),
+    "two-towers": ("transformers", "two_towers.md.jinja", "zero-shot-image-classification"),
+}
 GRID = re.compile(r"samples/step-\d+\.png")
 
 
@@ -107,13 +112,20 @@ def write(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid:
     write_text(folder / hub.CARD, card_text(folder, settings, metrics, grid, _evaluation(folder)))
 
 
-def write_autoencoder(folder: Path, settings: dict[str, Any], metrics: dict[str, Any], grid: str | None) -> None:
-    """Write `README.md`, the model card, of a run of `train_autoencoder.py`; arguments as of `card_text`."""
-    settings = public(settings)
+def write_network(
+    folder: Path, settings: dict[str, Any], metrics: dict[str, Any], kind: str, grid: str | None = None
+) -> None:
+    """Write `README.md`, the model card, of a run that made a network and no pipeline.
+
+    Args:
+        folder, settings, metrics, grid: as of `card_text`.
+        kind: of network, among `NETWORKS`.
+    """
+    settings, (library, name, tag) = public(settings), NETWORKS[kind]
     head = ModelCardData(
-        library_name="diffusers", license=settings.get("license"), tags=["mezzotint", "diffusion", "autoencoder"]
+        library_name=library, pipeline_tag=tag, license=settings.get("license"), tags=["mezzotint", "diffusion", kind]
     )
-    card = template("autoencoder.md.jinja").render(
+    card = template(name).render(
         card_data=head.to_yaml(),
         name=os.path.basename(os.path.abspath(folder)),
         settings=settings,

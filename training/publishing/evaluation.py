@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mezzotint import MezzotintScheduler
+from mezzotint import MezzotintPriorPipeline, MezzotintScheduler
 from mezzotint_training.config.arguments import EVALUATION_DATA
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Parser
@@ -38,6 +38,7 @@ from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures,
 from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
+from mezzotint_training.networks.towers import Embeddings, towers_of
 from mezzotint_training.publishing import card
 
 # What it says of what was trained on and held out
@@ -79,7 +80,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         card.check(folder)
     config = data_settings(args, "evaluate")
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
-    if (task := pipe.trained_for["task"]) not in ("text_to_image", "cascade"):
+    by_prior = isinstance(pipe, MezzotintPriorPipeline) and pipe.prior is not None
+    if (task := pipe.trained_for["task"]) not in ("text_to_image", "cascade") and not by_prior:
         raise UserError(
             f"checkpoint must be trained for text_to_image: got one for {task}, which "
             "training/benchmarks/task_quality.py measures"
@@ -209,6 +211,8 @@ def check_pixels(pipe: Any, program: str) -> None:
     """
     if pipe.modality != "image":
         raise UserError(f"{program} must be of pictures, whose bytes it is about: got a pipeline of {pipe.word}s")
+    if isinstance(pipe, MezzotintPriorPipeline):
+        raise UserError(f"{program} must be of a network that reads the text: got a decoder of embeddings")
     if pipe.trained_for["task"] == "cascade":
         raise UserError(f"{program} must be of one network: got a cascade, which has none of whole pictures")
     if pipe.vae is not None:
@@ -223,6 +227,9 @@ def held_out_loss(
     unet = pipe.unet.eval()
     if pipe.vae is not None:
         images.latents = Latents(pipe.vae, images.config, SimpleNamespace(device=device))
+    if pipe.trained_for["task"] == "unclip":  # of the decoder, which reads the pictures' own embeddings
+        images.embeddings = Embeddings(towers_of(pipe.components), images.config, SimpleNamespace(device=device))
+        images.embeds_scale = tuple(torch.tensor(pipe.trained_for[f"embeds_{name}"]) for name in ("mean", "std"))
     for name in ("mean", "std"):
         setattr(images, name, of_channels(getattr(unet.config, f"sample_{name}"), images.size))
     process = SimpleNamespace(
@@ -230,7 +237,7 @@ def held_out_loss(
     )
 
     def encode(captions: list[str]):
-        if unet.config.cross_attention_dim is None:
+        if unet.config.cross_attention_dim is None or images.embeddings is not None:
             return None, None
         embeds, _, mask, _ = pipe.encode_prompt(captions, device, do_classifier_free_guidance=False)
         return embeds, mask

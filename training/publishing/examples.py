@@ -53,6 +53,8 @@ def examples(config: TrainConfig, images: CaptionedSamples) -> Examples:
         small = torch.stack([shrunk(one.float(), config.scale) for one in pictures]).round().clamp(0, 255).byte()
         given = small.repeat_interleave(config.scale, 2).repeat_interleave(config.scale, 3)
         return Examples(prompts, {"image": small / 255}, *map(_shown, (given, pictures)))
+    if config.task == "unclip":  # there is no truth: what a variation may be
+        return Examples([""] * len(found), {"image": pictures / 255}, _shown(pictures))
     spread = 255 // (config.num_classes - 1)
     if config.task == "layout":
         return Examples(prompts, {"mask_image": pixels[:, -1]}, *map(_shown, (pixels[:, -1:] * spread, pictures)))

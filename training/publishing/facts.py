@@ -35,12 +35,13 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         count = unet.get("layers_per_block")
         depths = unet.get("transformer_layers_per_block") or []
         attention = [str(level) for level, depth in enumerate(depths, 1) if depth]
+        reads = "embeddings" if (unet.get("condition") or {}).get("task") == "unclip" else "text"
         parts = [
             f"a U-Net of {len(channels)} levels with {', '.join(map(str, channels))} channels and "
             f"{count} residual block{'s' if count != 1 else ''} each",
             f"attention in levels {', '.join(attention)}" if attention else "",
             f"patches of {_size(unet, unet['patch_size'])}" if unet.get("patch_size", 1) != 1 else "",
-            f"reads text of {unet['cross_attention_dim']} channels" if unet.get("cross_attention_dim") else "",
+            f"reads {reads} of {unet['cross_attention_dim']} channels" if unet.get("cross_attention_dim") else "",
             f"draws {unet.get('out_channels')} channels at {_size(unet)}",
             f"trained for {unet['condition']['task']}" if unet.get("condition") else "",
             f"dropout {unet['dropout']:g}" if unet.get("dropout") else "",
@@ -61,6 +62,13 @@ def architecture(folder: Path) -> list[tuple[str, str]]:
         width = text.get("d_model") or text.get("hidden_size")
         layers = text.get("num_layers") or text.get("num_hidden_layers")
         found.append(("text encoder", f"{names[0]}, {layers} layers of {width} channels"))
+    towers = _read(folder / "two_towers" / "config.json")
+    if names := towers.get("architectures"):
+        found.append(("two towers", f"{names[0]}, embeddings of {towers.get('projection_dim')} numbers"))
+    prior = _read(folder / "prior" / "config.json")
+    if layers := prior.get("num_layers"):
+        width = prior.get("num_attention_heads", 1) * prior.get("attention_head_dim", 1)
+        found.append(("prior", f"{prior.get('_class_name')}, {layers} layers of {width} channels"))
     tokenizer = _read(folder / "tokenizer" / "tokenizer_config.json")
     if name := tokenizer.get("tokenizer_class"):
         most = tokenizer.get("model_max_length")

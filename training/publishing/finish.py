@@ -8,6 +8,7 @@ import platform
 import re
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
 from mezzotint_training.config import tasks
-from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
 from mezzotint_training.config.recipe import versions
 from mezzotint_training.config.settings import TrainConfig
@@ -149,7 +149,7 @@ def figures(
         "hardware": hardware(accelerator.device),
         "energy": energy,
         "versions": dict(versions()),
-        "command": shlex.join(["mezzotint", "train", *map(without_place, position.config.argv)]),
+        "command": shlex.join(["mezzotint", position.config.program, *map(without_place, position.config.argv)]),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
@@ -293,22 +293,30 @@ def finish(
     return metrics
 
 
-def finish_autoencoder(
-    vae: Any, config: AutoencoderConfig, output_dir: Path, metrics: dict[str, Any], accelerator: Accelerator, grid: str
+def finish_network(
+    save: Callable[[Path], object],
+    config: TrainConfig,
+    output_dir: Path,
+    metrics: dict[str, Any],
+    accelerator: Accelerator,
+    kind: str,
+    grid: str | None = None,
 ) -> dict[str, Any]:
-    """Write a finished autoencoder as diffusers reads it, its figures and its card, as `finish` does a pipeline.
+    """Write a finished network that is no pipeline as its library reads it, its figures and its card, as `finish` does
+    a pipeline.
 
     Args:
-        vae: with the weights to publish.
-        metrics: what `figures` returned, and what else was measured.
-        grid: path of the reconstructions, relative to `output_dir`.
+        save: writes the weights to publish, and all that goes with them, into a folder.
+        metrics: what `figures` returned, and what else was measured, among it `quality`.
+        kind: of network, as `card.NETWORKS` has it.
+        grid: path of what it makes of pictures, relative to `output_dir`.
     """
     metrics, _ = _or_before(metrics, output_dir)
-    new = aside(output_dir, "autoencoder")
-    vae.save_pretrained(new)
-    with replacing(new, output_dir, vae.config_name, KIND):
+    new = aside(output_dir, kind)
+    save(new)
+    with replacing(new, output_dir, "config.json", KIND):
         _write_figures(output_dir, metrics)
-        card.write_autoencoder(output_dir, asdict(config), metrics, grid)
+        card.write_network(output_dir, asdict(config), metrics, kind, grid)
     accelerator.print(
         f"finished: {output_dir} ({metrics['steps']} steps, {metrics['seconds']:.0f} s, "
         + ", ".join(f"{name} {value:.4g}" for name, value in (metrics["quality"] or {}).items())

@@ -102,7 +102,7 @@ def drawing(pipe: Any, prompt: str = "", seed: int = 0, **arguments: Any) -> Dra
     """
     takes, inputs = arguments_of(type(pipe)), {}
     arguments = {"num_inference_steps": STEPS} | arguments
-    if pipe.text_encoder is not None:
+    if pipe.reads_prompts:
         arguments["prompt"] = prompt
     if "audio_length_in_s" in takes:  # or the last bit of rounding could tell how long it is
         arguments.setdefault("audio_length_in_s", pipe.default_size[0] / pipe.sampling_rate)

@@ -102,7 +102,7 @@ def blank(width: int, height: int) -> Image.Image:
 # Those of `AT_HAND` are always in sight
 CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
     "strength": lambda about, default: gr.Slider(
-        0, 1, default, label="Strength", info="how much of the picture becomes noise, and is drawn anew"
+        0, 1, default, label="Strength", info="how far what is drawn may go from the picture"
     ),
     "noise_level": lambda about, default: gr.Slider(
         0, 0.95, default, label="Noise level", info="noise mixed into the small picture, so that faults are drawn anew"
@@ -112,6 +112,12 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         gr.Slider(0, max(10, default), default, step=0.1, label="Guidance", info="1 is none")
         if about.can_be_guided
         else None
+    ),
+    "prior_guidance_scale": lambda about, default: gr.Slider(
+        0, 10, default, step=0.1, label="Guidance of the prior", info="1 is none"
+    ),
+    "source_prompt": lambda about, default: gr.Textbox(
+        "", label="What the picture shows", info="the prompt then says what is to change"
     ),
     "negative_prompt": lambda about, default: (
         gr.Textbox("", label="Negative prompt", info="what to steer away from") if about.reads_text else None

@@ -101,7 +101,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         condition (`dict`, *optional*): what the channels beyond `out_channels` hold, for the pipelines: `task`, the one
             that the network is trained for (`"inpaint"`, `"upscale"` with its `scale`, `"segment"` and `"layout"` with
             their `num_classes`). They are a picture or a map of classes, and last a channel that says how little is
-            known of it, from 0 to 1.
+            known of it, from 0 to 1. `"unclip"` has no such channels: its text is a picture's embedding, of which
+            `embeds_mean` and `embeds_std` are the scale, made of pixels of the scale `image_mean`, `image_std`.
         attributes (`dict`, *optional*): what is said of a picture beside its text, by name: a list of classes, or mean
             and standard deviation of a number.
         modality (`dict`, *optional*): what a sample is, for the pipelines, where it is no picture: its `name`
@@ -149,7 +150,8 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
                 )
         if condition is not None and not (isinstance(condition, dict) and isinstance(condition.get("task"), str)):
             raise ValueError(f"condition must name the task, {{'task': name}}: got {condition!r}")
-        if condition is not None and in_channels < out_channels + 2:
+        beside = condition is not None and condition["task"] != "unclip"  # which reads an embedding in place of a text
+        if beside and in_channels < out_channels + 2:
             raise ValueError(
                 "with a condition, in_channels must be out_channels, those of a picture, and one more: got "
                 f"{in_channels} and out_channels {out_channels}"

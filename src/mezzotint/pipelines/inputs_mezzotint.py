@@ -70,6 +70,7 @@ class MezzotintInputsMixin:
     output_types: tuple[str, ...] = ("pil", "np", "pt", "latent")
     # Tasks that a network may be trained for whose samples a pipeline draws, first the one that it is for
     tasks: tuple[str, ...] = ("text_to_image", "inpaint", "upscale", "layout")
+    needs: tuple[str, ...] = ()  # optional components without which it draws nothing
 
     def check_inputs(
         self,
@@ -95,7 +96,7 @@ class MezzotintInputsMixin:
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
-            best |= {"layout": "MezzotintLayoutPipeline"}
+            best |= {"layout": "MezzotintLayoutPipeline", "unclip": "MezzotintPriorPipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that are trained for {' or '.join(self.tasks)}: got some for "
                 f"{task}, which {best.get(task, 'a newer version of mezzotint')} takes"
@@ -143,6 +144,11 @@ class MezzotintInputsMixin:
                 f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
                 f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
             )
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a call takes a text."""
+        return self.text_encoder is not None
 
     @property
     def trained_for(self) -> dict[str, Any]:
