@@ -17,7 +17,7 @@ from mezzotint_training.config.prior import PriorConfig
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.towers import TwoTowersConfig
-from mezzotint_training.modalities.images import unit
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.cache import fingerprint
 from mezzotint_training.networks.computed import Computed
 from mezzotint_training.networks.latents import check_scale
