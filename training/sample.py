@@ -134,8 +134,8 @@ def _parser() -> Parser:
     parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
                   "but the last, each an evaluation more; by default none")  # fmt: skip
     parser.number("dynamic_thresholding_ratio", float, Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
-                  help="quantile of what is foreseen, by which strong guidance is kept from saturating (0.995, say); "
-                  "by default none")  # fmt: skip
+                  help="quantile of what is foreseen, by which strong guidance is kept from saturating, say 0.995, or "
+                  "0.01 for pictures on white or black; by default none")  # fmt: skip
     parser.number(
         "guidance_interval",
         float,
@@ -273,9 +273,7 @@ def sample(args: argparse.Namespace) -> None:
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
-def for_task(
-    pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]
-) -> tuple[Any, dict[str, Any]]:
+def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image]) -> tuple[Any, dict[str, Any]]:
     """The pipeline for what is given, around the components of `pipe`, and the arguments of its task.
 
     Raises:
