@@ -208,7 +208,12 @@ def test_the_revision_is_asked_for(monkeypatch):
         asked.append((source, revision))
         raise OSError("no such\nrevision")
 
+    def load_config(source, revision):
+        asked.append((source, revision))
+        return {"_class_name": "MezzotintPipeline"}
+
+    monkeypatch.setattr(saved.MezzotintPipeline, "load_config", load_config)
     monkeypatch.setattr(saved.MezzotintPipeline, "from_pretrained", from_pretrained)
     with pytest.raises(UserError, match="^pretrained_model_name_or_path user/set cannot be loaded: no such revision$"):
         pretrained_components(config(pretrained_model_name_or_path="user/set", revision="v1"))
-    assert asked == [("user/set", "v1")]
+    assert asked == [("user/set", "v1")] * 2
