@@ -32,7 +32,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_every_task_is_a_setting():
-    assert set(HINTS["task"].__args__) == set(TASKS)
+    assert set(HINTS["task"].__args__) == set(TASKS) - {"cascade"}  # whose stages are trained, each for a task
     assert all(hasattr(mezzotint, task.pipeline) for task in TASKS.values())
 
 

@@ -144,9 +144,11 @@ def test_the_same_command_again_changes_nothing_but_takes_a_scheduler_that_was_f
     path = folder / "stage-1" / "scheduler" / "scheduler_config.json"
     (folder / "evaluation.json").write_text("{}")
     before = tree(folder)
-    assert called(train_cascade, *words()).out.splitlines()[-1] == "finished before: run"
+    for more in ({}, {"launch": "accelerate launch --config_file /somewhere.yaml"}):
+        assert called(train_cascade, *words(**more)).out.splitlines()[-1] == "finished before: run"
     after = tree(folder)
     assert [name for name in before if after.get(name) != before[name]] == [] and here == []
+    assert train_cascade.without_launch(["--launch", "a b", "--seed", "3", "--launch=c"]) == ["--seed", "3"]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"solver_order": 1}))
     assert called(train_cascade, *words(), "--no-load_back").code == 0
     assert MezzotintCascadePipeline.from_pretrained(folder).scheduler.config.solver_order == 1 and here == []

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +94,7 @@ def train(stages: Stages) -> int:
                     f"stage {number} must not go on once stage {number + 1} has begun: got {before.max_train_steps:,} "
                     f"updates, which it has not taken; remove {after.output_dir}, or choose another output_dir"
                 )
-        write_recipe(config, output_dir)
+        write_recipe(replace(config, launch=None), output_dir)  # which is of this machine
 
         # 3. Train, each in a process of its own
         for number, run in enumerate(runs):
@@ -135,7 +135,8 @@ def check_place(stages: Stages) -> None:
     """
     folder = Path(stages.config.output_dir)
     if (folder / hub.RECIPE).is_file():
-        before = read_recipe(folder) | {"stages": stages.config.stages}  # which their runs compare themselves
+        # what a stage has of its own its run compares, and how it is launched makes no difference
+        before = read_recipe(folder) | {name: getattr(stages.config, name) for name in ("stages", "launch")}
         same_run(stages.config, before, folder, "choose another output_dir, or remove that one")
     elif other := [path.name for path in folder.iterdir() if path.name not in (".mezzotint", CACHE)]:
         raise UserError(f"output_dir must be empty, new, or hold this cascade: {folder} holds {sorted(other)[0]}")
@@ -250,7 +251,7 @@ def join(stages: Stages) -> None:
         "peak_memory": max(one["peak_memory"] or 0 for one in measured),
         "energy": sum(one["energy"] for one in measured) if all(one.get("energy") for one in measured) else None,
         "parameters": parameters,
-        "command": shlex.join(["mezzotint", "train-cascade", *map(without_place, config.argv)]),
+        "command": shlex.join(["mezzotint", "train-cascade", *map(without_place, without_launch(config.argv))]),
         "load_back": None,
         "stages": [
             {name: value for name, value in one.items() if name not in ("plan", "load_back")}
@@ -260,6 +261,12 @@ def join(stages: Stages) -> None:
     }
     finish(pipe.to(accelerator.device), config, output_dir, metrics, accelerator, Examples(config.validation_prompts))
     accelerator.end_training()
+
+
+def without_launch(words: list[str]) -> list[str]:
+    """The words of a command line but for `--launch`, which is of this machine."""
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if "--launch" not in (before, word) and not word.startswith("--launch=")]
 
 
 def hub_name(stages: Stages) -> str:

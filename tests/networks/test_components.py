@@ -211,10 +211,15 @@ def test_the_revision_is_asked_for(monkeypatch):
         asked.append((source, revision))
         raise OSError("no such\nrevision")
 
+    def load_config(source, revision):
+        asked.append((source, revision))
+        return {"_class_name": "MezzotintPipeline"}
+
+    monkeypatch.setattr(saved.MezzotintPipeline, "load_config", load_config)
     monkeypatch.setattr(saved.MezzotintPipeline, "from_pretrained", from_pretrained)
     message = (
         "pretrained_model_name_or_path user/set cannot be loaded: no such revision (there is no folder of that name)"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         pretrained_components(config(pretrained_model_name_or_path="user/set", revision="v1"))
-    assert asked == [("user/set", "v1")]
+    assert asked == [("user/set", "v1")] * 2

@@ -39,7 +39,7 @@ from mezzotint_training.metrics.intervals import Figure
 from mezzotint_training.metrics.pictures import draw
 
 GUIDANCE = (2.0, 3.0, 5.0, 8.0, 15.0)
-RATIO = 0.995  # of the quantile, Imagen's
+RATIOS = {"free": None, "0.995": 0.995, "0.01": 0.01}  # quantiles: none, Imagen's, and one that clips alone
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8)
 TABLES = ("equal_time", "thresholding", "noise_level")
 
@@ -147,17 +147,18 @@ class Judge:
         return rows
 
     def thresholding(self, single: Any, cascade: Any) -> list[list[str]]:
-        rows = [["", "guidance", "saturated", "with", "read as asked for", "with", "KID x 1000", "with"]]
+        rows = [
+            ["", "guidance", *(f"{what}, {name}" for what in ("saturated", "read", "KID x 1000") for name in RATIOS)]
+        ]
         for name, pipe in (("one network", single), ("cascade", cascade)):
             for scale in GUIDANCE:
-                free, held = (
+                found = [
                     self.drawn(f"thresholding-{name.split()[0]}", pipe, scale, dynamic_thresholding_ratio=ratio)
-                    for ratio in (None, RATIO)
-                )
-                both = zip(cells(free), cells(held), strict=True)
-                rows.append([name, f"{scale:g}", saturated(free.pixels), saturated(held.pixels),
-                             *(cell for pair in both for cell in pair)])  # fmt: skip
-        rows.append(["real pictures", "", saturated(self.of.asked.pixels), "", "", "", "", ""])
+                    for ratio in RATIOS.values()
+                ]
+                read, kid = zip(*map(cells, found), strict=True)
+                rows.append([name, f"{scale:g}", *(saturated(one.pixels) for one in found), *read, *kid])
+        rows.append(["real pictures", "", saturated(self.of.asked.pixels), *[""] * (3 * len(RATIOS) - 1)])
         return rows
 
     def noise_level(self, single: Any, cascade: Any) -> list[list[str]]:

@@ -152,8 +152,8 @@ def sample(parser: Parser) -> None:
     parser.number("corrector_steps", int, at_least(0), at_most(1000), help="steps of Langevin dynamics after each step "
                   "but the last, each an evaluation more; by default none")  # fmt: skip
     parser.number("dynamic_thresholding_ratio", float, Rule("above 0 and up to 1", lambda x: 0 < x <= 1),
-                  help="quantile of what is foreseen, by which strong guidance is kept from saturating (0.995, say); "
-                  "by default none")  # fmt: skip
+                  help="quantile of what is foreseen, by which strong guidance is kept from saturating, say 0.995, or "
+                  "0.01 for pictures on white or black; by default none")  # fmt: skip
     parser.number(
         "guidance_interval",
         float,

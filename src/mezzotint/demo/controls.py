@@ -133,7 +133,9 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         else None
     ),
     "dynamic_thresholding_ratio": lambda about, default: (
-        gr.Number(None, label="Dynamic thresholding", info="quantile, say 0.995; empty: none", minimum=0, maximum=1)
+        gr.Number(
+            None, label="Dynamic thresholding", info="quantile, say 0.995 or 0.01; empty: none", minimum=0, maximum=1
+        )
         if about.can_be_guided and about.pipe.vae is None
         else None
     ),

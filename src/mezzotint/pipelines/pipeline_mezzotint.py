@@ -122,8 +122,9 @@ class MezzotintPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, Diffus
             snr (`float`): the signal-to-noise ratio of these, above 0; they are the longer the greater it is.
             dynamic_thresholding_ratio (`float`, *optional*): above 0 and up to 1, the quantile of |x_0| of which every
                 step makes the range of pixels where it is beyond that, so that strong guidance does not saturate
-                (Imagen, <https://huggingface.co/papers/2205.11487>, section 2.3, where it is 0.995). Of pictures in
-                pixels; by default none.
+                (Imagen, <https://huggingface.co/papers/2205.11487>, section 2.3, where it is 0.995). Pictures with a
+                white or black ground, which is at the edge of the range, grow grey by that; a small quantile, say 0.01,
+                clips to the range alone (static thresholding). Of networks of pixels; by default none.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, and where the result
