@@ -213,6 +213,8 @@ def test_a_variation_is_the_picture_of_its_embedding(pipe, variation):
     assert torch.equal(pipe(image_embeds=embeds, **CALL, generator=seeded()).images, drawn)
     assert torch.equal(variation("", image=picture, **CALL, generator=seeded()).images, drawn)
     assert torch.equal(variation("7", image=picture, strength=0, **CALL, generator=seeded()).images, drawn)
+    same = variation("7", image=picture, source_prompt="7", strength=1, **CALL, generator=seeded()).images
+    assert torch.equal(same, drawn)
     assert not torch.equal(variation("7", image=picture, **CALL, generator=seeded()).images, drawn)
 
 

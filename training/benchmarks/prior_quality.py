@@ -6,7 +6,8 @@
     python training/benchmarks/prior_quality.py emoji-32 --data path/to/emoji-32 --seconds 700
 
 - text states: the ordinary pipeline, whose network reads a text's hidden states by cross-attention.
-- text embedding: a decoder of pictures' embeddings that is handed the text's embedding in their place.
+- text embedding: a decoder of pictures' embeddings that is handed the text's embedding in their place, one that is
+  trained for as long as decoder and prior are, and the prior's.
 - prior: such a decoder, handed what a prior draws for the text.
 - picture embedding: the prior's decoder, handed the embedding of a real picture of the caption: what a perfect prior
   would come to.
@@ -152,6 +153,7 @@ def judged(args: argparse.Namespace, folders: dict[str, Path]) -> list[list[str]
     straight = MezzotintVariationPipeline(**loaded["straight"].components)
     arms: dict[str, tuple[Any, dict[str, Any]]] = {"text states": (loaded["ordinary"], {})}
     arms["text embedding"] = (Handed(straight, straight.encode_text), {})
+    arms["text embedding, the prior's decoder"] = (Handed(decoder, decoder.encode_text), {})
     for scale in args.prior_guidance_scale:
         arms[f"prior, its guidance {scale:g}"] = (
             MezzotintPriorPipeline(**loaded["prior"].components), {"prior_guidance_scale": scale}

@@ -65,8 +65,9 @@ class MezzotintVariationPipeline(MezzotintEmbeddingMixin, MezzotintCheckpointMix
 
         Args:
             prompt (`str` or list of `str`, *optional*): what the pictures are to become, one text or one for each; none
-                or the empty text leaves an embedding as it is. The embedding z is turned towards the difference of two
-                texts' embeddings, `slerp(z, norm(z_prompt - z_source_prompt), strength)` (section 3.3).
+                or the empty text, or that of `source_prompt`, leaves an embedding as it is. The embedding z is turned
+                towards the difference of two texts' embeddings, `slerp(z, norm(z_prompt - z_source_prompt), strength)`
+                (section 3.3).
             image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
                 `(pictures, channels, height, width)`, both in [0, 1], or a list): of any size, all of one.
             strength (`float`): in [0, 1], how far the embedding is turned towards the texts' difference.
@@ -109,9 +110,10 @@ class MezzotintVariationPipeline(MezzotintEmbeddingMixin, MezzotintCheckpointMix
                 raise ValueError(f"{name} needs one entry, or one for each of {count} pictures: got {len(some)}")
         embeds = embeds.expand(count, -1)
         if any(texts):
-            towards = F.normalize(self.encode_text(texts) - self.encode_text(sources), dim=-1)
+            difference = (self.encode_text(texts) - self.encode_text(sources)).expand(count, -1)  # (N, D)
             asked = torch.tensor([[strength if text else 0.0] for text in texts], device=embeds.device)
-            embeds = torch.where(asked > 0, slerp(embeds, towards.expand(count, -1), asked), embeds)
+            turned = (asked > 0) & (difference.norm(dim=-1, keepdim=True) > 1e-5)  # equal texts differ in nothing
+            embeds = torch.where(turned, slerp(embeds, F.normalize(difference, dim=-1), asked), embeds)
 
         # 3. Their pictures
         embeds = embeds.repeat_interleave(num_images_per_prompt, dim=0)
