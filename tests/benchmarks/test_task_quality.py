@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from mezzotint_training.benchmarks.task_quality import evaluations, nearest, psnr, repaint
+from mezzotint_training.benchmarks.task_quality import evaluations, nearest, repaint
+from mezzotint_training.benchmarks.task_runs import psnr
 
 
 def seeded(seed: int) -> torch.Generator:
