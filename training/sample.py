@@ -257,8 +257,12 @@ def sample(args: argparse.Namespace) -> None:
         )
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
+    classes = images[0] if len(images) == 1 and images[0].mode == "P" else None
     images = [image.convert("RGB") if image.mode == "P" else image for image in images]
-    write(make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), output, given)
+    picture = make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts))
+    if classes is not None and output.suffix.lower() == ".png":
+        picture = classes  # a map of classes keeps their numbers, by which --mask reads it
+    write(picture, output, given)
     if animation:
         animate(kept.drawing([(image, "") for image in images]), animation)
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
@@ -280,6 +284,8 @@ def for_task(
     kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
     if "mask" in pictures:
         kind = "inpaint" if "image" in pictures else "layout"
+    elif kind in ("inpaint", "layout"):  # weights that read a mask start from a picture without one too
+        kind = "img2img"
     cls, takes = WITH_IMAGE[kind]
     if kind == "layout" and trained["task"] != "layout":
         raise UserError("mask goes with --image: got it alone")
