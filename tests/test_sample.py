@@ -205,7 +205,7 @@ def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, tmp_path, 
     assert Image.open(path).getpalette()[:6] == [0, 0, 0, 255, 255, 255]
 
 
-def test_classes_that_were_drawn_are_a_layout_to_draw_by(task_folders, tmp_path):
+def test_classes_that_were_drawn_are_a_layout_to_draw_by(task_folders, tmp_path, recwarn):
     common = ["--num_inference_steps", 2, "--output"]
     argv = ["--image", task_folders / "small.png", *common, tmp_path / "classes.png"]
     assert sample(task_folders / "segment", *argv) == 0
@@ -217,6 +217,9 @@ def test_classes_that_were_drawn_are_a_layout_to_draw_by(task_folders, tmp_path)
     expected = pipe("a", mask_image=torch.from_numpy(np.array(classes))[None], **call).images[0]
     np.testing.assert_array_equal(Image.open(tmp_path / "drawn.png"), expected)
     assert sample(task_folders / "segment", "--image", task_folders / "small.png", *common, tmp_path / "c.jpg") == 0
+    assert sample("--from", tmp_path / "classes.png", "--output", tmp_path / "again.png") == 0  # it tells no prompt
+    np.testing.assert_array_equal(Image.open(tmp_path / "again.png"), classes)
+    assert not [warning for warning in recwarn if "prompt" in str(warning.message)]
 
 
 @pytest.mark.parametrize("task", ["inpaint", "layout"])

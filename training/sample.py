@@ -364,7 +364,7 @@ def told_by(path: str, parser: Parser) -> dict[str, Any]:
         for name, before in told["sha256"].items():
             if digest(Path(kept[name])) != before:
                 raise ValueError(f"the {name} {kept[name]} has changed since")
-    return {name: kept[name] for name in arguments}
+    return {name: kept[name] for name in arguments if kept[name] != []}  # argparse warns of a default of no prompt
 
 
 def read(name: str, path: str) -> Image.Image:
