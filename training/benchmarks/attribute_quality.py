@@ -3,6 +3,7 @@
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def tones_of_emoji(args: argparse.Namespace, root: Path) -> list[list[str]]:
         balance_column="subgroup", max_train_minutes=args.minutes, max_train_steps=10**7, unet=UNET, ema_decay=0.995,
         lr_scheduler="constant_with_warmup", learning_rate=RATE, train_batch_size=BATCH, num_validation_samples=0,
         validation_steps=10**6, checkpointing_steps=10**6, report_to="none", logging_steps=100, random_flip=args.flip,
-        output_dir=str(root / "emoji-attributes"), **NO_TEXT | args.settings,
+        output_dir=str(root / "emoji-attributes"), **NO_TEXT,
     )  # fmt: skip
-    ended(config, args)
+    ended(replace(config, **args.settings), args)
     pipe: Any = MezzotintPipeline.from_pretrained(config.output_dir)
     pipe.set_progress_bar_config(disable=True)
 
@@ -161,7 +162,7 @@ def ink_of_digits(args: argparse.Namespace, root: Path) -> list[list[str]]:
               "norm_num_groups": 8, "attention_head_dim": 16},
         **NO_TEXT,
     )  # fmt: skip
-    ended(config, args)
+    ended(replace(config, **args.settings), args)
     pipe = MezzotintPipeline.from_pretrained(config.output_dir)
     pipe.set_progress_bar_config(disable=True)
     svm, ceiling = reader()

@@ -3,26 +3,32 @@
 
     pip install -c constraints.txt -e ".[benchmarks]"
     python training/benchmarks/task_quality.py segment --data path/to/nuclei-64 --minutes 8
+    python training/benchmarks/task_quality.py layout --checkpoint runs/digits-layout
     python training/benchmarks/task_quality.py upscale --data path/to/emoji-32 --scale 2 --minutes 8
     python training/benchmarks/task_quality.py inpaint --data path/to/emoji-32 --minutes 8
     python training/benchmarks/task_quality.py attributes --minutes 3
+    python training/benchmarks/task_quality.py attributes --data path/to/emoji-32 --minutes 8
     python training/benchmarks/task_quality.py img2img --checkpoint model_cards/emoji-64 --data path/to/emoji-64
 
 - segment: Dice of the classes, and whether the map of doubt finds the errors (the chance that a wrong pixel has more
   doubt than a right one; expected calibration error of the probabilities), beside a U-Net of the same size that is
   trained by cross-entropy for the same processor time.
+- layout: digits from the mask of their ink, beside the training picture whose mask is nearest.
 - upscale: PSNR, and kernel distance on the features of a two-tower model, beside bicubic and Lanczos enlargement and a
-  U-Net of the same size that is trained to the mean (by squares) for the same processor time.
+  U-Net of the same size that is trained to the mean (by squares) for the same processor time; over steps, noise_level
+  and guidance; and how much a picture of 500x300 in tiles changes across their edges.
 - inpaint: distance in the hole and how often a two-tower model finds the caption again, over a box, a half and strokes:
   a network that is trained for it and, with one of text to image that had the same time, our loop that puts back what
   is known, and diffusers' `RePaintScheduler`; beside the nearest known pixel and biharmonic filling (scikit-image).
 - attributes: digits by class and by how much ink they have, without text: how often a support vector machine of real
   digits reads the class, and how the ink of drawn ones follows what was asked for; classes 0 to 4 were trained on with
-  little ink only, 5 to 9 with much. Each of the two has a weight of its own.
+  little ink only, 5 to 9 with much. Each of the two has a weight of its own. With --data, emoji: faces by expression,
+  and people by what they are and by the tone of their skin, of which half were trained on in light or dark tones only.
 - img2img: faithfulness and accuracy for another picture's caption over `strength`, beside diffusers' loop with
   `DDIMScheduler` on the same weights; and how exactly a picture comes back by `invert`.
 
-Networks are trained by `train.py` with `--size`'s settings, unless --settings says otherwise. Grids go to --output.
+Networks are trained by `train.py`, small ones (`task_runs.UNET`) with settings that --settings changes. Grids go to
+--output.
 """
 
 import argparse
@@ -44,18 +50,21 @@ from scipy import ndimage, stats
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintLayoutPipeline,
     MezzotintPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
 )
 from mezzotint_training.benchmarks.attribute_quality import attributes
-from mezzotint_training.benchmarks.task_runs import Set, fitted, found_again, grid, in_parts, psnr, shown
+from mezzotint_training.benchmarks.digits_accuracy import reader
+from mezzotint_training.benchmarks.task_runs import UNET, Set, fitted, found_again, grid, in_parts, psnr, shown
 from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.flags import Help
 from mezzotint_training.data.conditions import random_mask, shrunk
+from mezzotint_training.data.digits import digits
 from mezzotint_training.metrics.distances import kernel_distance
 from mezzotint_training.metrics.features import make_features
-from mezzotint_training.metrics.intervals import Figure, average, estimated
+from mezzotint_training.metrics.intervals import Figure, average, estimated, share
 from mezzotint_training.modalities.images import as_picture, unit
 
 # --------------------------------------------------------------------------------------------------------- segmentation
@@ -114,11 +123,46 @@ def quality_of(p: torch.Tensor, truth: torch.Tensor) -> tuple[str, str, str]:
     return shown(average(dice), 3), f"{finds:.3f}", f"{error:.4f}"
 
 
+def layout(args: argparse.Namespace, root: Path) -> list[list[str]]:
+    """The other way round, of digits: grey pictures from the mask of their ink, the upper half of the greys."""
+    pipe = MezzotintLayoutPipeline.from_pretrained(args.checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    pictures, masks, labels, texts = {}, {}, {}, {}
+    for split, rows in digits().items():
+        pictures[split], masks[split] = (
+            torch.stack([torch.from_numpy(np.array(x)) for x in rows[name]]) for name in ("image", "mask")
+        )
+        labels[split], texts[split] = np.array(rows["label"]), [x[0] for x in rows["text"]]
+    truth, mask, svm = pictures["test"].float() / 255, masks["test"], reader()[0]
+
+    def drawn(prompts: list[str] | None, scale: float) -> torch.Tensor:
+        call: dict[str, Any] = {"guidance_scale": scale, "num_inference_steps": args.steps, "output_type": "pt"}
+        return pipe(prompts, mask, generator=torch.Generator().manual_seed(0), **call).images[:, 0]
+
+    apart = (mask[:, None] != masks["train"]).flatten(2).sum(2)
+    methods = {
+        "the mask itself": mask.float() / 255,
+        "the training picture of the nearest mask": pictures["train"][apart.argmin(1)].float() / 255,
+        "drawn, nothing said": drawn(None, 1.0),
+        "drawn, with its caption": drawn(texts["test"], 1.0),
+        "drawn, with its caption, guidance 2": drawn(texts["test"], 2.0),
+        "the pictures themselves": truth,
+    }
+    found = []
+    for name, some in methods.items():
+        kept = ((some >= 0.5) == (mask > 0)).float().mean((1, 2))
+        far = (some - truth).square().mean((1, 2)).sqrt()
+        right = share(int((svm.predict(some.flatten(1).numpy()) == labels["test"]).sum()), len(some))
+        found.append([name, shown(average(kept), 3), shown(average(far), 3), shown(right, 3)])
+    grid(args.output / "layout.png", [(255 * x[:12, None]).byte() for x in (mask > 0, *methods.values())])
+    return [["", "pixels as the mask has them", "RMS distance to the picture", "digit read"], *found]
+
+
 # ----------------------------------------------------------------------------------------------------- super-resolution
 
 
 def upscale(args: argparse.Namespace, root: Path) -> list[list[str]]:
-    data = Set(args, args.size)
+    data = Set(args, args.size, unet=UNET | {"patch_size": max(2, args.size // 16)})  # as --size has it
     folder, seconds = data.trained(args, root, task="upscale", scale=args.scale)
     judge = make_features("two-tower", data.train, [], torch.device("cpu"), args.judge_steps, seed=0)
     truth = data.test.pixels[: args.count]
@@ -372,11 +416,18 @@ def img2img(args: argparse.Namespace, root: Path) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    tasks = {"segment": segment, "upscale": upscale, "inpaint": inpaint, "attributes": attributes, "img2img": img2img}
+    tasks = {
+        "segment": segment,
+        "layout": layout,
+        "upscale": upscale,
+        "inpaint": inpaint,
+        "attributes": attributes,
+        "img2img": img2img,
+    }
     parser.add_argument("task", choices=tasks, help="what is measured")
     parser.add_argument("--data", help="folder of the set; digits need none")
     parser.add_argument("--caption_column", default="text", help="column of captions")
-    parser.add_argument("--checkpoint", help="a text-to-image pipeline, for img2img")
+    parser.add_argument("--checkpoint", help="the pipeline: of text to image for img2img, of digits for layout")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each run's training")
     parser.add_argument("--size", type=int, default=32, help="pixels a side, for upscale and inpaint")
     parser.add_argument("--scale", type=int, default=2, help="times to enlarge")

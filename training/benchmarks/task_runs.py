@@ -37,11 +37,11 @@ class Set:
 
     def __init__(self, args: argparse.Namespace, size: int, **settings: Any):
         self.config = TrainConfig(
-            train_data_dir=args.data, resolution=[size], unet=UNET, train_batch_size=BATCH, learning_rate=RATE,
+            train_data_dir=args.data, resolution=[size], train_batch_size=BATCH, learning_rate=RATE,
             caption_column=[args.caption_column], report_to="none", num_validation_samples=0, validation_steps=10**6,
             checkpointing_steps=10**6, lr_scheduler="constant_with_warmup", ema_decay=0.995, random_flip=args.flip,
             text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=64,
-            **settings,
+            **{"unet": UNET} | settings,
         )  # fmt: skip
         looked_at = replace(self.config, validation_split="test", num_validation_samples=10**9)
         parts = held_out(looked_at, load_splits(looked_at))
@@ -54,8 +54,8 @@ class Set:
     def trained(self, args: argparse.Namespace, root: Path, **settings: Any) -> tuple[Path, float]:
         """The folder of a run of that many minutes, and its processor time in seconds."""
         folder = root / settings["task"]
-        config = replace(self.config, max_train_minutes=args.minutes, max_train_steps=10**7, output_dir=str(folder),
-                         logging_steps=200, **settings | args.settings)  # fmt: skip
+        usual = {"max_train_minutes": args.minutes, "max_train_steps": 10**7, "logging_steps": 200}
+        config = replace(self.config, output_dir=str(folder), **usual | settings | args.settings)
         return folder, ended(config, args)
 
 
