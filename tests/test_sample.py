@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintLayoutPipeline,
     MezzotintPipeline,
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
@@ -181,6 +182,8 @@ def task_folders(make_pipe, tmp_path_factory):
     upscale = make_pipe(in_channels=7, condition={"task": "upscale", "scale": 2})
     segment = make_pipe(in_channels=5, out_channels=1, condition={"task": "segment", "num_classes": 2})
     upscale.save_pretrained(folder / "upscale"), segment.save_pretrained(folder / "segment")
+    make_pipe(in_channels=5, condition={"task": "layout", "num_classes": 2}).save_pretrained(folder / "layout")
+    make_pipe(in_channels=7, condition={"task": "inpaint"}).save_pretrained(folder / "inpaint")
     make_pipe(attributes={"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}).save_pretrained(folder / "attributes")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)).save(folder / "small.png")
     return folder
@@ -198,7 +201,35 @@ def test_a_picture_is_enlarged_and_divided_into_classes(task_folders, tmp_path, 
     pipe = MezzotintSegmentPipeline.from_pretrained(task_folders / "segment")
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     expected = pipe(image=picture, num_inference_steps=2, ensemble_size=3, generator=generators).prediction[0]
-    np.testing.assert_array_equal(Image.open(path), expected.convert("RGB"))
+    np.testing.assert_array_equal(Image.open(path), expected)
+    assert Image.open(path).getpalette()[:6] == [0, 0, 0, 255, 255, 255]
+
+
+def test_classes_that_were_drawn_are_a_layout_to_draw_by(task_folders, tmp_path, recwarn):
+    common = ["--num_inference_steps", 2, "--output"]
+    argv = ["--image", task_folders / "small.png", *common, tmp_path / "classes.png"]
+    assert sample(task_folders / "segment", *argv) == 0
+    argv = ["a", "--mask", tmp_path / "classes.png", *common, tmp_path / "drawn.png"]
+    assert sample(task_folders / "layout", *argv) == 0
+    classes = Image.open(tmp_path / "classes.png")
+    pipe = MezzotintLayoutPipeline.from_pretrained(task_folders / "layout")
+    call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    expected = pipe("a", mask_image=torch.from_numpy(np.array(classes))[None], **call).images[0]
+    np.testing.assert_array_equal(Image.open(tmp_path / "drawn.png"), expected)
+    assert sample(task_folders / "segment", "--image", task_folders / "small.png", *common, tmp_path / "c.jpg") == 0
+    assert sample("--from", tmp_path / "classes.png", "--output", tmp_path / "again.png") == 0  # it tells no prompt
+    np.testing.assert_array_equal(Image.open(tmp_path / "again.png"), classes)
+    assert not [warning for warning in recwarn if "prompt" in str(warning.message)]
+
+
+@pytest.mark.parametrize("task", ["inpaint", "layout"])
+def test_weights_that_read_a_mask_start_from_a_picture_alone_too(task_folders, tmp_path, task):
+    common = ["--image", task_folders / "small.png", "--strength", 0.5, "--num_inference_steps", 2]
+    assert sample(task_folders / task, "a", *common, "--output", tmp_path / "drawn.png") == 0
+    pipe = MezzotintImg2ImgPipeline(**MezzotintPipeline.from_pretrained(task_folders / task).components)
+    call = {"strength": 0.5, "num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    expected = pipe("a", image=Image.open(task_folders / "small.png"), **call).images[0]
+    np.testing.assert_array_equal(Image.open(tmp_path / "drawn.png"), expected)
 
 
 def test_what_is_said_beside_the_text(task_folders, tmp_path):

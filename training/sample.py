@@ -173,8 +173,12 @@ def sample(args: argparse.Namespace) -> None:
     if pipe.modality != "image":
         write_samples(images, output, pipe, len(prompts), given)
         return
+    classes = images[0] if len(images) == 1 and images[0].mode == "P" else None
     images = [image.convert("RGB") if image.mode == "P" else image for image in images]
-    write(make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), output, given)
+    picture = make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts))
+    if classes is not None and output.suffix.lower() == ".png":
+        picture = classes  # a map of classes keeps their numbers, by which --mask reads it
+    write(picture, output, given)
     if animation:
         animate(kept.drawing([(image, "") for image in images]), animation)
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
@@ -210,6 +214,8 @@ def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image])
     kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
     if "mask" in pictures:
         kind = "inpaint" if "image" in pictures else "layout"
+    elif kind in ("inpaint", "layout"):  # weights that read a mask start from a picture without one too
+        kind = "img2img"
     cls, takes = WITH_IMAGE[kind]
     if kind == "layout" and trained["task"] != "layout":
         raise UserError("mask goes with --image: got it alone")
@@ -305,7 +311,7 @@ def told_by(path: str, parser: Parser) -> dict[str, Any]:
         for name, before in told["sha256"].items():
             if digest(Path(kept[name])) != before:
                 raise ValueError(f"the {name} {kept[name]} has changed since")
-    return {name: kept[name] for name in arguments}
+    return {name: kept[name] for name in arguments if kept[name] != []}  # argparse warns of a default of no prompt
 
 
 def read(name: str, path: str) -> Image.Image:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.pipelines.conditions_mezzotint import bits_to_classes, class_bits, classes_to_bits
+from mezzotint.pipelines.conditions_mezzotint import bits_to_classes, bits_to_shares, class_bits, classes_to_bits
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import condition_of, random_mask, sample_of, shrunk
 from mezzotint_training.data.dataset import make_item
@@ -79,6 +79,18 @@ def test_classes_come_back_from_their_bits(num_classes):
     assert torch.equal(bits_to_classes(bits * 0.1, num_classes), classes[:, 0])
     beyond = bits_to_classes(torch.ones_like(bits), num_classes)  # a code that may be no class
     assert (beyond == num_classes - 1).all()
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 8])
+def test_shares_of_classes_are_those_of_coins_for_their_bits(num_classes):
+    means = torch.rand(1, class_bits(num_classes), 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    uniform = torch.rand(200_000, *means.shape[1:], generator=torch.Generator().manual_seed(1))
+    thrown = bits_to_classes((uniform < (1 + means) / 2).float() * 2 - 1, num_classes)
+    counted = torch.bincount(thrown.flatten(), minlength=num_classes) / len(uniform)
+    shares = bits_to_shares(means, num_classes)
+    torch.testing.assert_close(shares[0, :, 0, 0], counted, atol=0.004, rtol=0)
+    certain = bits_to_shares(3 * classes_to_bits(torch.arange(num_classes).view(-1, 1, 1, 1), num_classes), num_classes)
+    assert torch.equal(certain[:, :, 0, 0], torch.eye(num_classes))
 
 
 def test_a_picture_and_its_classes_go_through_alike():

@@ -1,6 +1,6 @@
-import re
-
 """Components: new ones at the data's scale, saved ones with every weight accounted for."""
+
+import re
 
 import datasets
 import numpy as np

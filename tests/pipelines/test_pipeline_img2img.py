@@ -105,7 +105,7 @@ def test_a_fitted_schedule_is_begun_in_its_middle(make_img2img, picture):
 class Gaussian(torch.nn.Module):
     """Predicts the velocity for pixels that are independent and normal: E[x_0 | x_t] in closed form."""
 
-    mean, variance, dtype, device = 0.3, 0.04, torch.float32, torch.device("cpu")
+    mean, variance, dtype, device = 0.1, 0.03, torch.float32, torch.device("cpu")
 
     def __init__(self, unet, scheduler):
         super().__init__()
@@ -198,6 +198,10 @@ def test_pictures_of_a_prompt_and_lists_of_generators(make_img2img, picture):
         ({"image": None}, "image must be a picture, an array or a tensor, or a list of them: got None"),
         ({"image": torch.zeros(8, 8)}, r"image must have 3 or 4 axes: got shape \(8, 8\)"),
         ({"image": torch.zeros(1, 4, 8, 8)}, r"image must have 3 channels of finite numbers: got shape \(1, 4, 8, 8\)"),
+        ({"image": torch.full((1, 3, 8, 8), -0.5)}, r"image must be between 0 \(black\) and 1 .*: got -0.5 to -0.5"),
+        ({"image": np.full((8, 8, 3), 255, np.uint8)}, r"image must be between 0 \(black\) and 1 .*: got 255 to 255"),
+        ({"image": [torch.full((3, 8, 8), 1.5)]}, r"image must be between 0 \(black\) and 1 .*: got 1.5 to 1.5"),
+        ({"image": torch.full((1, 3, 8, 8), float("nan"))}, "image must have 3 channels of finite numbers"),
         ({"image": torch.zeros(3, 3, 8, 8)}, "image needs one entry, or one for each of 1 prompts: got 3"),
         ({"image": [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]}, "all pictures of image must have one size"),
         ({"latents": torch.zeros(1, 3, 4, 4)}, r"latents must have shape \(1, 3, 8, 8\): got \(1, 3, 4, 4\)"),

@@ -152,16 +152,22 @@ def test_resampling_brings_known_and_drawn_together(make_unet, name):
     assert abs(spreads[10] - (1 - rho) ** 0.5) < 0.06  # of steps of the first order, 0.05 too little
 
 
-def test_masks_and_pictures_of_every_kind_are_read_alike(make_inpaint, mask):
+def test_masks_and_pictures_of_every_kind_are_read_alike(make_inpaint, mask, log):
     pipe = make_inpaint()
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     array, plain = pixels / 255, mask[0].numpy()
     expected = draw(pipe, image=Image.fromarray(pixels), mask_image=Image.fromarray(np.uint8(255 * plain)))
     masks = [plain, plain[None], torch.from_numpy(plain), mask, mask[None], [torch.from_numpy(plain)], plain[..., None]]
     masks += [Image.fromarray(np.uint8(255 * plain)).convert(mode) for mode in ("1", "RGB", "RGBA")]
-    masks += [0.4 * plain + 0.3]  # from 0.5 on it is drawn
     for other in masks:
         close(draw(pipe, image=array[None], mask_image=other), expected)
+    log.clear()
+    close(draw(pipe, image=array[None], mask_image=plain), expected)
+    assert not log.records
+    close(draw(pipe, image=array[None], mask_image=0.4 * plain + 0.3), expected)  # from 0.5 on it is drawn
+    assert [record.message for record in log.records] == [
+        "mask_image is grey in 100.0% of its pixels: from 0.5 on they are drawn, below they stay"
+    ]
 
 
 def test_one_mask_for_all_or_one_for_each(make_inpaint, picture, mask):

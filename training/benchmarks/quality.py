@@ -176,8 +176,15 @@ def run(side: str, config: TrainConfig, threads: int) -> Run:
     process.join()
     if not told.is_file():
         raise UserError(f"a run of {side} failed with code {process.exitcode}: {said.read_text()[-2000:].strip()}")
+    return finished(config)
+
+
+def finished(config: TrainConfig) -> Run:
+    """The run of these settings, which `run` has ended."""
+    output = Path(config.output_dir)
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return Run([json.loads(line) for line in lines], *json.loads(told.read_text()))
+    seconds = json.loads(output.with_name(f"{output.name}.json").read_text())
+    return Run([json.loads(line) for line in lines], *seconds)
 
 
 def _run(side: str, config: TrainConfig, threads: int, said: Path, told: Path) -> None:

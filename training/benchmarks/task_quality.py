@@ -3,26 +3,32 @@
 
     pip install -c constraints.txt -e ".[benchmarks]"
     python training/benchmarks/task_quality.py segment --data path/to/nuclei-64 --minutes 8
+    python training/benchmarks/task_quality.py layout --checkpoint runs/digits-layout
     python training/benchmarks/task_quality.py upscale --data path/to/emoji-32 --scale 2 --minutes 8
     python training/benchmarks/task_quality.py inpaint --data path/to/emoji-32 --minutes 8
     python training/benchmarks/task_quality.py attributes --minutes 3
+    python training/benchmarks/task_quality.py attributes --data path/to/emoji-32 --minutes 8
     python training/benchmarks/task_quality.py img2img --checkpoint model_cards/emoji-64 --data path/to/emoji-64
 
 - segment: Dice of the classes, and whether the map of doubt finds the errors (the chance that a wrong pixel has more
   doubt than a right one; expected calibration error of the probabilities), beside a U-Net of the same size that is
   trained by cross-entropy for the same processor time.
+- layout: digits from the mask of their ink, beside the training picture whose mask is nearest.
 - upscale: PSNR, and kernel distance on the features of a two-tower model, beside bicubic and Lanczos enlargement and a
-  U-Net of the same size that is trained to the mean (by squares) for the same processor time.
+  U-Net of the same size that is trained to the mean (by squares) for the same processor time; over steps, noise_level
+  and guidance; and how much a picture of 500x300 in tiles changes across their edges.
 - inpaint: distance in the hole and how often a two-tower model finds the caption again, over a box, a half and strokes:
   a network that is trained for it and, with one of text to image that had the same time, our loop that puts back what
   is known, and diffusers' `RePaintScheduler`; beside the nearest known pixel and biharmonic filling (scikit-image).
 - attributes: digits by class and by how much ink they have, without text: how often a support vector machine of real
   digits reads the class, and how the ink of drawn ones follows what was asked for; classes 0 to 4 were trained on with
-  little ink only, 5 to 9 with much. Each of the two has a weight of its own.
+  little ink only, 5 to 9 with much. Each of the two has a weight of its own. With --data, emoji: faces by expression,
+  and people by what they are and by the tone of their skin, of which half were trained on in light or dark tones only.
 - img2img: faithfulness and accuracy for another picture's caption over `strength`, beside diffusers' loop with
   `DDIMScheduler` on the same weights; and how exactly a picture comes back by `invert`.
 
-Networks are trained by `train.py` with `--size`'s settings, unless --settings says otherwise. Grids go to --output.
+Networks are trained by `train.py`, small ones (`task_runs.UNET`) with settings that --settings changes. Grids go to
+--output.
 """
 
 import argparse
@@ -30,9 +36,7 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,143 +50,34 @@ from scipy import ndimage, stats
 from mezzotint import (
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
+    MezzotintLayoutPipeline,
     MezzotintPipeline,
     MezzotintSegmentPipeline,
-    MezzotintUNetModel,
     MezzotintUpscalePipeline,
 )
+from mezzotint_training.benchmarks.attribute_quality import attributes
 from mezzotint_training.benchmarks.digits_accuracy import reader
-from mezzotint_training.benchmarks.quality import run
+from mezzotint_training.benchmarks.task_runs import UNET, Set, fitted, found_again, grid, in_parts, psnr, shown
+from mezzotint_training.config import plain_yaml
 from mezzotint_training.config.flags import Help
-from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.conditions import random_mask, shrunk
-from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.digits import digits
-from mezzotint_training.data.rows import held_out, load_splits
-from mezzotint_training.metrics.accuracy import accuracy
 from mezzotint_training.metrics.distances import kernel_distance
 from mezzotint_training.metrics.features import make_features
-from mezzotint_training.metrics.intervals import average, estimated
-from mezzotint_training.metrics.pictures import Real, read
+from mezzotint_training.metrics.intervals import Figure, average, estimated, share
 from mezzotint_training.modalities.contents import unit
 from mezzotint_training.modalities.images import as_picture
-
-UNET = {
-    "patch_size": 2,
-    "block_out_channels": [32, 64, 128],
-    "transformer_layers_per_block": [0, 0, 1],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "attention_head_dim": 32,
-    "linear_skip_size": 4,
-}
-BATCH, RATE = 32, 1e-3
-
-
-class Set:
-    """The training and the test split of a set, decoded."""
-
-    def __init__(self, args: argparse.Namespace, size: int, **settings: Any):
-        self.config = TrainConfig(
-            train_data_dir=args.data, resolution=[size], unet=UNET, train_batch_size=BATCH, learning_rate=RATE,
-            caption_column=[args.caption_column], report_to="none", num_validation_samples=0, validation_steps=10**6,
-            checkpointing_steps=10**6, lr_scheduler="constant_with_warmup", ema_decay=0.995, random_flip=args.flip,
-            text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=64,
-            **settings,
-        )  # fmt: skip
-        looked_at = replace(self.config, validation_split="test", num_validation_samples=10**9)
-        parts = held_out(looked_at, load_splits(looked_at))
-        self.size, self.images = size, [CaptionedSamples(rows, looked_at, 3, (size, size)) for rows in parts]
-        for images in self.images:
-            images.read_all(progress=False)
-        self.train, self.test = (read(images, [], "label") for images in self.images)
-        (self.means, self.stds) = self.images[0].statistics()
-
-    def trained(self, args: argparse.Namespace, root: Path, **settings: Any) -> tuple[Path, float]:
-        """The folder of a run of that many minutes, and its processor time in seconds."""
-        folder = root / "-".join(map(str, settings.values()))
-        config = replace(self.config, max_train_minutes=args.minutes, max_train_steps=10**7, output_dir=str(folder),
-                         logging_steps=200, **settings)  # fmt: skip
-        found = run("ours", config, args.threads)
-        print(f"{folder.name}: {found.lines[-1]['step']} updates, {found.processor:.0f} s", flush=True)
-        return folder, found.processor
-
-
-def fitted(folder: Path, inputs: Callable, loss: Callable, count: int, out: int, seconds: float) -> torch.nn.Module:
-    """A U-Net of the same shape as that in `folder` without text and noise, trained to a target for so many seconds of
-    processor time; its weights are averaged as those of the run.
-
-    Args:
-        inputs: pictures by their numbers, `(B, C, H, W)`.
-        loss: of the prediction for these, a number.
-        count: of pictures.
-        out: channels of the prediction.
-    """
-    shape = MezzotintUNetModel.load_config(folder / "unet")
-    names = (*UNET, "sample_size")
-    torch.manual_seed(0)
-    example = inputs(torch.arange(1))
-    unet = MezzotintUNetModel(in_channels=example.shape[1], out_channels=out, **{name: shape[name] for name in names})
-    averaged = MezzotintUNetModel.from_config(unet.config)
-    averaged.load_state_dict(unet.state_dict())
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    began, step = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        rows = torch.randint(count, (BATCH,))
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 100)
-        value = loss(unet(inputs(rows), torch.zeros(BATCH)).sample, rows)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(0.995, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, weight in zip(averaged.parameters(), unet.parameters(), strict=True):
-                mean.lerp_(weight, 1 - decay)
-    print(f"plain U-Net: {step} updates, {time.process_time() - began:.0f} s", flush=True)
-    return averaged.eval().requires_grad_(False)
-
-
-def in_parts(function: Callable, *tensors: torch.Tensor, size: int = 64) -> torch.Tensor:
-    return torch.cat([function(*parts) for parts in zip(*(x.split(size) for x in tensors), strict=True)])
-
-
-def shown(figure: Any, digits: int = 2) -> str:
-    return f"{figure.value:.{digits}f} ({figure.interval[0]:.{digits}f} to {figure.interval[1]:.{digits}f})"
-
-
-def found_again(judge: Any, drawn: torch.Tensor, captions: list[list[str]], data: Set) -> str:
-    """How often a two-tower model picks the caption of a picture among several, with its interval."""
-    read = accuracy(judge, Real(drawn, captions, data.test.labels[: len(drawn)]), None, data.test)
-    assert read is not None
-    return f"{read['value']:.1%} ({read['interval'][0]:.1%} to {read['interval'][1]:.1%})"
-
-
-def grid(path: Path, rows: list[torch.Tensor], count: int = 12) -> None:
-    """Rows of pictures (N, C, H, W), bytes, one above the other."""
-    cells = torch.cat([torch.cat(list(row[:count].expand(-1, 3, -1, -1)), dim=2) for row in rows], dim=1)
-    scale = max(1, 64 // rows[0].shape[-1])
-    picture = as_picture(cells)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
-
 
 # --------------------------------------------------------------------------------------------------------- segmentation
 
 
 def segment(args: argparse.Namespace, root: Path) -> list[list[str]]:
     data = Set(args, 64, task="segment")
-    folder, seconds = data.trained(args, root, task="segment", proportion_empty_prompts=0.5)
+    folder, seconds = data.trained(args, root, task="segment", proportion_empty_prompts=1.0,
+                                   proportion_empty_conditions=0.0)  # fmt: skip
     pixels, truth = data.test.pixels[:, :3], data.test.pixels[:, 3].bool()
     pipe = MezzotintSegmentPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": args.steps, "ensemble_size": args.samples, "output_type": "pt"}
-    ours = in_parts(lambda x: pipe(image=x / 255, generator=generator, **call).probabilities[:, 1], pixels, size=16)
-    one = {**call, "ensemble_size": 1}
-    single = in_parts(lambda x: pipe(image=x / 255, generator=generator, **one).probabilities[:, 1], pixels)
-
     known = data.train.pixels
     masks = known[:, 3:].float()
 
@@ -192,64 +87,101 @@ def segment(args: argparse.Namespace, root: Path) -> list[list[str]]:
     plain = fitted(
         folder, inputs, lambda y, rows: F.binary_cross_entropy_with_logits(y, masks[rows]), len(known), 1, seconds
     )
-    theirs = in_parts(lambda x: plain(unit(x), torch.zeros(len(x))).sample.sigmoid()[:, 0], pixels)
-
-    found = []
-    for name, p, evaluations in (
-        ("one drawing", single, args.steps),
-        (f"{args.samples} drawings", ours, args.steps * args.samples),
-        ("U-Net by cross-entropy", theirs, 1),
-    ):
-        wrong = (p > 0.5) != truth
-        both = ((p > 0.5) & truth).sum((1, 2)) * 2 / ((p > 0.5).sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)
-        doubt = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
-        a, b = doubt[wrong].numpy(), doubt[~wrong].numpy()
-        finds = stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) if len(a) else math.nan
-        bins = (p * 10).long().clamp(max=9)
-        error = sum(
-            ((bins == i).float().mean() * (p[bins == i].mean() - truth[bins == i].float().mean()).abs()).item()
-            for i in range(10)
-            if (bins == i).any()
-        )
-        found.append([name, str(evaluations), shown(average(both), 3), f"{finds:.3f}", f"{error:.4f}"])
-    grid(args.output / "segment.png", [pixels[:: len(pixels) // 12], *(
-        (255 * x[:: len(x) // 12, None]).byte() for x in (single, ours, theirs, truth.float()))])  # fmt: skip
+    found, pictures = [], []
+    for steps, drawings in ((1, 1), (2, 1), (args.steps, 1), (2, args.samples), (args.steps, args.samples), (0, 0)):
+        if drawings:
+            call = {"num_inference_steps": steps, "ensemble_size": drawings, "output_type": "pt"}
+            generator = torch.Generator().manual_seed(0)
+            p = in_parts(lambda x, call=call, g=generator: pipe(image=x / 255, generator=g, **call).probabilities[:, 1],
+                         pixels, size=16)  # fmt: skip
+            name = f"{steps} step{'s' * (steps > 1)}, {drawings} drawing{'s' * (drawings > 1)}"
+        else:
+            p = in_parts(lambda x: plain(unit(x), torch.zeros(len(x))).sample.sigmoid()[:, 0], pixels)
+            name = "U-Net by cross-entropy"
+        found.append([name, str(steps * drawings or 1), *quality_of(p, truth)])
+        print(found[-1], flush=True)
+        pictures.append(p)
+    every = len(pixels) // 12
+    grid(args.output / "segment.png", [pixels[::every], *((255 * x[::every, None]).byte() for x in pictures),
+                                       truth[::every, None].byte() * 255])  # fmt: skip
     return [["", "evaluations", "Dice", "doubt finds errors (AUC)", "calibration error"], *found]
+
+
+def quality_of(p: torch.Tensor, truth: torch.Tensor) -> tuple[str, str, str]:
+    """Of probabilities (N, H, W) of the second of two classes: the mean Dice of pictures, the chance that a wrong pixel
+    has more doubt than a right one, and the expected calibration error over ten bins."""
+    guess = p > 0.5
+    dice = 2 * (guess & truth).sum((1, 2)) / (guess.sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)
+    doubt, wrong = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)), guess != truth
+    a, b = doubt[wrong].numpy(), doubt[~wrong].numpy()
+    finds = stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) if len(a) else math.nan
+    bins = (p * 10).long().clamp(max=9)
+    error = sum(
+        ((bins == i).float().mean() * (p[bins == i].mean() - truth[bins == i].float().mean()).abs()).item()
+        for i in range(10)
+        if (bins == i).any()
+    )
+    return shown(average(dice), 3), f"{finds:.3f}", f"{error:.4f}"
+
+
+def layout(args: argparse.Namespace, root: Path) -> list[list[str]]:
+    """The other way round, of digits: grey pictures from the mask of their ink, the upper half of the greys."""
+    pipe = MezzotintLayoutPipeline.from_pretrained(args.checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    pictures, masks, labels, texts = {}, {}, {}, {}
+    for split, rows in digits().items():
+        pictures[split], masks[split] = (
+            torch.stack([torch.from_numpy(np.array(x)) for x in rows[name]]) for name in ("image", "mask")
+        )
+        labels[split], texts[split] = np.array(rows["label"]), [x[0] for x in rows["text"]]
+    truth, mask, svm = pictures["test"].float() / 255, masks["test"], reader()[0]
+
+    def drawn(prompts: list[str] | None, scale: float) -> torch.Tensor:
+        call: dict[str, Any] = {"guidance_scale": scale, "num_inference_steps": args.steps, "output_type": "pt"}
+        return pipe(prompts, mask, generator=torch.Generator().manual_seed(0), **call).images[:, 0]
+
+    apart = (mask[:, None] != masks["train"]).flatten(2).sum(2)
+    methods = {
+        "the mask itself": mask.float() / 255,
+        "the training picture of the nearest mask": pictures["train"][apart.argmin(1)].float() / 255,
+        "drawn, nothing said": drawn(None, 1.0),
+        "drawn, with its caption": drawn(texts["test"], 1.0),
+        "drawn, with its caption, guidance 2": drawn(texts["test"], 2.0),
+        "the pictures themselves": truth,
+    }
+    found = []
+    for name, some in methods.items():
+        kept = ((some >= 0.5) == (mask > 0)).float().mean((1, 2))
+        far = (some - truth).square().mean((1, 2)).sqrt()
+        right = share(int((svm.predict(some.flatten(1).numpy()) == labels["test"]).sum()), len(some))
+        found.append([name, shown(average(kept), 3), shown(average(far), 3), shown(right, 3)])
+    grid(args.output / "layout.png", [(255 * x[:12, None]).byte() for x in (mask > 0, *methods.values())])
+    return [["", "pixels as the mask has them", "RMS distance to the picture", "digit read"], *found]
 
 
 # ----------------------------------------------------------------------------------------------------- super-resolution
 
 
-def psnr(drawn: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Of each picture, in dB."""
-    return -10 * ((drawn.float() - truth.float()) / 255).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
-
-
 def upscale(args: argparse.Namespace, root: Path) -> list[list[str]]:
-    data = Set(args, args.size)
+    data = Set(args, args.size, unet=UNET | {"patch_size": max(2, args.size // 16)})  # as --size has it
     folder, seconds = data.trained(args, root, task="upscale", scale=args.scale)
     judge = make_features("two-tower", data.train, [], torch.device("cpu"), args.judge_steps, seed=0)
     truth = data.test.pixels[: args.count]
     small = torch.stack([shrunk(x.float(), args.scale) for x in truth]).round().clamp(0, 255).byte()
     pipe = MezzotintUpscalePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
+    captions = [texts[0] for texts in data.test.captions[: args.count]]
 
-    def drawn(seed: int, **call: Any) -> torch.Tensor:
+    def drawn(seed: int = 0, prompted: bool = False, **call: Any) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         call = {"num_inference_steps": args.steps, "generator": generator, "output_type": "pt"} | call
-        return in_parts(lambda x: (pipe(image=x / 255, **call).images * 255).round().byte(), small)
-
-    samples = [drawn(seed) for seed in range(args.samples)]
-    captioned = [texts[0] for texts in data.test.captions[: args.count]]
-    texts = torch.arange(len(small))
-    call = {"num_inference_steps": args.steps, "output_type": "pt", "generator": torch.Generator().manual_seed(0)}
-    prompted = in_parts(
-        lambda x, rows: (
-            (pipe([captioned[i] for i in rows], image=x / 255, guidance_scale=1.5, **call).images * 255).round().byte()
-        ),
-        small,
-        texts,
-    )
+        return in_parts(
+            lambda x, rows: (
+                (pipe([captions[i] for i in rows] if prompted else None, x / 255, **call).images * 255).round().byte()
+            ),
+            small,
+            torch.arange(len(small)),
+        )
 
     known = data.train.pixels
     little = torch.stack([shrunk(x.float(), args.scale) for x in known]).round().clamp(0, 255)
@@ -269,39 +201,62 @@ def upscale(args: argparse.Namespace, root: Path) -> list[list[str]]:
         return ((base + plain(base, torch.zeros(len(x))).sample).clamp(-1, 1) * 127.5 + 127.5).round().byte()
 
     lanczos = [as_picture(x).resize((args.size, args.size), Image.Resampling.LANCZOS) for x in small]
+    samples = [drawn(seed) for seed in range(args.samples)]
     rows = {
         "bicubic": enlarged(small).round().byte(),
         "Lanczos": torch.stack([torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in lanczos]),
         "U-Net by squares": in_parts(regressed, small),
-        "one drawing": samples[0],
-        "one drawing, noise_level 0.1": drawn(0, noise_level=0.1),
-        "one drawing, with its caption, guidance 1.5": prompted,
-        f"mean of {args.samples} drawings": torch.stack(samples).float().mean(0).round().byte(),
-    }
-    real = judge(truth)
-    found = []
+        **{f"{n} step{'s' * (n > 1)}": drawn(num_inference_steps=n) for n in (1, 2, 4)},
+        f"{args.steps} steps": samples[0],
+        f"{2 * args.steps} steps": drawn(num_inference_steps=2 * args.steps),
+        **{f"{args.steps} steps, `noise_level` {level}": drawn(noise_level=level) for level in (0.1, 0.3)},
+        **{f"{args.steps} steps, its caption, guidance {scale}": drawn(prompted=True, guidance_scale=scale)
+           for scale in (1.5, 3.0)},
+        f"mean of {args.samples} drawings of {args.steps} steps": torch.stack(samples).float().mean(0).round().byte(),
+        "the pictures themselves": truth,
+    }  # fmt: skip
+    real, others, found = judge(truth), judge(known), []
     for name, pixels in rows.items():
-        (distance,) = estimated(kernel_distance, judge(pixels), real)
-        found.append([name, shown(average(psnr(pixels, truth))), f"{1000 * distance.value:.1f}"])
+        seen = judge(pixels)
+        near = f"{1000 * kernel_distance(seen, real).item():.1f}"
+        (distance,) = estimated(kernel_distance, seen, others)
+        low, high = distance.interval
+        far = shown(Figure(1000 * distance.value, (1000 * low, 1000 * high)), 0)
+        found.append([name, shown(average(psnr(pixels, truth))), near, far])
+    found[-1][1:3] = ["", ""]
     given = small[:12].repeat_interleave(args.scale, 2).repeat_interleave(args.scale, 3)
-    grid(args.output / f"upscale-{args.size}.png", [given, *rows.values(), truth])
+    grid(args.output / f"upscale-{args.size}.png", [given, *rows.values()])
+    for line in seams(pipe, small):
+        print(line, flush=True)
+    return [["", "PSNR, dB", "KID x 1000 to them", "to pictures of training"], *found]
 
-    # Seams: how much more a picture changes across the edges of tiles than elsewhere
-    generator = np.random.default_rng(0)
-    board = torch.cat([torch.cat(list(small[generator.integers(0, len(small), 32)]), dim=2) for _ in range(20)], dim=1)
-    wide = board[None, :, :300, :500]
-    big = pipe(
-        image=wide / 255, num_inference_steps=5, output_type="pt", generator=torch.Generator().manual_seed(0)
-    ).images
-    tile, overlap = pipe.tiles()
-    steps = big.diff(dim=-1).abs().mean((0, 1, 2))
-    edges = [
-        x - 1 + shift for x in range(tile - overlap, big.shape[-1] - tile, tile - overlap) for shift in (0, overlap)
-    ]
-    others = [x for x in range(len(steps)) if x not in edges]
-    ratio = steps[edges].mean() / steps[others].mean()
-    print(f"{wide.shape[-1]}x{wide.shape[-2]} in tiles of {tile}: changes across their edges are {ratio:.3f} of others")
-    return [["", "PSNR, dB", "KID x 1000"], *found]
+
+def seams(pipe: Any, small: torch.Tensor) -> list[str]:
+    """How much more a picture of 500x300, a board of small ones, changes across the edges of tiles than elsewhere, by
+    how far they overlap: beside what it changes there when it is enlarged without tiles."""
+    rng = np.random.default_rng(0)
+    columns, rows = -(-500 // small.shape[-1]), -(-300 // small.shape[-2])
+    board = torch.cat([torch.cat(list(small[rng.integers(0, len(small), columns)]), dim=2) for _ in range(rows)], dim=1)
+    wide, said = board[None, :, :300, :500] / 255, []
+    scale = pipe.trained_for["scale"]
+    plain = F.interpolate(wide, scale_factor=scale, mode="bicubic").clamp(0, 1)
+    for given in (None, 1):
+        generator = torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": 5, "output_type": "pt", "tile_overlap": given}
+        big = pipe(image=wide, generator=generator, **call).images
+        tile, overlap = pipe.tiles(None, given)
+        ends = {x - 1 for first in range(0, big.shape[-1] - tile, tile - overlap) for x in (first, first + tile)}
+        edges = sorted(ends - {-1})
+        others = sorted({*range(big.shape[-1] - 1)} - ends)
+        ratios = []
+        for picture in (big, plain):
+            steps = picture.diff(dim=-1).abs().mean((0, 1, 2))
+            ratios.append(float(steps[edges].mean() / steps[others].mean()))
+        said.append(
+            f"500x300 to {big.shape[-1]}x{big.shape[-2]} in tiles of {tile} that overlap by {overlap}: changes across "
+            f"their edges are {ratios[0]:.3f} of others; enlarged without tiles, bicubic, {ratios[1]:.3f}"
+        )
+    return said
 
 
 # ----------------------------------------------------------------------------------------------------------- inpainting
@@ -460,76 +415,25 @@ def img2img(args: argparse.Namespace, root: Path) -> list[list[str]]:
     return [["", "scheduler", "PSNR to the picture, dB", "distance of features", "the new caption found"], *found]
 
 
-# ----------------------------------------------------------------------------------------------------------- attributes
-
-
-def attributes(args: argparse.Namespace, root: Path) -> list[list[str]]:
-    splits = digits()
-    ink = {split: [float(np.asarray(x).mean() / 255) for x in rows["image"]] for split, rows in splits.items()}
-    middle = float(np.median(ink["train"]))
-    for split, rows in splits.items():
-        rows = rows.remove_columns("mask").add_column("ink", ink[split])
-        kept = [i for i, row in enumerate(rows) if (row["ink"] < middle) == (row["label"] < 5)]
-        (root / "set").mkdir(exist_ok=True)
-        (rows.select(kept) if split == "train" else rows).to_parquet(root / "set" / f"{split}-00000-of-00001.parquet")
-    config = TrainConfig(
-        train_data_dir=str(root / "set"), label_column="label", attribute_columns=["ink"], proportion_empty_prompts=1.0,
-        max_train_minutes=args.minutes, max_train_steps=10**7, lr_scheduler="constant_with_warmup", ema_decay=0.995,
-        learning_rate=RATE, train_batch_size=64, num_validation_samples=0, validation_steps=10**6, report_to="none",
-        checkpointing_steps=10**6, output_dir=str(root / "attributes"), logging_steps=100,
-        unet={"block_out_channels": [32, 64], "transformer_layers_per_block": [0, 0], "layers_per_block": 2,
-              "norm_num_groups": 8, "attention_head_dim": 16},
-        text_encoder={"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}, max_text_length=32,
-    )  # fmt: skip
-    ended = run("ours", config, args.threads)
-    print(f"attributes: {ended.lines[-1]['step']} updates, {ended.processor:.0f} s", flush=True)
-    pipe = MezzotintPipeline.from_pretrained(config.output_dir)
-    pipe.set_progress_bar_config(disable=True)
-    svm, ceiling = reader()
-    levels = np.quantile(ink["train"], [0.1, 0.3, 0.5, 0.7, 0.9]).tolist()
-    found = [["real digits of the test split", f"{ceiling:.1%}", "", "", ""]]
-    scales: list[dict[str, float]] = [
-        {"class_labels": a, "ink": b}
-        for a, b in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (2.0, 2.0), (4.0, 1.0), (1.0, 4.0))
-    ]
-    shown_rows = []
-    for scale in scales:
-        said = [{"class_labels": str(k), "ink": level} for k in range(10) for level in levels]
-        call: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": 1.0, "output_type": "pt"}
-        generator = [torch.Generator().manual_seed(seed) for _ in said for seed in range(20)]
-        parts = []
-        for first in range(0, len(said), 10):
-            some, own = said[first : first + 10], generator[20 * first : 20 * first + 200]
-            call |= {"attributes": some, "attribute_guidance_scale": scale, "num_images_per_prompt": 20}
-            parts.append(pipe([""] * len(some), generator=own, **call).images)
-        drawn = torch.cat(parts)
-        pixels = (drawn * 255).round() / 255
-        right = torch.from_numpy(svm.predict(pixels.flatten(1).numpy())) == torch.arange(10).repeat_interleave(100)
-        got = pixels.mean((1, 2, 3)).reshape(10, 5, 20)
-        seen = torch.tensor([[(level < middle) == (k < 5) for level in levels] for k in range(10)])
-        of_each = right.reshape(10, 5, 20).float()
-        rises = (got.mean(2).diff(dim=1) > 0).float().mean()
-        slope = np.polyfit(np.tile(levels, 10), got.mean(2).flatten().numpy(), 1)[0]
-        right_of = [f"{of_each[some].mean():.1%}" for some in (seen, ~seen)]
-        name = f"class {scale['class_labels']:g}, ink {scale['ink']:g}"
-        found.append([name, *right_of, f"{rises:.0%}", f"{slope:.2f}"])
-        print(found[-1], flush=True)
-        shown_rows.append((pixels.reshape(10, 5, 20, 1, 8, 8)[3::4, :, 0].flatten(0, 1) * 255).byte())
-    grid(args.output / "attributes.png", shown_rows)
-    return [["weights", "class read, trained combinations", "held-out combinations",
-             "more ink for the next level", "ink drawn by ink asked for, slope"], *found]  # fmt: skip
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    tasks = {"segment": segment, "upscale": upscale, "inpaint": inpaint, "attributes": attributes, "img2img": img2img}
+    tasks = {
+        "segment": segment,
+        "layout": layout,
+        "upscale": upscale,
+        "inpaint": inpaint,
+        "attributes": attributes,
+        "img2img": img2img,
+    }
     parser.add_argument("task", choices=tasks, help="what is measured")
     parser.add_argument("--data", help="folder of the set; digits need none")
     parser.add_argument("--caption_column", default="text", help="column of captions")
-    parser.add_argument("--checkpoint", help="a text-to-image pipeline, for img2img")
+    parser.add_argument("--checkpoint", help="the pipeline: of text to image for img2img, of digits for layout")
     parser.add_argument("--minutes", type=float, default=8.0, help="of each run's training")
     parser.add_argument("--size", type=int, default=32, help="pixels a side, for upscale and inpaint")
     parser.add_argument("--scale", type=int, default=2, help="times to enlarge")
+    parser.add_argument("--settings", type=plain_yaml.load, default={}, help="YAML: settings of the training runs")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the networks; those there are not trained anew")
     parser.add_argument("--flip", action="store_true", help="mirror half of the training pictures")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps")
     parser.add_argument("--samples", type=int, default=8, help="drawings of a picture, for means and doubt")
@@ -541,7 +445,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
-        rows = tasks[args.task](args, Path(root))
+        rows = tasks[args.task](args, args.runs or Path(root))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, f"|{'---|' * len(rows[0])}")
     print("\n".join(lines))

@@ -99,6 +99,24 @@ def bits_to_classes(bits: torch.Tensor, num_classes: int) -> torch.Tensor:
     return ((bits > 0).long() << places).sum(dim=1).clamp(max=num_classes - 1)
 
 
+def bits_to_shares(bits: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """How likely each class is, of bits that are means of what they may be: one of mean `b` is 1 with probability
+    `(1 + b) / 2`, whatever the others are. What codes beyond the classes have goes to the last class.
+
+    Args:
+        bits (`torch.Tensor` of shape `(B, class_bits(num_classes), H, W)`): the lowest bit first; cut to [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(B, num_classes, H, W)`, whose sums over the classes are 1.
+    """
+    chances = (1 + bits.clamp(-1, 1)) / 2
+    shares = torch.ones_like(chances[:, :1])
+    for one in chances.split(1, dim=1):
+        shares = torch.cat([shares * (1 - one), shares * one], dim=1)  # (B, 2, H, W), (B, 4, H, W), …
+    last = shares[:, num_classes - 1 :].sum(dim=1, keepdim=True)
+    return torch.cat([shares[:, : num_classes - 1], last], dim=1)
+
+
 def attribute_vector(known: Mapping[str, list[Any]], values: Mapping[str, Any]) -> torch.Tensor:
     """Attributes as a network reads them: a class as one of as many numbers as there are, a number as its distance from
     the mean in standard deviations and a one, in the order of their names. Zeros are an attribute of which nothing is

@@ -4,17 +4,21 @@
 In a saved pipeline this text stands in place of the line that imports it.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from mezzotint.pipelines.inputs_mezzotint import _shown
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
+
+logger = logging.get_logger(__name__)
 
 
 class MezzotintImageMixin:
@@ -32,6 +36,10 @@ class MezzotintImageMixin:
             raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
         if not isinstance(images[0], Image.Image) and images[0].ndim == 4:
             images = np.concatenate(images) if isinstance(images[0], np.ndarray) else torch.cat(images)
+        for one in (x for x in images if not isinstance(x, Image.Image) and 0 not in x.shape):
+            low, high = float(one.min()), float(one.max())
+            if (low < 0 or high > 1) and math.isfinite(high - low):
+                raise ValueError(f"image must be between 0 (black) and 1 (white): got {low:g} to {high:g}")
         found = self.image_processor.preprocess(images)  # (B, C, H, W)
         if found.shape[1] != channels or not found.isfinite().all():
             raise ValueError(f"image must have {channels} channels of finite numbers: got shape {tuple(found.shape)}")
@@ -66,6 +74,11 @@ class MezzotintImageMixin:
             )
         if not ((found >= 0) & (found <= 1)).all():
             raise ValueError("mask_image must be between 0 (stays) and 1 (is drawn): got other numbers")
+        grey = ((found > 0.05) & (found < 0.95)).float().mean().item()
+        if grey > 0:
+            logger.warning(
+                f"mask_image is grey in {grey:.1%} of its pixels: from 0.5 on they are drawn, below they stay"
+            )
         return (found >= 0.5).float()[:, None]
 
     def read_classes(self, mask_image, num_classes: int) -> torch.Tensor:

@@ -87,8 +87,8 @@ class MezzotintInpaintPipeline(
                 `(pictures, channels, height, width)`, both in [0, 1], or a list): one, or one for each prompt, all of
                 one size, which is that of the result.
             mask_image (PIL image, `np.ndarray` or `torch.Tensor` of shape `(masks, height, width)`, in [0, 1], or a
-                list): one, or one for each picture. From 0.5 on (white) a pixel is drawn, below (black) it stays. To
-                draw around a picture, set it into a larger one and cover the frame.
+                list): one, or one for each picture. From 0.5 on (white) a pixel is drawn, below (black) it stays;
+                grey ones are warned of. To draw around a picture, set it into a larger one and cover the frame.
             strength (`float`): above 0 and up to 1, as of `MezzotintImg2ImgPipeline`: below 1 what is drawn begins with
                 what the picture holds there.
             num_resamples (`int`): times that each step is taken, with new noise in between, so that what is drawn and

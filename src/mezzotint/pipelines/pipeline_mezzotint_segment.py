@@ -2,6 +2,10 @@
 """Segmentation as conditional generation: the classes of a picture's pixels are drawn as analog bits by a network that
 reads the picture (<https://huggingface.co/papers/2210.06366>). Drawn several times, they say where there is doubt.
 
+A drawing ends on the mean of what each bit may be, given the noisy bits of its last step, and not on -1 or 1: averaged
+over the drawings this is the probability of a class, with less variance than the count of their signs (Rao-Blackwell).
+Drawn in one step it is what the network foresees in pure noise, to which more drawings add little.
+
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
 """
@@ -16,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
-from mezzotint.pipelines.conditions_mezzotint import bits_to_classes, picture_condition
+from mezzotint.pipelines.conditions_mezzotint import bits_to_shares, picture_condition
 from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
@@ -39,9 +42,9 @@ class MezzotintSegmentOutput(BaseOutput):
         prediction (list of PIL images in mode `P`, whose pixels are class numbers; or `np.ndarray` or `torch.Tensor` of
             shape `(pictures, height, width)`, int64): the likeliest class of each pixel.
         probabilities (`np.ndarray`, or `torch.Tensor` for `output_type="pt"`, of shape `(pictures, classes, height,
-            width)`): the share of the drawings in which a pixel is of a class.
+            width)`): how likely a pixel is of a class, the mean over the drawings.
         uncertainty (`np.ndarray` or `torch.Tensor` of shape `(pictures, height, width)`): in [0, 1], the entropy of
-            these shares, 1 where all classes are alike.
+            these, 1 where all classes are alike.
     """
 
     prediction: Any
@@ -94,7 +97,7 @@ class MezzotintSegmentPipeline(
             image (PIL image, `np.ndarray` of shape `(pictures, height, width, channels)`, `torch.Tensor` of shape
                 `(pictures, channels, height, width)`, both in [0, 1], or a list): one, or one for each prompt, all of
                 one size.
-            ensemble_size (`int`): drawings of each picture, from which the shares of the classes are counted.
+            ensemble_size (`int`): drawings of each picture, over which the probabilities of the classes are averaged.
             generator (`torch.Generator`, or a list with one for each drawing, *optional*): of the noise.
             latents (`torch.Tensor` of shape `(drawings, bits, height, width)`, *optional*): the noise.
             output_type (`str`): `"pil"`, `"np"`, `"pt"`, or `"latent"` for the drawings as they are, with no shares.
@@ -150,10 +153,9 @@ class MezzotintSegmentPipeline(
             output = MezzotintSegmentOutput(prediction=bits, probabilities=None, uncertainty=None)
             return output if return_dict else (bits, None, None)
 
-        # 6. Count the drawings
-        classes = bits_to_classes(self.decode(bits, spatial), num_classes)
-        shares = F.one_hot(classes, num_classes).float().unflatten(0, (-1, ensemble_size)).mean(dim=1)
-        probabilities = shares.movedim(-1, 1)  # (B, K, H, W)
+        # 6. Average the drawings
+        shares = bits_to_shares(self.decode(bits, spatial), num_classes)
+        probabilities = shares.unflatten(0, (-1, ensemble_size)).mean(dim=1)  # (B, K, H, W)
         prediction = probabilities.argmax(dim=1)
         uncertainty = -torch.xlogy(probabilities, probabilities).sum(dim=1) / math.log(num_classes)
         found = [prediction, probabilities, uncertainty.clamp(0, 1)]
