@@ -311,4 +311,4 @@ def test_a_recipe_s_stages_fit_together(name):
     side = text.get("resolution", 8)
     for number, size in enumerate(stages.sizes(side, side)):
         run = stages.settings(number, size, "encoder" if number else None)
-        sized(run, Facts(100, *size, 3))
+        sized(run, Facts(100, tuple(size), 3))

@@ -75,7 +75,7 @@ def train(stages: Stages) -> int:
     # 1. What each stage is, as far as it can be told before it is trained
     rows = open_rows(config)
     facts = look_at(rows, config, None)
-    sizes = stages.sizes(facts.height, facts.width)
+    sizes = stages.sizes(*facts.size)
     encoder = None if config.plan else str(stages.folder(0))
     runs = [stages.settings(number, size, encoder) for number, size in enumerate(sizes)]
     check(runs, rows)
@@ -120,7 +120,7 @@ def check(runs: list[TrainConfig], rows: Rows) -> None:
         try:
             facts = look_at(rows, run, None)
             run, _ = sized(run, facts)
-            data: Any = SimpleNamespace(channels=facts.channels, statistics=lambda: ([0.0], [1.0]))
+            data: Any = SimpleNamespace(channels=facts.channels, statistics=lambda: ([0.0], [1.0]), about=facts.about)
             made = new_components(run, data, text=text)
         except UserError as error:
             raise UserError(f"stage {number}: {error}") from None

@@ -84,7 +84,7 @@ def _train(config: TwoTowersConfig, output_dir: Path, accelerator: Accelerator, 
     # 1. The data, and the towers for them
     rows = open_rows(config)
     facts = replace(look_at(rows, config, None), channels=CHANNELS, block_out_channels=(1,))  # no network that halves
-    size = (facts.height, facts.width)
+    size = facts.size
     torch.manual_seed(config.seed)
     towers = new_towers(config, size)
     previous = previous_run(config, output_dir, world)
