@@ -14,7 +14,7 @@ from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.source import level_factor, settled_size
-from mezzotint_training.modalities.images import Header
+from mezzotint_training.modalities import audio, images
 from mezzotint_training.networks.text import new_text_encoder
 
 
@@ -31,8 +31,10 @@ def test_its_networks_fit_together(recipe):
     with torch.device("meta"):
         text_encoder, tokenizer = new_text_encoder(settings)
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
+        shape["spatial_dims"] = tasks.modality(settings).spatial_dims
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments, **shape)
-        size, _ = settled_size(None, settings, None, Header(8, 8, False))
+        first = audio.Header(8000, 8000, 2, 8000) if settings.modality == "audio" else images.Header(8, 8, False)
+        size, _ = settled_size(None, settings, None, first)
         level_factor(settings, Facts(None, size, 3))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
         found = unet(torch.zeros(2, shape["in_channels"], *size), torch.zeros(2), text).sample

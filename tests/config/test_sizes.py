@@ -48,6 +48,23 @@ def test_a_size_is_a_number_of_parameters_at_any_resolution(size, wanted, side):
 
 
 @pytest.mark.parametrize(
+    "size, patch, levels, attention",
+    [((8192,), 16, 6, 64), ((512,), 1, 4, 256), ((16, 16, 16), 2, 3, 4), ((8, 8, 8), 1, 2, 8)],
+)
+def test_along_other_numbers_of_axes_as_many_positions_are_few(size, patch, levels, attention):
+    """A patch, the lowest level and the first with attention have about as many positions as those of a picture."""
+    config = dialled("--size", "tiny", facts=Facts(10_000, size, 2))
+    unet, sides = config.unet, [size[0] // patch // 2**level for level in range(levels)]
+    assert unet.get("patch_size", 1) == patch and len(unet["block_out_channels"]) == levels
+    assert unet["transformer_layers_per_block"] == [int(side <= attention) for side in sides]
+    assert config.logit_mean == settings().logit_mean  # the shift for more pixels was found on pictures
+    network = MezzotintUNetModel(2, 2, 2, spatial_dims=len(size), cross_attention_dim=64, **unet)
+    text = torch.zeros(1, 3, 64)
+    assert network(torch.zeros(1, 2, *size), 500, text).sample.shape == (1, 2, *size)
+    assert 3e5 < network.num_parameters() < 3e6
+
+
+@pytest.mark.parametrize(
     "height, width, sides",
     [(8, 8, [8, 4]), (16, 16, [16, 8]), (32, 32, [32, 16, 8]), (28, 28, [28, 14, 7]), (32, 128, [32, 16, 8]),
      (48, 48, [48, 24, 12, 6]), (30, 30, [30, 15]), (17, 17, [17]), (65, 65, [65]), (66, 66, [66, 33])],

@@ -233,8 +233,9 @@ def test_the_end_is_told_by_the_clock():
 
 def whole_plan(**changes) -> dict:
     found = Lint(
-        columns=("image", "text"), rows=1030, dropped=[f"row {n} cannot be read" for n in range(30)], looked_at=1000,
-        heights=Range(8, 8, 8), widths=Range(8, 10.5, 640), buckets={(8, 8): 900, (8, 16): 100},
+        use="image", columns=("image", "text"), rows=1030, looked_at=1000,
+        dropped=[f"row {n} cannot be read" for n in range(30)],
+        measures={"heights": Range(8, 8, 8), "widths": Range(8, 10.5, 640)}, buckets={(8, 8): 900, (8, 16): 100},
         captions_each=Range(3, 3, 3), caption_lengths=Range(1, 20, 63), different_captions=30,
         findings=[("an empty caption", 7, [1, 2, 3, 4, 5])],
     )  # fmt: skip

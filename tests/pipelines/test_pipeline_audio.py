@@ -66,6 +66,31 @@ def test_where_it_is_not_told_the_last_channel_says_the_length():
     assert [one.shape[1] for one in MezzotintAudioPipeline.cut(data, None)] == [4, 10, 5]
 
 
+def test_what_a_mask_keeps_stays_to_the_bit_and_the_rest_is_drawn(pipe):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 50)).astype(np.float32)
+    mask = np.zeros(50)
+    mask[20:35] = 1
+    (found,) = call(pipe, audio=sound, mask=mask)
+    assert found.shape == (1, 50)
+    np.testing.assert_array_equal(found[:, mask == 0], sound[:, mask == 0])
+    assert (found[:, mask == 1] != sound[:, mask == 1]).all()
+    (longer,) = call(pipe, audio=sound, mask=np.zeros(50), audio_length_in_s=0.8)  # continued
+    assert longer.shape == (1, 80) and longer[:, 50:].any()
+    np.testing.assert_array_equal(longer[:, :50], sound)
+
+
+def test_the_less_strength_the_nearer_to_the_sound(pipe):
+    sound = np.random.default_rng(0).uniform(-0.1, 0.1, (1, 64)).astype(np.float32)
+    near, far = (
+        np.abs(
+            pipe(audio=sound, strength=x, num_inference_steps=10, generator=torch.Generator().manual_seed(0)).audios[0]
+            - sound
+        ).mean()
+        for x in (0.1, 1.0)
+    )
+    assert near < far / 2
+
+
 def test_forms_of_the_result(pipe):
     result = pipe(num_inference_steps=2, audio_length_in_s=0.2, num_waveforms_per_prompt=2, output_type="pt")
     assert isinstance(result, AudioPipelineOutput)
@@ -88,6 +113,12 @@ def test_each_generator_draws_its_own_sound_whatever_the_batch(pipe):
     [
         ({"audio_length_in_s": 0}, "audio_length_in_s must be a number of seconds above 0: got 0"),
         ({"audio_length_in_s": "long"}, "audio_length_in_s must be a number of seconds above 0: got 'long'"),
+        ({"mask": np.ones(3)}, "mask goes with audio: got it alone"),
+        ({"strength": 0.5}, "strength goes with audio: got it alone"),
+        ({"audio": np.zeros((2, 9))}, r"audio must have shape \(1, samples\), of finite numbers: got shape \(2, 9\)"),
+        ({"audio": np.full((1, 9), np.nan)}, r"audio must have shape \(1, samples\), of finite numbers: got .*"),
+        ({"audio": np.zeros((1, 9)), "mask": np.ones(8)}, r"mask must have shape \(9,\), between 0 and 1: got .*"),
+        ({"audio": np.zeros((1, 9)), "strength": 0}, "strength must be above 0 and at most 1: got 0"),
         ({"num_waveforms_per_prompt": 0}, "num_waveforms_per_prompt must be a positive whole number: got 0"),
         ({"output_type": "pil"}, "output_type must be one of 'np', 'pt', 'latent': got 'pil'"),
         ({"generator": [torch.Generator()] * 2}, "a list of generators needs one for each sound: got 2 for 1"),

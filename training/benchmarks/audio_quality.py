@@ -24,7 +24,7 @@ from mezzotint.drawing import as_grid
 from mezzotint_training.config.errors import exit_code
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.recipe import data_of
-from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, at_least, at_most
+from mezzotint_training.config.rules import COUNT, GUIDANCE, SEED, Rule, at_least, at_most
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.metrics.accuracy import distances
 from mezzotint_training.metrics.copies import copies
@@ -46,6 +46,14 @@ def arguments() -> Parser:
     parser.number("num_inference_steps", int, *COUNT, default=20, help="sampling steps")
     parser.number("guidance_scale", float, *GUIDANCE, default=2.0, help="weight of the guidance")
     parser.number("judge_steps", int, at_least(1), at_most(10**6), default=600, help="updates of the classifiers")
+    parser.number(
+        "judge_width",
+        int,
+        Rule("a multiple of 8", lambda x: x > 0 and x % 8 == 0),
+        at_most(256),
+        default=16,
+        help="width of the classifiers",
+    )
     parser.number("batch_size", int, at_least(1), at_most(4096), default=50, help="sounds drawn at a time")
     parser.number("seed", int, *SEED, default=0, help="seed of the drawings and of the classifiers")
     parser.add_argument("--output", type=text, help="a JSON file for all figures")
@@ -72,7 +80,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"settings": vars(args), "captions": len(pairs)}
     for column, (train, test) in sets.items():
         judge = train_class_judge(
-            train.pixels, train.labels, int(train.labels.max()) + 1, args.judge_steps, args.seed, torch.device("cpu")
+            train.pixels,
+            train.labels,
+            int(train.labels.max()) + 1,
+            args.judge_steps,
+            args.seed,
+            torch.device("cpu"),
+            args.judge_width,
         )
         label_of = {caption[0]: int(label) for caption, label in zip(train.captions, train.labels, strict=True)}
         asked = torch.tensor([label_of[caption[0]] for caption in captions])

@@ -216,6 +216,7 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
 def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     """Settle the U-Net's shape and return the channels of its widest level."""
     given, axes, side = config.given.get("unet", {}), len(facts.size), min(facts.size)
+    px = {1: "samples", 2: "px"}.get(axes, "positions")
     for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
         values = given.get(name)
         if values is not None and not (isinstance(values, list) and values):
@@ -240,9 +241,9 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         if patch > 1:
             grid = "x".join(str(side // patch) for side in facts.size)
             least = _sides(PATCHED, axes)
-            reason = f"from {least} px on, where neighbours say nearly the same: {grid} patches cost less than pixels"
+            reason = f"from {least} {px} on, where neighbours say nearly the same: {grid} patches cost less"
             settle("unet.patch_size", patch, reason)
-    what = "patches" if patch > 1 else "px"
+    what, named = ("patches", "patches") if patch > 1 else ("px", px)
     if shape is not None:
         levels = len(shape)
     else:
@@ -256,12 +257,12 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     attention = settle(
         "unet.transformer_layers_per_block",
         [size.transformer_layers if s <= low or s == sides[-1] else 0 for s in sides],
-        f"attention, cheap from {low} {what} down: levels of {', '.join(map(str, sides))} {what}",
+        f"attention, cheap from {low} {named} down: levels of {', '.join(map(str, sides))} {named}",
     )
     linear = _sides(LINEAR, axes)
     block = patch if linear % patch else math.gcd(downsample_factor(range(levels), patch), linear)
     if block > 1:
-        reason = f"filters blocks of {block} px past the network, which learns sooner"
+        reason = f"filters blocks of {block} {px} past the network, which learns sooner"
         fixed["linear_skip_size"] = settle("unet.linear_skip_size", block, reason)
     if "block_out_channels" in given:
         return max(given["block_out_channels"])

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-BANDS, RANGE = 64, 80  # pitches of a picture of a sound; decibels from black to white
-WINDOW, HOP = 0.032, 0.008  # seconds
+BANDS, RANGE = 32, 80  # pitches of a picture of a sound; decibels from black to white
+WINDOW, HOP = 0.032, 0.016  # seconds
 
 
 def mel(hertz: float) -> float:
@@ -32,8 +32,8 @@ def mel_filters(sampling_rate: int, window: int) -> torch.Tensor:
 
 
 def seen(content: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-    """Sounds as bytes of grey pictures `(N, 1, pitches, times)`, the lowest pitch first: 64 bands of the mel scale over
-    80 decibels, every 8 ms.
+    """Sounds as bytes of grey pictures `(N, 1, pitches, times)`, the lowest pitch first: 32 bands of the mel scale over
+    80 decibels, every 16 ms.
 
     Args:
         content (`torch.Tensor` of shape `(N, channels + 1, samples)`): whole numbers, as `modalities/audio.py` has

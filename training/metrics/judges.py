@@ -126,7 +126,13 @@ class CaptionJudge(LearnedFeatures):
 
 
 def train_class_judge(
-    pixels: torch.Tensor, labels: torch.Tensor, classes: int, steps: int, seed: int, device: torch.device
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    width: int = 32,
 ) -> ClassJudge:
     """Train a classifier of the real training split.
 
@@ -134,6 +140,7 @@ def train_class_judge(
         pixels (`torch.Tensor` of shape `(N, C, H, W)`): bytes.
         labels (`torch.Tensor` of shape `(N,)`): from 0 to `classes - 1`.
         steps: of 128 pictures.
+        width: of the tower.
     """
 
     def loss(judge: nn.Module, pictures: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -142,7 +149,7 @@ def train_class_judge(
     def make(tower: PictureTower) -> ClassJudge:
         return ClassJudge(tower, nn.Linear(tower.width, classes))
 
-    return _trained(make, loss, pixels, steps, seed, device)
+    return _trained(make, loss, pixels, steps, seed, device, width)
 
 
 def train_caption_judge(
@@ -171,13 +178,15 @@ def train_caption_judge(
     return _trained(make, loss, pixels, steps, seed, device)
 
 
-def _trained(make: Callable, loss: Callable, pixels: torch.Tensor, steps: int, seed: int, device: torch.device) -> Any:
+def _trained(
+    make: Callable, loss: Callable, pixels: torch.Tensor, steps: int, seed: int, device: torch.device, width: int = 32
+) -> Any:
     """The judge that `make` makes of a tower, after `steps` of AdamW on `loss(judge, pictures, rows)`; pictures are
     shifted at random by up to an eighth of their size, their edges repeated."""
     count, channels, *size = pixels.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # made on the CPU: the same on every device
-        judge = make(PictureTower(channels, (size[0], size[1]))).to(device).train()
+        judge = make(PictureTower(channels, (size[0], size[1]), width)).to(device).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps + 1)

@@ -229,6 +229,8 @@ def front_matter(
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     dataset, task = _on_the_hub(settings.get("dataset_name")), tasks.of(settings)
     source = dataset or _source(settings)
+    endings = tasks.MODALITIES[settings.get("modality") or "image"].reader.ENDINGS
+    first = grid.replace(".png", f"-1{endings[0]}") if grid and endings else grid  # to be heard, not seen
     measured = evaluation is not None and bool(source)
     return ModelCardData(
         library_name="diffusers",
@@ -239,5 +241,5 @@ def front_matter(
         eval_results=results.model_index(evaluation, task.tag, dataset, source) if measured else None,
         base_model=base if base and not is_path(base) else None,
         tags=["mezzotint", "diffusion", task.tag, *(["lora"] if settings.get("adapter") else [])],
-        widget=[{"text": prompt, "output": {"url": grid}} for prompt in prompts[:1]] if grid else None,
+        widget=[{"text": prompt, "output": {"url": first}} for prompt in prompts[:1]] if first else None,
     )

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Text to sound: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, waveforms come out, each
-as long as the network draws it, or as it is told.
+as long as the network draws it, or as it is told. A sound that is given is varied, filled in or continued.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, DiffusionPipeline
@@ -46,6 +47,9 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         self,
         prompt: str | list[str] | None = None,
         audio_length_in_s: float | None = None,
+        audio: np.ndarray | torch.Tensor | None = None,
+        mask: np.ndarray | torch.Tensor | None = None,
+        strength: float | None = None,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -81,6 +85,15 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             audio_length_in_s (`float`, *optional*): the seconds of each sound, which the network is told; by default
                 each is as long as the network draws it, up to the length trained at. Longer ones than that can be
                 asked for.
+            audio (`np.ndarray` or `torch.Tensor` of shape `(channels, samples)`, *optional*): a sound in [-1, 1] to
+                start from, of `sampling_rate` samples a second: it is noised to the first of the steps that are left
+                by `strength` (SDEdit, <https://huggingface.co/papers/2108.01073>). The result is as long, or as
+                `audio_length_in_s` says.
+            mask (`np.ndarray` or `torch.Tensor` of shape `(samples,)`, *optional*): of `audio`, 1 where it is to be
+                drawn and 0 where it stays, to the bit; what `audio_length_in_s` adds to it is drawn. What stays is put
+                back after each step, with the step's noise (<https://huggingface.co/papers/2201.09865>, algorithm 1).
+            strength (`float`, *optional*): the part of the steps that is taken from `audio` on; by default 0.8, and 1
+                with a mask.
             num_waveforms_per_prompt (`int`): sounds for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(sounds, channels + 1, samples)`, *optional*): the starting noise.
             output_type (`"np"`, `"pt"` or `"latent"`): a list of arrays or tensors `(channels, samples)` in [-1, 1], of
@@ -104,7 +117,13 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         self.check_inputs(
             *steps, num_waveforms_per_prompt, eta, generator, latents, output_type, *callback, **corrector
         )
-        spatial, length = self.settle_length(audio_length_in_s)
+        sound, drawn, strength = self.read_audio(audio, mask, strength)
+        seconds = audio_length_in_s
+        if sound is not None and seconds is None:
+            seconds = sound.shape[1] / self.sampling_rate
+        spatial, length = self.settle_length(seconds)
+        if sound is not None and sound.shape[1] > length:
+            sound, drawn = sound[:, :length], drawn[:length]
         self.check_guidance(guidance)
         text = (
             prompt,
@@ -122,30 +141,32 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(guidance, num_waveforms_per_prompt, *text)
 
-        # 4. Choose the timesteps; a length that is asked for is put back after each step, with the step's noise
-        schedule = run.choose_timesteps(guidance, *steps)
+        # 4. Choose the timesteps; what is known is noised to the level of each, always with the same noise
+        schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, (spatial,), generator, latents)
-        presence = None
-        if length is not None:
-            presence = self.presence(length, noise.shape[2]).to(noise).expand(batch_size, -1, -1)
+        start, known = self.known(sound, drawn, length, noise)
 
         def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
-            """The sample after step `i` with the length that is asked for."""
-            level = presence
+            """The sample after step `i` with what is known in its place."""
+            level = start
             if i + 1 < len(schedule):
-                level = run.scheduler.add_noise(presence, noise[:, -1:], schedule[i + 1].expand(batch_size))
-            return torch.cat([latents[:, :-1], level], 1)
+                level = run.scheduler.add_noise(start, noise, schedule[i + 1].expand(batch_size))
+            return torch.where(known, level, latents)
+
+        latents = noise * run.scheduler.init_noise_sigma
+        if strength < 1:
+            latents = run.scheduler.add_noise(start, noise, schedule[:1].expand(batch_size))
 
         # 5. Denoise
         latents = run.denoise(
-            noise * run.scheduler.init_noise_sigma,
+            latents,
             schedule,
             text,
             guidance,
             eta,
             generator,
             *callback,
-            after_step=None if presence is None else put_back,
+            after_step=put_back if known.any() else None,
             **corrector,
         )
 
@@ -153,6 +174,10 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         audios: Any = latents
         if output_type != "latent":
             audios = self.cut(self.decode(latents, latents.shape[2:]), length)
+            if sound is not None:
+                stays = torch.nonzero(~drawn)[:, 0]
+                for one in audios:
+                    one[:, stays] = sound[:, stays].to(one)
             audios = [audio.cpu().numpy() for audio in audios] if output_type == "np" else audios
         return AudioPipelineOutput(audios=audios) if return_dict else (audios,)
 
@@ -172,11 +197,47 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         length = max(1, round(audio_length_in_s * self.sampling_rate))
         return max(length, default or 0), length
 
-    def presence(self, length: int, samples: int) -> torch.Tensor:
-        """The last channel, normalised, of a sound of a length, of shape `(1, 1, samples)`."""
-        (mean, std), ones = (self.unet.config[f"sample_{name}"][-1] for name in ("mean", "std")), torch.ones(samples)
-        ones[length:] = -1
-        return ((ones - mean) / std)[None, None]
+    def read_audio(self, audio: Any, mask: Any, strength: Any) -> tuple[torch.Tensor | None, torch.Tensor, float]:
+        """The sound that is given (channels, samples), where it is to be drawn (samples,), and the strength.
+
+        Raises:
+            ValueError: for what is no such thing.
+        """
+        if audio is None:
+            if mask is not None or strength is not None:
+                raise ValueError(f"{'strength' if mask is None else 'mask'} goes with audio: got it alone")
+            return None, torch.ones(0, dtype=torch.bool), 1.0
+        sound, channels = torch.as_tensor(audio).float().cpu(), self.channels - 1
+        if sound.ndim != 2 or len(sound) != channels or sound.shape[1] == 0 or not sound.isfinite().all():
+            got = tuple(sound.shape)
+            raise ValueError(f"audio must have shape ({channels}, samples), of finite numbers: got shape {got}")
+        drawn = torch.ones(sound.shape[1], dtype=torch.bool)
+        if mask is not None:
+            given = torch.as_tensor(mask).float().cpu()
+            if given.shape != drawn.shape or not ((given >= 0) & (given <= 1)).all():
+                got = tuple(given.shape)
+                raise ValueError(f"mask must have shape {tuple(drawn.shape)}, between 0 and 1: got shape {got}")
+            drawn = given >= 0.5
+        strength = (0.8 if mask is None else 1.0) if strength is None else strength
+        if not _is_number(strength) or not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1: got {_shown(strength)}")
+        return sound, drawn, strength
+
+    def known(
+        self, sound: torch.Tensor | None, drawn: torch.Tensor, length: int | None, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised sample that a call starts from, and where it stays as it is, both of the shape of `noise`: the
+        last channel where a length is told, and what of a sound is not drawn."""
+        data, stays = torch.zeros_like(noise), torch.zeros_like(noise, dtype=torch.bool)
+        data[:, -1] = -1
+        if length is not None:
+            data[:, -1, :length] = 1
+            stays[:, -1] = True
+        if sound is not None:
+            data[:, :-1, : sound.shape[1]] = sound.to(data)
+            stays[:, :-1, : sound.shape[1]] = ~drawn.to(stays.device)
+        mean, std = self._scale(noise)
+        return (data - mean) / std, stays
 
     @staticmethod
     def cut(data: torch.Tensor, length: int | None) -> list[torch.Tensor]:
