@@ -13,6 +13,8 @@ from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipel
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
+from mezzotint.pipelines.pipeline_mezzotint_video import MezzotintVideoPipeline
+from mezzotint.pipelines.pipeline_mezzotint_voxels import MezzotintVoxelPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
@@ -27,4 +29,6 @@ __all__ = [
     "MezzotintSegmentPipeline",
     "MezzotintUNetModel",
     "MezzotintUpscalePipeline",
+    "MezzotintVideoPipeline",
+    "MezzotintVoxelPipeline",
 ]

@@ -16,7 +16,7 @@ from mezzotint import MezzotintPipeline
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import trained_task
-from mezzotint_training.data.augment import AUGMENT_DIM
+from mezzotint_training.data.augment import AUGMENT_DIM, TURN_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
 POOLER = "pooler."  # which many encoders are published without
@@ -130,6 +130,8 @@ def pretrained_components(config: TrainConfig) -> dict:
     pipe = load_pipeline(source, name, revision=config.revision)
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
+    if config.random_turn and pipe.unet.config.augment_dim != TURN_DIM:
+        raise UserError("random_turn needs a model that was trained with it: the saved one was not")
     pipe.unet = ready_for_task(config, pipe.unet)
     if config.adapter is None:
         drop_fitted_schedules(pipe)
