@@ -10,7 +10,9 @@ mezzotint sample runs/digits-layout "a handwritten seven" --mask ink.png
 mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler EulerDiscreteScheduler
 mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
 mezzotint sample --from seven.png --num_inference_steps 50
+mezzotint sample runs/spoken-digits "a spoken seven" --output seven.wav --num_images_per_prompt 3
 
+Of sounds, WAV and FLAC files are written, of several seven-1.wav, seven-2.wav, ...; or their spectrograms as a picture.
 A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
 """
 
@@ -39,6 +41,7 @@ from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, sample
 from mezzotint_training.config.errors import UserError, exit_code, loading, one_line
 from mezzotint_training.config.flags import Parser, text
 from mezzotint_training.config.rules import (
+    ABOVE_0,
     COUNT,
     GUIDANCE,
     SEED,
@@ -50,6 +53,7 @@ from mezzotint_training.config.rules import (
     nearest,
     writable_file,
 )
+from mezzotint_training.config.tasks import MODALITIES
 from mezzotint_training.engine.files import digest
 from mezzotint_training.modalities.images import EXTENSIONS, header, open_picture
 from mezzotint_training.networks.saved import load_pipeline
@@ -105,14 +109,20 @@ def _parser() -> Parser:
     parser.add_argument(
         "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
-    parser.add_argument("--output", default="sample.png", help="the picture file to write")
+    parser.add_argument("--output", help="the picture file to write, or of sounds a WAV or FLAC file; by default "
+                        "sample.png, or sample.wav")  # fmt: skip
     parser.add_argument(
         "--animation",
         type=text,
         help="a WebP, GIF or PNG file for the steps: the noisy sample on the left, what is foreseen in it on the right",
     )
     parser.number(
-        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures in each prompt's row"
+        "num_images_per_prompt",
+        int,
+        at_least(1),
+        at_most(1000),
+        default=1,
+        help="pictures or sounds for each prompt",
     )
     parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
                   "those that it is distilled to")  # fmt: skip
@@ -178,6 +188,7 @@ def _parser() -> Parser:
         Rule("from 0 up to 1, and below it", lambda x: 0 <= x < 1),
         help="noise mixed into the image that is enlarged, so that its faults are drawn anew; by default none",
     )
+    parser.number("audio_length_in_s", float, ABOVE_0, help="seconds of each sound; by default as it is drawn")
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
     parser.number(
@@ -198,9 +209,12 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
         UserError: for bad input, before anything is drawn.
     """
-    output, animation = writable_file("output", Path(args.output)), None
-    if output.suffix.lower() not in EXTENSIONS:
-        raise UserError(f"output must end in one of {', '.join(EXTENSIONS)}: got {output}")
+    output, animation = None, None
+    if args.output is not None:
+        output = writable_file("output", Path(args.output))
+        endings = [ending for kind in MODALITIES.values() for ending in kind.reader.ENDINGS]
+        if output.suffix.lower() not in (*EXTENSIONS, *endings):
+            raise UserError(f"output must end in one of {', '.join((*EXTENSIONS, *endings))}: got {output}")
     if args.animation is not None:
         animation = writable_file("animation", Path(args.animation))
         if animation.suffix.lower() not in MOVING:
@@ -220,6 +234,10 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"attributes must be name=value: got {one!r}")
         said[name] = value
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
+    kind = MODALITIES[pipe.modality]
+    output = output or writable_file("output", Path(f"sample{(*kind.reader.ENDINGS, '.png')[0]}"))
+    if output.suffix.lower() not in (*EXTENSIONS, *kind.reader.ENDINGS):
+        raise UserError(f"output must be a picture file, as {kind.word}s are drawn: got {output}")
     if args.sampler is not None:
         try:
             pipe.scheduler = sampler_of(pipe, args.sampler)
@@ -241,7 +259,7 @@ def sample(args: argparse.Namespace) -> None:
     if "corrector_steps" in given and "corrector_steps" not in arguments_of(type(pipe)):
         raise UserError(f"corrector_steps is not for {type(pipe).__name__}, which these weights ask for: got it")
     task |= {name: given[name] for name in ("eta", "corrector_steps") if name in given}
-    task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else "num_images_per_prompt"] = per_prompt
+    task["ensemble_size" if isinstance(pipe, MezzotintSegmentPipeline) else pipe.per_prompt] = per_prompt
     kept = Keeping()
     try:
         (images, *_) = pipe(
@@ -257,6 +275,9 @@ def sample(args: argparse.Namespace) -> None:
         )
     except ValueError as error:  # for arguments that the pipeline does not take
         raise UserError(one_line(error)) from None
+    if pipe.modality != "image":
+        write_samples(images, output, pipe, len(prompts), given)
+        return
     images = [image.convert("RGB") if image.mode == "P" else image for image in images]
     write(make_image_grid(images, rows=len(prompts), cols=len(images) // len(prompts)), output, given)
     if animation:
@@ -273,6 +294,14 @@ def for_task(
         UserError: for what does not go together, or not with these weights.
     """
     trained = pipe.trained_for
+    if pipe.modality != "image":
+        own = arguments_of(type(pipe))
+        unfit = [x for x in ("image", "mask", "height", "width", "animation") if x in given and x not in own]
+        if unfit:
+            raise UserError(f"{unfit[0]} is not for {type(pipe).__name__}, which these weights ask for: got it")
+        return pipe, {name: given[name] for name in ("audio_length_in_s",) if name in given and name in own}
+    if "audio_length_in_s" in given:
+        raise UserError(f"audio_length_in_s is for sounds, and the weights draw {pipe.word}s: got it")
     if not pictures:
         if type(pipe) is not MezzotintPipeline:  # weights that are trained for a task draw from text alone too
             pipe = MezzotintPipeline(**pipe.components)
@@ -328,6 +357,23 @@ def write(picture: Image.Image, output: Path, given: dict[str, Any]) -> None:
         about["pnginfo"].add_itxt(TOLD, text)
     picture.save(encoded, kind, **about)
     output.write_bytes(encoded.getvalue())
+
+
+def write_samples(drawn: list[Any], output: Path, pipe: Any, rows: int, given: dict[str, Any]) -> None:
+    """Write what is no picture: each as a file of its own, or all as one picture, by the ending of `output`."""
+    reader, about = MODALITIES[pipe.modality].reader, pipe.unet.config.modality
+    word = f"{len(drawn)} {pipe.word}{'s' if len(drawn) > 1 else ''}"
+    if output.suffix.lower() in EXTENSIONS:
+        pictures = [reader.show(one, about, pipe.default_size) for one in drawn]
+        write(make_image_grid(pictures, rows=rows, cols=len(pictures) // rows), output, given)
+        print(f"{word}, shown: {output}")
+        return
+    names = [output]
+    if len(drawn) > 1:
+        names = [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, len(drawn) + 1)]
+    for name, one in zip(names, drawn, strict=True):
+        name.write_bytes(reader.encoded(one, output.suffix.lower(), about))
+    print(f"{word}: {', '.join(map(str, names))}")
 
 
 def told_by(path: str, parser: Parser) -> dict[str, Any]:

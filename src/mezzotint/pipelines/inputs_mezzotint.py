@@ -89,13 +89,7 @@ class MezzotintInputsMixin:
         them. Guidance and text have checks of their own."""
         _check_unet(self.unet)
         self.check_space()
-        if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
-            best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
-            best |= {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}
-            raise ValueError(
-                f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
-                f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
-            )
+        self.check_modality()
         if (task := self.trained_for["task"]) not in self.tasks:
             best = {"text_to_image": "MezzotintPipeline", "inpaint": "MezzotintInpaintPipeline"}
             best |= {"upscale": "MezzotintUpscalePipeline", "segment": "MezzotintSegmentPipeline"}
@@ -138,6 +132,16 @@ class MezzotintInputsMixin:
         if unknown := [x for x in names if x not in self._callback_tensor_inputs] if isinstance(names, list) else names:
             possible, got = self._callback_tensor_inputs, _shown(unknown)
             raise ValueError(f"callback_on_step_end_tensor_inputs must be among {possible}: got {got}")
+
+    def check_modality(self) -> None:
+        """Raises `ValueError` in one line for weights that draw something else."""
+        if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
+            best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
+            best |= {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}
+            raise ValueError(
+                f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
+                f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
+            )
 
     @property
     def trained_for(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class MezzotintLatentMixin:
     unet: Any
     vae: Any
     maybe_free_model_hooks: Any
+    check_modality: Any
 
     @property
     def vae_scale_factor(self) -> int:
@@ -65,6 +66,7 @@ class MezzotintLatentMixin:
     @property
     def default_size(self) -> tuple[int | None, ...]:
         """The size that the U-Net was trained at, where it says so: of pictures height and width in pixels."""
+        self.check_modality()
         size = self.unet.config.sample_size
         sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,) * self.unet.config.get("spatial_dims", 2)
         return tuple(side and side * self.vae_scale_factor for side in sizes)

@@ -1,0 +1,117 @@
+"""Text to sound: lengths that are drawn and told, forms of the result, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+
+from mezzotint import MezzotintAudioPipeline, MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+
+RATE, LENGTH = 100, 64
+
+
+def make(channels: int = 2, **changes) -> MezzotintAudioPipeline:
+    torch.manual_seed(0)
+    unet = MezzotintUNetModel(
+        sample_size=LENGTH, in_channels=channels, out_channels=channels, spatial_dims=1, block_out_channels=(8, 16),
+        layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4, patch_size=4,
+        sample_mean=(0.0,) * (channels - 1) + (0.2,), sample_std=(0.1,) * (channels - 1) + (0.9,),
+        modality={"name": "audio", "sampling_rate": RATE}, **changes,
+    )  # fmt: skip
+    for parameter in unet.parameters():  # no layer is zero any more
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = MezzotintAudioPipeline(unet, MezzotintScheduler(), None, None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe() -> MezzotintAudioPipeline:
+    return make()
+
+
+def call(pipe, seed: int = 0, **arguments):
+    return pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(seed), **arguments).audios
+
+
+@pytest.mark.parametrize("seconds, samples", [(0.3, 30), (0.64, 64), (1.0, 100), (1e-9, 1)])
+def test_a_sound_is_as_long_as_it_is_told(pipe, seconds, samples):
+    (found,) = call(pipe, audio_length_in_s=seconds)
+    assert isinstance(found, np.ndarray) and found.shape == (1, samples) and np.abs(found).max() <= 1
+
+
+def test_the_network_is_told_the_length_at_every_step(pipe):
+    """The last channel is at each step what `add_noise` makes of the length, which the network cannot change."""
+    seen = []
+
+    def keep(run, step, timestep, tensors):
+        seen.append(tensors["latents"])
+        return {}
+
+    noise = torch.randn(1, 2, LENGTH, generator=torch.Generator().manual_seed(7))
+    call(pipe, audio_length_in_s=0.3, latents=noise, callback_on_step_end=keep)
+    expected = (torch.where(torch.arange(LENGTH) < 30, 1.0, -1.0) - 0.2) / 0.9
+    torch.testing.assert_close(seen[-1][0, 1], expected)
+    pipe.scheduler.set_timesteps(3)
+    for latents, timestep in zip(seen, pipe.scheduler.timesteps[1:], strict=False):
+        noisy = pipe.scheduler.add_noise(expected[None, None], noise[:, 1:], timestep[None])
+        torch.testing.assert_close(latents[:, 1:], noisy)
+
+
+def test_where_it_is_not_told_the_last_channel_says_the_length():
+    data = torch.zeros(3, 2, 10)
+    data[:, 1] = -1.0
+    data[0, 1, :4] = data[1, 1, :10] = 1.0
+    data[2, 1] = torch.tensor([1, 0.5, -0.2, 0.9, 0.1, -0.6, -1, 0.1, -1, -1])  # noisy: best parted after 5
+    assert [one.shape[1] for one in MezzotintAudioPipeline.cut(data, None)] == [4, 10, 5]
+
+
+def test_forms_of_the_result(pipe):
+    result = pipe(num_inference_steps=2, audio_length_in_s=0.2, num_waveforms_per_prompt=2, output_type="pt")
+    assert isinstance(result, AudioPipelineOutput)
+    assert [tuple(one.shape) for one in result.audios] == [(1, 20)] * 2
+    (latent,) = pipe(num_inference_steps=2, output_type="latent", return_dict=False)
+    assert latent.shape == (1, 2, LENGTH)
+    (stereo,) = call(make(channels=3), audio_length_in_s=0.2)
+    assert stereo.shape == (2, 20)
+
+
+def test_each_generator_draws_its_own_sound_whatever_the_batch(pipe):
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    both = pipe(num_inference_steps=3, num_waveforms_per_prompt=2, generator=generators, audio_length_in_s=0.64).audios
+    for seed, found in zip((3, 4), both, strict=True):
+        np.testing.assert_allclose(found, call(pipe, seed, audio_length_in_s=0.64)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, what",
+    [
+        ({"audio_length_in_s": 0}, "audio_length_in_s must be a number of seconds above 0: got 0"),
+        ({"audio_length_in_s": "long"}, "audio_length_in_s must be a number of seconds above 0: got 'long'"),
+        ({"num_waveforms_per_prompt": 0}, "num_waveforms_per_prompt must be a positive whole number: got 0"),
+        ({"output_type": "pil"}, "output_type must be one of 'np', 'pt', 'latent': got 'pil'"),
+        ({"generator": [torch.Generator()] * 2}, "a list of generators needs one for each sound: got 2 for 1"),
+        ({"latents": torch.zeros(1, 2, 60)}, r"latents must have shape \(1, 2, 64\): got \(1, 2, 60\)"),
+    ],
+)
+def test_what_is_impossible_is_refused_in_one_line(pipe, arguments, what):
+    with pytest.raises(ValueError, match=f"^{what}$"):
+        pipe(**arguments)
+
+
+def test_pictures_and_sounds_are_not_mistaken_for_each_other(pipe):
+    with pytest.raises(ValueError, match="got some of modality audio, which MezzotintAudioPipeline takes$"):
+        MezzotintPipeline(**pipe.components)()
+    pictures = MezzotintUNetModel(sample_size=8, block_out_channels=(16,), transformer_layers_per_block=(0,))
+    with pytest.raises(ValueError, match="got some of modality image, which MezzotintPipeline takes$"):
+        MezzotintAudioPipeline(pictures, MezzotintScheduler(), None, None)()
+    with pytest.raises(ValueError, match="^modality must say what a sample is"):
+        MezzotintUNetModel(modality={"sampling_rate": 8000})
+
+
+def test_saved_and_loaded_it_draws_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = MezzotintAudioPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.sampling_rate == RATE
+    np.testing.assert_array_equal(call(loaded)[0], call(pipe)[0])
