@@ -33,7 +33,7 @@ class Copyist:
     """A pipeline that draws the training picture of each of the first `share` of prompts, blurred by `noise`, and pure
     noise for the others."""
 
-    unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=8))
+    unet, modality = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=8)), "image"
 
     def __init__(self, known: CaptionedSamples, share: float, noise: float = 0.02):
         self.known, self.share, self.noise, self.prompts = known, share, noise, []

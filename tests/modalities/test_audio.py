@@ -162,9 +162,7 @@ def test_the_type_of_a_column_tells_the_modality_and_settings_of_pictures_are_re
             load_splits(TrainConfig(dataset_name="tones", **setting))
     with pytest.raises(UserError, match=r"^sampling_rate is not for pictures \(modality image\): got 8000$"):
         load_splits(TrainConfig(dataset_name="digits", modality="image", sampling_rate=8000))
-    with pytest.raises(
-        UserError, match="audio_length_in_s, in samples, must be a multiple of 1024 for a model of 11"
-    ):
+    with pytest.raises(UserError, match="audio_length_in_s, in samples, must be a multiple of 1024 for a model of 11"):
         level_factor(TrainConfig(dataset_name="tones", modality="audio", unet={"block_out_channels": [8] * 11}), facts)
 
 
@@ -199,9 +197,7 @@ def test_bad_rows_are_named_and_skipped_and_oddities_are_found():
         "a sound of another sampling rate, which is brought to 8,000 Hz": [4],
         "a sound that an earlier row has too": [5],
     }
-    with pytest.raises(
-        UserError, match="sound in row 1 cannot be read: it is of zero length; --on_bad_row skip"
-    ):
+    with pytest.raises(UserError, match="sound in row 1 cannot be read: it is of zero length; --on_bad_row skip"):
         CaptionedSamples(rows, TrainConfig(**like | {"on_bad_row": "stop"}), 2, (512,)).read_all(progress=False)
 
 

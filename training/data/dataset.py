@@ -172,7 +172,7 @@ class CaptionedSamples(torch.utils.data.Dataset):
         for index in self.spread(limit if self.latents is None else min(limit, LATENTS_MEASURED)):
             found = self.diffused(int(index))
             if found is not None:
-                x = found[0].double() if found.is_floating_point() else unit(found[: self.channels].double())
+                x = found[0].double() if found.is_floating_point() else unit(found[: self.channels], torch.float64)
                 axes = tuple(range(1, x.ndim))
                 total, square, count = total + x.mean(axes), square + x.square().mean(axes), count + 1
         mean = total / count

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.metrics.copies import copies
-from mezzotint_training.metrics.pictures import draw
+from mezzotint_training.metrics.pictures import SEEN, draw, seen_of
 from mezzotint_training.modalities.contents import unit
 
 # Pictures that are compared with at the most, and the side to which each is averaged: a copy is one at any size
@@ -43,9 +43,11 @@ class CopyWatch:
     def __init__(self, known: CaptionedSamples, held_out: CaptionedSamples | None, count: int):
         self.known, self.held_out, self.count = known, held_out, count
         self.onset: int | None = None
-        self.side = min(SIDE, *(side for size in known.buckets for side in size))
+        pictures = known.config.modality in (None, "image")
+        self.side = min(SIDE, *(side for size in known.buckets for side in size)) if pictures else SIDE
         self.features: tuple[torch.Tensor, torch.Tensor] | None = None
         usable = held_out is not None and len(held_out) >= FEWEST and len(known) >= 2
+        usable = usable and (pictures or known.config.modality in SEEN)
         self.passes = count * STEPS if usable else 0
 
     def look(self, step: int, pipe: Any, say: Callable[[str], None]) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class CopyWatch:
         self.onset = state.get("copies")
 
     def _features(self, images: CaptionedSamples) -> torch.Tensor:
-        pixels = [images.content(row) for row in images.spread(REFERENCE).tolist()]
+        pixels = [seen_of(images, row) for row in images.spread(REFERENCE).tolist()]
         return torch.cat([self._small(one[None]) for one in pixels if one is not None])
 
     def _small(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Pictures to be compared: the real ones of a set, and those that a pipeline draws."""
+"""Pictures to be compared: the real ones of a set, and those that a pipeline draws; of sounds, pictures of them."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,22 @@ import torch
 
 from mezzotint_training.config.errors import UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.tasks import MODALITIES
 from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.labels import labelled
 from mezzotint_training.data.rows import column, held_out, load_splits
 from mezzotint_training.engine.progress import progress_bar
+from mezzotint_training.metrics import audio
 from mezzotint_training.networks.saved import sample_size
+
+# What judges look at in the place of samples that are no pictures, by their modality
+SEEN = {"audio": lambda content, about: audio.seen(content, about["sampling_rate"])}
 
 
 @dataclass
 class Real:
-    """Pictures of a split: bytes (N, C, H, W), the captions of each, and its class, -1 where it has none."""
+    """Pictures of a split, or of its sounds: bytes (N, C, H, W), the captions of each, and its class, -1 where it has
+    none."""
 
     pixels: torch.Tensor
     captions: list[list[str]]
@@ -45,6 +52,8 @@ def real_pictures(
     """
     size = sample_size(pipe)
     splits = load_splits(config)
+    if (modality := config.modality or "image") != pipe.modality:
+        raise UserError(f"the set must hold what the pipeline draws, {pipe.word}s: got a set of modality {modality}")
     split = split or ("test" if "test" in splits else None)
     if split is not None:
         config.validation_split, config.num_validation_samples = split, 10**9
@@ -57,15 +66,27 @@ def real_pictures(
     parts = held_out(config, splits)
     if parts[1] is None:
         raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
-    images = [CaptionedSamples(rows, config, pipe.channels, size) for rows in parts]
+    about = pipe.unet.config.get("modality")
+    images = [CaptionedSamples(rows, config, pipe.channels, size, about=about) for rows in parts]
     for some in images:
         some.read_all(progress=True)
     return images, classes
 
 
+def seen(modality: str | None, content: torch.Tensor, about: Mapping[str, Any] | None) -> torch.Tensor:
+    """What judges look at, bytes (N, C, H, W): pictures themselves, or pictures of other samples (N, C, *S)."""
+    return SEEN[modality](content, about or {}) if modality in SEEN else content
+
+
+def seen_of(images: CaptionedSamples, row: int) -> torch.Tensor | None:
+    """What judges look at of a row, (C, H, W); `None` for a bad one."""
+    content = images.content(row)
+    return None if content is None else seen(images.config.modality, content[None], images.about)[0]
+
+
 def read(images: CaptionedSamples, classes: list[str], label_column: str) -> Real:
     """All good pictures of a split, with their captions and classes."""
-    good = [(i, pixels) for i in images.good.tolist() if (pixels := images.content(i)) is not None]
+    good = [(i, pixels) for i in images.good.tolist() if (pixels := seen_of(images, i)) is not None]
     texts = [images.captions[i] for i, _ in good]
     number = {name: i for i, name in enumerate(classes)}
     names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)
@@ -88,8 +109,9 @@ def draw(
     progress: bool = True,
     **more: Any,
 ) -> torch.Tensor:
-    """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W); each from a noise of
-    its own, whatever the batch. `more` are arguments of the pipeline's call.
+    """A picture of the first of each captions, as the bytes that a file would hold (N, C, H, W), or of a sound what
+    judges look at (`seen`); each from a noise of its own, whatever the batch. `more` are arguments of the pipeline's
+    call.
 
     Raises:
         UserError: for what the pipeline does not take, or cannot draw.
@@ -100,16 +122,21 @@ def draw(
         some = [texts[0] for texts in captions[start : start + batch_size]]
         prompts = {"prompt": some} if pipe.unet.config.cross_attention_dim is not None else {}
         try:
-            pictures = pipe(
+            drawn = pipe(
                 **prompts,
-                **({} if prompts else {"num_images_per_prompt": len(some)}),
+                **({} if prompts else {pipe.per_prompt: len(some)}),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 **more,
                 generator=[torch.Generator().manual_seed(seed * 10**6 + start + i) for i in range(len(some))],
-                output_type="pt",
-            ).images
+                output_type="pt" if pipe.modality == "image" else "np",
+            )
         except ValueError as error:  # of what the pipeline does not take, or cannot draw
             raise UserError(one_line(error)) from None
-        parts.append((pictures.float().cpu() * 255).round().byte())
+        if pipe.modality == "image":
+            parts.append((drawn.images.float().cpu() * 255).round().byte())
+        else:
+            content = MODALITIES[pipe.modality].reader.content
+            samples = torch.stack([content(one, pipe.channels, pipe.default_size) for one in drawn[0]])
+            parts.append(seen(pipe.modality, samples, pipe.unet.config.modality))
     return torch.cat(parts)

@@ -20,10 +20,11 @@ def table(results: dict[str, Any]) -> str:
     """What `evaluate` measured, as Markdown."""
     settings, count, data = results["settings"], results["pictures"], results["data"]
     source = data["dataset_name"] or os.path.basename(os.path.abspath(data["train_data_dir"]))
+    word = results.get("word", "picture")
     lines = [
-        f"{count['drawn']:d} pictures in {settings['num_inference_steps']:d} steps, guidance "
+        f"{count['drawn']:d} {word}s in {settings['num_inference_steps']:d} steps, guidance "
         f"{settings['guidance_scale']:g}, seed {settings['seed']:d}, against {count['held_out']:d} held-out ones of "
-        f"{code(source)}; the floor is of {count['floor']:d} of {count['train']:d} training pictures. 95 % intervals.",
+        f"{code(source)}; the floor is of {count['floor']:d} of {count['train']:d} training {word}s. 95 % intervals.",
         "",
         "| | drawn | real |",
         "|---|---|---|",

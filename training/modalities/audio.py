@@ -22,6 +22,8 @@ from mezzotint_training.modalities.contents import faults_in_one_line, file_of, 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 CHANNELS = (2, 3)  # of one or two channels of sound, and one that says where there is any
 ENDINGS = (".wav", ".flac")  # of files that drawn sounds are written to
+# The type of a cell as it is on disk. `datasets.Audio(decode=False)` would be another, but needs torchcodec in a stream
+FILE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 UNKNOWN_LENGTH = (0, 2**32 - 1)  # of a RIFF file that was written to a pipe
 SIDE, RANGE = 128, 80  # of a picture of a sound: pixels, and decibels from black to white
 
@@ -69,7 +71,7 @@ def soundfile() -> Any:
 
 def holds(feature: Any) -> bool:
     """Whether a column of this type holds sounds."""
-    return isinstance(feature, datasets.Audio)
+    return isinstance(feature, datasets.Audio) or feature == FILE
 
 
 def undecoded(feature: Any) -> Any:
@@ -79,7 +81,7 @@ def undecoded(feature: Any) -> Any:
         ImportError: where nothing is installed that could read them, in one line.
     """
     soundfile()
-    return datasets.Audio(decode=False)
+    return FILE
 
 
 def settle(
@@ -154,9 +156,14 @@ def read(
 
             common = math.gcd(rate, target)
             sound = resample_poly(sound, target // common, rate // common)
-    found = torch.full((channels, *size), 0, dtype=torch.int16)
-    length = min(len(sound), size[0])
-    found[:-1, :length] = whole(torch.from_numpy(np.ascontiguousarray(sound[:length].T)), torch.int16)
+    return content(sound.T, channels, size)
+
+
+def content(drawn: np.ndarray, channels: int, size: tuple[int, ...]) -> torch.Tensor:
+    """A sound (channels, samples) in [-1, 1] as `read` returns it."""
+    length = min(drawn.shape[1], size[0])
+    found = torch.zeros(channels, *size, dtype=torch.int16)
+    found[:-1, :length] = whole(torch.from_numpy(np.ascontiguousarray(drawn[:, :length], np.float32)), torch.int16)
     found[-1] = -(2**15)
     found[-1, :length] = 2**15 - 1
     return found
@@ -165,13 +172,13 @@ def read(
 def _opened(cell: dict | None) -> Any:
     """A cell's sound with its header read and no more. One whose RIFF header tells of more bytes than there are is
     refused here, as libsndfile reads what is left of it."""
-    content, path = file_of(cell)
-    content = memoryview(content or Path(path or "").read_bytes())
-    start = bytes(content[:8])
+    found, path = file_of(cell)
+    file = memoryview(found or Path(path or "").read_bytes())
+    start = bytes(file[:8])
     told = int.from_bytes(start[4:], "little") if start[:4] == b"RIFF" else 0
-    if told not in UNKNOWN_LENGTH and told + 8 > len(content):
-        raise ValueError(f"it is cut short: {len(content):,} of {told + 8:,} bytes are there")
-    return soundfile().SoundFile(io.BytesIO(content))
+    if told not in UNKNOWN_LENGTH and told + 8 > len(file):
+        raise ValueError(f"it is cut short: {len(file):,} of {told + 8:,} bytes are there")
+    return soundfile().SoundFile(io.BytesIO(file))
 
 
 def show(drawn: np.ndarray, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:

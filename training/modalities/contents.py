@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 
-def unit(content: torch.Tensor) -> torch.Tensor:
-    """Whole numbers to [-1, 1]: bytes, or 16 bits, whose zero is zero."""
-    return content.float() / 32768 if content.dtype == torch.int16 else content.float() / 127.5 - 1
+def unit(content: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Whole numbers to [-1, 1], in a type: bytes, or 16 bits, whose zero is zero."""
+    return content.to(dtype) / 32768 if content.dtype == torch.int16 else content.to(dtype) / 127.5 - 1
 
 
 def whole(data: torch.Tensor, dtype: torch.dtype = torch.uint8) -> torch.Tensor:

@@ -88,18 +88,18 @@ def check_finite(name: str, model: Any) -> None:
             raise UserError(f"weights must be finite numbers: {key} of the {name} has others")
 
 
-def sample_size(pipe: MezzotintPipeline, name: str = "checkpoint") -> tuple[int, int]:
-    """Height and width in pixels of the pictures that the pipeline was trained at.
+def sample_size(pipe: Any, name: str = "checkpoint") -> tuple[int, ...]:
+    """The size that the pipeline was trained at: of pictures height and width in pixels.
 
     Raises:
         UserError: for a U-Net that does not say it.
     """
-    size = [side for side in pipe.default_size if isinstance(side, int) and side > 0]
-    if len(size) != 2 or len(pipe.default_size) != 2:
+    size = tuple(side for side in pipe.default_size if isinstance(side, int) and side > 0)
+    if len(size) != pipe.unet.config.get("spatial_dims", 2) or len(size) != len(pipe.default_size):
         raise UserError(
             f"the {name}'s U-Net must say its sample_size, height and width: got {pipe.unet.config.sample_size}"
         )
-    return size[0], size[1]
+    return size
 
 
 def drop_fitted_schedules(pipe: MezzotintPipeline) -> None:

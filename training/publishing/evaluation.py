@@ -49,7 +49,7 @@ DATA = (
     "on_bad_row",
 )  # fmt: skip
 # What it says of what was trained on and held out
-HELD = ("validation_split", "num_validation_samples", "max_train_samples")
+HELD = ("validation_split", "num_validation_samples", "max_train_samples", "modality", "sample_column")
 
 
 def arguments(parser: Parser) -> Parser:
@@ -144,6 +144,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             "training/benchmarks/task_quality.py measures"
         )
     if args.likelihood:
+        if pipe.modality != "image":
+            raise UserError(f"likelihood is of pictures, whose bytes it is of: got a pipeline of {pipe.word}s")
         if pipe.vae is not None:
             raise UserError(
                 "likelihood must be of a network of pixels: got one of latents, whose bits are not of pictures"
@@ -153,7 +155,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
 
-    # 1. Real pictures: all that were trained on, and held-out ones
+    # 1. Real pictures, or pictures of sounds: all that were trained on, and held-out ones
     images, classes = real_pictures(config, pipe, args.split, args.label_column)
     train, test = (read(x, classes, args.label_column or "label") for x in images)
     if min(len(test.pixels), len(train.pixels)) < 2 * GROUPS:
@@ -194,6 +196,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         | how
         | {"features": kinds},
         "data": {name: getattr(config, name) for name in DATA},
+        "word": pipe.word,
         "versions": {name: importlib.metadata.version(name) for name in ("mezzotint", "torch", "diffusers")},
         "pictures": {
             "drawn": len(drawn.pixels), "held_out": len(test.pixels), "train": len(train.pixels),

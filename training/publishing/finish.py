@@ -216,8 +216,9 @@ def check_saved(
         raise CannotGoOn(
             f"what was saved is not what was trained, and not put in place: {one_line(error)}; the checkpoint is whole"
         ) from None
-    accelerator.print(f"loaded back {where}: {verdict} ({verdict.seconds:.1f} s)")
-    return verdict._asdict() | {"where": where, "words": str(verdict)}
+    words = str(verdict).replace("picture", pipe.word)
+    accelerator.print(f"loaded back {where}: {words} ({verdict.seconds:.1f} s)")
+    return verdict._asdict() | {"where": where, "words": words}
 
 
 def finish(

@@ -1,0 +1,140 @@
+"""Sounds from a set to a published pipeline: one short run on the embedded tones, gone on with, sampled, measured."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
+
+from mezzotint import MezzotintAudioPipeline
+from mezzotint_training import cli
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.dataset import CaptionedSamples
+from mezzotint_training.data.source import look_at, open_rows
+from mezzotint_training.data.streaming import CaptionedStream, load_stream
+from mezzotint_training.modalities import audio
+from mezzotint_training.modalities.contents import unit
+
+soundfile = pytest.importorskip("soundfile")
+TONES = {
+    "recipe": ...,
+    "dataset_name": "tones",
+    "max_train_samples": ...,
+    "validation_split": "test",
+    "num_validation_samples": 48,
+    "unet": UNET | {"patch_size": 8},
+    "text_encoder": TEXT_ENCODER,
+    "train_batch_size": 8,
+    "max_train_steps": 4,
+    "checkpointing_steps": 2,
+    "validation_steps": 2,
+    "num_copy_samples": 4,
+    "num_inference_steps": 2,
+    "num_validation_images": 1,
+    "validation_prompts": ["a low tone", "a high tone"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("audio") / "tones", **TONES | {"load_back": True})
+
+
+def test_a_finished_run_is_a_pipeline_of_sounds_that_a_stranger_loads(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["load_back"]["where"] == "where mezzotint is not installed" and metrics["load_back"]["moved"] == 0
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    assert config["modality"] == {"name": "audio", "sampling_rate": 2000}
+    assert (config["spatial_dims"], config["sample_size"], config["out_channels"]) == (1, 512, 2)
+    pipe = MezzotintAudioPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a low tone", num_inference_steps=2, audio_length_in_s=0.1).audios[0].shape == (1, 200)
+    assert set(logged(folder, "held_out_loss")) == set(logged(folder, "copy_rate")) == {2, 4}
+
+
+def test_samples_are_scaled_to_unit_variance(folder):
+    """By the config's mean and deviation, over what the set holds, silence among it."""
+
+    config = TrainConfig(dataset_name="tones", validation_split="test")
+    rows = open_rows(config)
+    facts = look_at(rows, config, None)
+    data = CaptionedSamples(rows.known, config, 2, facts.size, about=facts.about)
+    samples = unit(torch.stack([data.content(row) for row in range(len(data))]))  # (N, C, L)
+    network = json.loads((folder / "unet" / "config.json").read_text())
+    for channel in range(2):
+        assert network["sample_mean"][channel] == pytest.approx(samples[:, channel].mean().item(), abs=1e-4)
+        assert network["sample_std"][channel] == pytest.approx(samples[:, channel].std().item(), abs=1e-3)
+
+
+def test_a_run_that_is_stopped_ends_bit_for_bit_as_one_that_was_not(folder, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    for path in ("checkpoint-4", "unet", "scheduler"):
+        shutil.rmtree(again / path)
+    (again / "model_index.json").unlink()
+    result = run(output_dir=again, **TONES)
+    assert result.code == 0 and "going on from step 2" in result.out, result.err
+    for name in ("weights", "optimizer", "ema"):
+        before, after = saved(folder, 4, name), saved(again, 4, name)
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert logged(folder) == logged(again)
+
+
+def test_its_card_has_players_and_a_spectrogram(folder):
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-to-audio" in card and "picture" not in card.partition("## How it was trained")[0]
+    players = re.findall(r'<audio controls src="(.*?)">', card)
+    assert players == ["samples/step-000004-1.wav", "samples/step-000004-2.wav"]
+    for name in players:
+        sound, rate = soundfile.read(folder / name)
+        assert rate == 2000 and sound.ndim == 1 and 0 < len(sound) <= 512
+    assert Image.open(folder / "samples/step-000004.png").size[0] > 2 * 128
+
+
+@pytest.mark.parametrize("name", ["tone.wav", "tone.flac", "tone.png"])
+def test_sample_writes_files_or_a_picture_of_them(folder, tmp_path, capsys, name):
+    argv = ["sample", str(folder), "a low tone", "a high tone", "--num_inference_steps", "2", "--device", "cpu"]
+    assert cli.main([*argv, "--audio_length_in_s", "0.2", "--output", str(tmp_path / name)]) == 0
+    if name.endswith(".png"):
+        assert Image.open(tmp_path / name).size == (128, 256)
+        return
+    for number in (1, 2):
+        sound, rate = soundfile.read(tmp_path / name.replace(".", f"-{number}."))
+        assert rate == 2000 and sound.shape == (400,)
+
+
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        (["--height", "8"], "height is not for MezzotintAudioPipeline, which these weights ask for: got it"),
+        (["--output", "tone.txt"], r"output must end in one of .*\.wav, \.flac: got tone.txt"),
+        (["--audio_length_in_s", "0"], "audio_length_in_s must be a number above 0: got 0"),
+    ],
+)
+def test_sample_refuses_what_does_not_go_with_sounds(folder, capsys, flags, what):
+    assert cli.main(["sample", str(folder), "a low tone", "--device", "cpu", *flags]) == 2
+    assert re.search(what, capsys.readouterr().err)
+
+
+def test_evaluate_measures_pictures_of_the_sounds(folder, capsys):
+    argv = ["evaluate", str(folder), "--count", "40", "--num_inference_steps", "2", "--judge_steps", "20", "--card"]
+    assert cli.main([*argv, "--device", "cpu"]) == 0, capsys.readouterr().err
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert found["prompt_accuracy"]["classifier"]["real"]["value"] > 0.8  # low and high are easily told apart
+    assert found["features"]["classifier"]["frechet_distance"]["real"]["value"] > 0
+    assert "40 sounds in 2 steps" in (folder / "README.md").read_text()
+
+
+def test_a_stream_of_sounds_has_the_same_samples():
+    config = TrainConfig(dataset_name="tones", streaming=True, validation_split="test", shuffle_buffer_size=40)
+    stream = load_stream(config)
+    data = CaptionedStream(stream, config, 2, (512,), about={"sampling_rate": 2000})
+    whole = {audio.read(row["audio"], 2, (512,)).numpy().tobytes() for row in load_stream(config).rows}
+    batch = next(data.batches(8))
+    assert batch["sample"].shape == (8, 2, 512) and batch["sample"].dtype == torch.float32
+    for sample in batch["sample"]:
+        content = torch.where(torch.tensor([[False], [True]]), (sample > 0) * 65535 - 32768, sample * 32768)
+        assert content.round().to(torch.int16).numpy().tobytes() in whole
