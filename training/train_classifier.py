@@ -40,7 +40,7 @@ from mezzotint_training.engine.report import Losses
 from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.intervals import share
-from mezzotint_training.networks.saved import load_pipeline
+from mezzotint_training.networks.saved import check_pictures, load_pipeline
 
 # The settings of `train.py` that there are here too, and the defaults that differ
 SETTINGS = (
@@ -107,6 +107,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     if sharding.sharded(accelerator):
         raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
     pipe: Any = load_pipeline(pipeline, "pipeline")
+    check_pictures(pipe, "pipeline")
     if pipe.vae is not None:
         raise UserError("a classifier is trained in pixels: got a pipeline that draws in the latents of a vae")
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)

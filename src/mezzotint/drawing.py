@@ -73,7 +73,8 @@ def tasks_of(pipe: Any) -> list[Any]:
     """The pipelines of the package that draw with the weights of `pipe`: first the one that they are trained for, then
     text to image, then the others."""
     found = [getattr(mezzotint, name) for name in mezzotint.__all__]
-    found = [cls for cls in found if issubclass(cls, DiffusionPipeline) and pipe.trained_for["task"] in cls.tasks]
+    found = [cls for cls in found if issubclass(cls, DiffusionPipeline) and cls.modality == pipe.modality]
+    found = [cls for cls in found if pipe.trained_for["task"] in cls.tasks]
     return sorted(found, key=lambda cls: (cls.tasks[0] != pipe.trained_for["task"], cls is not MezzotintPipeline))
 
 
