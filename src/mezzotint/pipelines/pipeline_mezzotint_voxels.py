@@ -54,7 +54,7 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         self,
         prompt: str | list[str] | None = None,
         voxels: np.ndarray | torch.Tensor | None = None,
-        mask: np.ndarray | torch.Tensor | None = None,
+        mask_voxels: np.ndarray | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -90,7 +90,7 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             prompt (`str` or list of `str`, *optional*): what is to be built.
             voxels (array `(depth, height, width, channels)`, or tensor `(channels, depth, height, width)`, in [0, 1],
                 *optional*): a solid of which a part is kept, and the rest completed.
-            mask (array or tensor of shape `(depth, height, width)`): 1 where it is to be drawn, 0 where `voxels` stay;
+            mask_voxels (array or tensor of shape `(depth, height, width)`): 1 where it is to be drawn, 0 where `voxels` stay;
                 given exactly when they are.
             num_solids_per_prompt (`int`): solids for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(solids, channels, depth, height, width)`, *optional*): the starting
@@ -117,7 +117,7 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         size = self.default_size
         counts = corrector | dict(zip(("depth", "height", "width"), size, strict=True))
         self.check_inputs(*steps, num_solids_per_prompt, eta, generator, latents, output_type, *callback, **counts)
-        given = self.read_voxels(voxels, mask)
+        given = self.read_voxels(voxels, mask_voxels)
         self.check_guidance(guidance)
         text = (
             prompt,
@@ -166,24 +166,24 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             found = found.permute(0, 2, 3, 4, 1).cpu().numpy() if output_type == "np" else found
         return MezzotintVoxelPipelineOutput(voxels=found) if return_dict else (found,)
 
-    def read_voxels(self, voxels: Any, mask: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def read_voxels(self, voxels: Any, mask_voxels: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The solid that is given, of shape `(1, channels, depth, height, width)` in [-1, 1], and where it is to be
         drawn, of shape `(1, 1, depth, height, width)`. Raises `ValueError` in one line for what is no such thing."""
-        if (voxels is None) != (mask is None):
-            raise ValueError(f"voxels and mask go together: got {'mask' if voxels is None else 'voxels'} alone")
+        if (voxels is None) != (mask_voxels is None):
+            raise ValueError(f"voxels and mask_voxels go together: got {'mask_voxels' if voxels is None else 'voxels'} alone")
         if voxels is None:
             return None
-        for name, value in (("voxels", voxels), ("mask", mask)):
+        for name, value in (("voxels", voxels), ("mask_voxels", mask_voxels)):
             if not isinstance(value, (np.ndarray, torch.Tensor)):
                 raise ValueError(f"{name} must be an array or a tensor: got {_shown(value)}")
-        solid, drawn = torch.as_tensor(voxels).float(), torch.as_tensor(mask).float()
+        solid, drawn = torch.as_tensor(voxels).float(), torch.as_tensor(mask_voxels).float()
         if isinstance(voxels, np.ndarray) and solid.ndim == 4:
             solid = solid.movedim(-1, 0)
         if (shape := (self.channels, *self.default_size)) != tuple(solid.shape) or shape[1:] != tuple(drawn.shape):
             raise ValueError(
-                f"voxels must have {shape[0]} channels, and they and mask the size {shape[1:]}: got shapes "
-                f"{tuple(voxels.shape)} and {tuple(mask.shape)}"
+                f"voxels must have {shape[0]} channels, and they and mask_voxels the size {shape[1:]}: got shapes "
+                f"{tuple(voxels.shape)} and {tuple(mask_voxels.shape)}"
             )
         if not ((solid >= 0) & (solid <= 1)).all() or not ((drawn >= 0) & (drawn <= 1)).all():
-            raise ValueError("voxels and mask must be between 0 and 1: got other numbers")
+            raise ValueError("voxels and mask_voxels must be between 0 and 1: got other numbers")
         return solid[None] * 2 - 1, (drawn >= 0.5)[None, None].float()
