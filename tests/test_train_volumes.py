@@ -51,7 +51,7 @@ def test_a_finished_run_is_a_pipeline_that_a_stranger_loads(made):
     config = json.loads((folder / "unet" / "config.json").read_text())
     size, axes, about, augmented = {
         "video": ([4, 16, 16], [1, 2], {"name": "video", "frame_rate": 8.0}, None),
-        "voxels": ([8, 8, 8], None, {"name": "voxels"}, 2),
+        "voxels": (8, None, {"name": "voxels"}, 2),
     }[kind]
     assert (config["sample_size"], config["downsample_axes"], config["modality"]) == (size, axes, about)
     assert (config["spatial_dims"], config["augment_dim"]) == (3, augmented)
@@ -60,7 +60,7 @@ def test_a_finished_run_is_a_pipeline_that_a_stranger_loads(made):
     pipe = getattr(mezzotint, name).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     (drawn, *_) = pipe("red", num_inference_steps=2, output_type="np", return_dict=False)
-    assert drawn.shape == (1, *size, {"video": 3, "voxels": 4}[kind])
+    assert drawn.shape == {"video": (1, 4, 16, 16, 3), "voxels": (1, 8, 8, 8, 4)}[kind]
 
 
 def test_a_run_that_is_stopped_ends_bit_for_bit_as_one_that_was_not(made, tmp_path):
