@@ -188,7 +188,9 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
         rows = composed(rows, captions)
     for name in read.values():
         try:
-            rows = rows.cast_column(name, reader(config).undecoded(rows.features[name]))
+            if (feature := reader(config).undecoded(rows.features[name])) != rows.features[name]:
+                with silenced():
+                    rows = rows.cast_column(name, feature)
         except ImportError as error:  # nothing is installed that reads them
             raise UserError(str(error)) from None
     return rows
