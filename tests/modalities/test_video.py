@@ -1,4 +1,4 @@
-"""One video: lists of frames and files, frame rates, lengths, and what is wrong with one. The oracle is known frames."""
+"""One video: lists of frames and files, rates, lengths, and what is wrong with one. The oracle is known frames."""
 
 import io
 import sys
@@ -48,7 +48,9 @@ def test_a_list_of_frames_comes_through_to_the_bit():
     ]
 
 
-@pytest.mark.parametrize("rate, shown", [(8, range(6)), (4, (0, 2, 4)), (16, (0, 0, 1, 1, 2, 2, 3, 3)), (6, (0, 1, 2, 4))])
+@pytest.mark.parametrize(
+    "rate, shown", [(8, range(6)), (4, (0, 2, 4)), (16, (0, 0, 1, 1, 2, 2, 3, 3)), (6, (0, 1, 2, 4))]
+)
 def test_a_file_is_shown_at_another_rate_for_as_long(rate, shown):
     """Of each moment the frame that is on the screen then."""
     pytest.importorskip("av")
@@ -64,7 +66,9 @@ def test_what_is_written_goes_round_with_the_same_frames_and_rate(ending):
     assert written.n_frames == 6 and written.info["loop"] == 0
     for number, frame in enumerate(FRAMES):
         written.seek(number)
-        np.testing.assert_allclose(np.asarray(written.convert("RGB"), int), np.asarray(frame), atol=4 * (ending == ".gif"))
+        np.testing.assert_allclose(
+            np.asarray(written.convert("RGB"), int), np.asarray(frame), atol=4 * (ending == ".gif")
+        )
         assert written.info["duration"] == 100
 
 

@@ -45,7 +45,10 @@ def test_where_there_is_nothing_there_is_no_colour():
         (None, "there is none"),
         (np.zeros((4, 4, 4, 4), int), "it must have one voxel or more: got none"),
         (SOLID[:3], "its grid must be 4x4x4, as that of the others: got 3x4x4"),
-        (SOLID[..., :3], r"it must be whole numbers \(depth, height, width, 1 or 4 channels\): got shape \(4, 4, 4, 3\)"),
+        (
+            SOLID[..., :3],
+            r"it must be whole numbers \(depth, height, width, 1 or 4 channels\): got shape \(4, 4, 4, 3\)",
+        ),
         (SOLID / 2, "it must be whole numbers"),
         (SOLID.astype(int) * 2, "its numbers must be bytes, 0 to 255: got 0 to 510"),
         ([[1], [2, 3]], "inhomogeneous"),
@@ -103,7 +106,9 @@ def test_a_picture_shows_the_sides_that_are_seen_from_the_front_the_right_and_ab
     picture = np.asarray(voxels.show(SOLID / 255, {}, (4, 4, 4)).convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in picture.tolist()}
     shades = [int(255 * shade) for shade in voxels.SHADES.values()]
-    assert colours == {(255, 255, 255)} | {(x, 0, 0) for x in shades} | {(0, 0, x) for x in shades} | {(0, shades[2], 0)}
+    assert colours == {(255, 255, 255)} | {(x, 0, 0) for x in shades} | {(0, 0, x) for x in shades} | {
+        (0, shades[2], 0)
+    }
 
 
 def test_grids_are_told_to_be_solids_and_a_bad_row_is_named(tmp_path):

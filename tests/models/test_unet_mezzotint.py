@@ -276,8 +276,8 @@ def test_transposed_kernels_give_the_transposed_picture(make_unet, size):
 def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low, depth, axes):
     """A volume whose slices along the new axis are all the same, through kernels that are zero off the middle slice,
     stays so at every level, and each slice is what the lower-dimensional network makes of it. Attention agrees:
-    repeated keys share their weight. Where the new axis is not halved there may be any number of slices, and patches and
-    blocks are those of the lower network."""
+    repeated keys share their weight. Where the new axis is not halved there may be any number of slices, and patches
+    and blocks are those of the lower network."""
     more = {} if axes is None else {"patch_size": 2, "linear_skip_size": 4}
     flat = make_unet(spatial_dims=low, **more)
     solid = make_unet(spatial_dims=low + 1, downsample_axes=axes, **more)

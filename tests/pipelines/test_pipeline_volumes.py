@@ -45,7 +45,7 @@ def call(pipe, seed: int = 0, **arguments):
 
 def test_frames_come_as_diffusers_gives_them(video):
     frames = call(video, output_type="pt", num_videos_per_prompt=2).frames
-    assert frames.shape == (2, 3, 3, 8, 12) and 0 <= frames.min() and frames.max() <= 1
+    assert frames.shape == (2, 3, 3, 8, 12) and frames.min() >= 0 and frames.max() <= 1
     arrays = call(video, output_type="np", num_videos_per_prompt=2).frames
     np.testing.assert_allclose(arrays, frames.permute(0, 1, 3, 4, 2), atol=1e-6)
     pictures = call(video, num_videos_per_prompt=2).frames
@@ -106,7 +106,10 @@ def test_half_of_a_solid_is_kept_and_the_rest_completed(solid):
     [
         ({"num_frames": 0}, "num_frames must be a positive whole number: got 0"),
         ({"height": 2.5}, "height must be a positive whole number: got 2.5"),
-        ({"image": torch.zeros(3, 8, 8), "width": 12}, r"image must have the height and width .*\[8, 12\]: got \[8, 8\]"),
+        (
+            {"image": torch.zeros(3, 8, 8), "width": 12},
+            r"image must have the height and width .*\[8, 12\]: got \[8, 8\]",
+        ),
         ({"image": "first.png"}, "image must be a picture, an array or a tensor"),
         ({"output_type": "gif"}, "output_type must be one of 'pil', 'np', 'pt', 'latent': got 'gif'"),
     ],

@@ -92,7 +92,9 @@ def program(parser: Parser, measure: Callable[[argparse.Namespace], Figures], ar
     def run() -> None:
         args = parser.parse_args(argv)
         found = measure(args)
-        print("| | drawn, captions trained on | drawn, captions of the test split | real, test split |\n|---|---|---|---|")
+        print(
+            "| | drawn, captions trained on | drawn, captions of the test split | real, test split |\n|---|---|---|---|"
+        )
         for name, figures in found.items():
             style = ".3g" if "distance" in name or "movement" in name else ".1%"
             print(f"| {name} | {' | '.join(_shown(x, style) for x in figures)} |")

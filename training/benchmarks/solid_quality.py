@@ -8,9 +8,10 @@ again, and how many are copies.
 Two solids are as far apart as the share of the voxels that either fills in which they differ: in only one of them, or
 of another colour by more than an eighth. By that distance, as for point clouds (1906.12320, section 5.1): coverage, the
 share of real solids that are nearest to a drawn one; and the accuracy of telling drawn from real by the nearest
-neighbour, 50 % at best. A two-tower model, trained on the real training solids alone, finds the name of each again among
-eight. A copy is a solid that is no further than a tenth from a training solid, turned by any quarter. Beside each figure
-stands that of real solids of the test split, and for coverage and nearest neighbours that of as many training solids.
+neighbour, 50 % at best. A two-tower model, trained on the real training solids alone, finds the name of each again
+among eight. A copy is a solid that is no further than a tenth from a training solid, turned by any quarter. Beside each
+figure stands that of real solids of the test split, and for coverage and nearest neighbours that of as many training
+solids.
 """
 
 import argparse
@@ -78,7 +79,9 @@ def measure(args: argparse.Namespace) -> Figures:
             told_apart(known, asked), told_apart(unseen, test), told_apart(few, test),
         ),
     }  # fmt: skip
-    judge = train_caption_judge(data.train.pixels, data.train.captions, args.judge_steps, args.seed, torch.device("cpu"))
+    judge = train_caption_judge(
+        data.train.pixels, data.train.captions, args.judge_steps, args.seed, torch.device("cpu")
+    )
 
     def found_again(solids: torch.Tensor, real: Real, rows: torch.Tensor) -> Figure:
         texts = [captions[0] for captions in real.captions]

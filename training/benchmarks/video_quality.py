@@ -65,9 +65,7 @@ def measure(args: argparse.Namespace) -> Figures:
         for name, of in (("direction", ways), ("action", acts), ("clothes", clothes))
     }
     count, seed, cpu = len(acts[2]), args.seed, torch.device("cpu")
-    motion = train_class_judge(
-        train, ways[0] * count + acts[0], len(ways[2]) * count, args.judge_steps, seed, cpu
-    )
+    motion = train_class_judge(train, ways[0] * count + acts[0], len(ways[2]) * count, args.judge_steps, seed, cpu)
     one = shuffled(len(train), seed) % frames_of(train).shape[1]  # a frame of each clip, and some more
     frames = torch.cat([frames_of(train)[torch.arange(len(train)), (one + shift) % 8] for shift in (0, 3, 5)])
     look = train_class_judge(frames, clothes[0].repeat(3), len(clothes[2]), args.judge_steps, seed, cpu)
@@ -92,7 +90,9 @@ def measure(args: argparse.Namespace) -> Figures:
     floor = motion(train[shuffled(len(train), seed + 1)[: len(test)]])
     far = [distances(x, features["real"])["frechet_distance"] for x in (features["known"], features["unseen"], floor)]
     found["Fréchet distance to the test split; real is as many training clips"] = (far[0], far[1], far[2])
-    alike = [copies(*(unit(x).flatten(1) for x in (sets[name], test, train)), rate=0.05) for name in ("known", "unseen")]
+    alike = [
+        copies(*(unit(x).flatten(1) for x in (sets[name], test, train)), rate=0.05) for name in ("known", "unseen")
+    ]
     found["copy rate"] = (alike[0].drawn, alike[1].drawn, alike[0].real)
 
     # Floors, of real clips that are changed

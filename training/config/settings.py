@@ -134,8 +134,9 @@ class TrainConfig:
 
     # Data
     dataset_name: str | None = setting(
-        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', 'squares' (videos) or "
-        "'blocks' (solids), made here",
+        None,
+        "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', 'squares' (videos) "
+        "or 'blocks' (solids), made here",
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(

@@ -400,9 +400,7 @@ def level_factor(config: TrainConfig, facts: Facts) -> int:
     if any(side % factor for side in facts.halved):
         axes = range(len(facts.size)) if facts.downsample_axes is None else facts.downsample_axes
         kind, unit = modality(config), "px" if len(facts.size) == 2 else "positions"
-        nearest = [
-            max(factor, round(x / factor) * factor) if axis in axes else x for axis, x in enumerate(facts.size)
-        ]
+        nearest = [max(factor, round(x / factor) * factor) if axis in axes else x for axis, x in enumerate(facts.size)]
         raise UserError(
             f"{kind.sized_by} must be a multiple of {factor} for a model of {len(levels)} levels"
             f"{f' and patches of {patch} {unit}' if patch > 1 else ''}"

@@ -164,9 +164,8 @@ def _check(sizes: list[tuple[int, int]]) -> None:
         raise ValueError(f"it must have two frames or more: got {'one' if sizes else 'none'}")
     for number, (width, height) in enumerate(sizes):
         if (width, height) != sizes[0]:
-            raise ValueError(
-                f"its frames must have one size: got {sizes[0][0]}x{sizes[0][1]}, and {width}x{height} in frame {number}"
-            )
+            first = "x".join(map(str, sizes[0]))
+            raise ValueError(f"its frames must have one size: got {first}, and {width}x{height} in frame {number}")
 
 
 def _opened(cell: dict | None) -> Any:

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""One solid: from the cell of a dataset, an array of voxels, to bytes, and back; and its picture. What is wrong with one
-is found here.
+"""One solid: from the cell of a dataset, an array of voxels, to bytes, and back; and its picture. What is wrong with
+one is found here.
 
 Axes are depth from the front backwards, height from the top down, and width from left to right. A voxel is red, green,
 blue and whether there is anything (alpha, 0 or 255), or the last alone; where there is nothing its colour is 0.
@@ -154,8 +154,8 @@ def coloured(drawn: np.ndarray) -> np.ndarray:
 
 
 def show(drawn: np.ndarray, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """A solid as a picture, seen from the front, the right and above, in parallel perspective. Nearer voxels are painted
-    over those behind them."""
+    """A solid as a picture, seen from the front, the right and above, in parallel perspective. Nearer voxels are
+    painted over those behind them."""
     voxels = coloured(drawn)
     depth, height, width = voxels.shape[:3]
     # A step to the right goes right and down, one backwards right and up, one down down: two pixels to one

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Text to video: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, frames come out; the first
-of them may be given.
+"""Text to video: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, frames come out; the
+first of them may be given.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Text to solid: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, voxels come out; a part of
-them may be given.
+"""Text to solid: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, voxels come out; a part
+of them may be given.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -90,8 +90,8 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             prompt (`str` or list of `str`, *optional*): what is to be built.
             voxels (array `(depth, height, width, channels)`, or tensor `(channels, depth, height, width)`, in [0, 1],
                 *optional*): a solid of which a part is kept, and the rest completed.
-            mask_voxels (array or tensor of shape `(depth, height, width)`): 1 where it is to be drawn, 0 where `voxels` stay;
-                given exactly when they are.
+            mask_voxels (array or tensor of shape `(depth, height, width)`, *optional*): 1 where it is to be drawn, 0
+                where `voxels` stay; given exactly when they are.
             num_solids_per_prompt (`int`): solids for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(solids, channels, depth, height, width)`, *optional*): the starting
                 noise.
@@ -170,7 +170,9 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         """The solid that is given, of shape `(1, channels, depth, height, width)` in [-1, 1], and where it is to be
         drawn, of shape `(1, 1, depth, height, width)`. Raises `ValueError` in one line for what is no such thing."""
         if (voxels is None) != (mask_voxels is None):
-            raise ValueError(f"voxels and mask_voxels go together: got {'mask_voxels' if voxels is None else 'voxels'} alone")
+            raise ValueError(
+                f"voxels and mask_voxels go together: got {'mask_voxels' if voxels is None else 'voxels'} alone"
+            )
         if voxels is None:
             return None
         for name, value in (("voxels", voxels), ("mask_voxels", mask_voxels)):
