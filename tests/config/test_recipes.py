@@ -14,12 +14,13 @@ from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.source import level_factor, settled_size
-from mezzotint_training.modalities import images, video, voxels
+from mezzotint_training.modalities import audio, images, video, voxels
 from mezzotint_training.networks.text import new_text_encoder
 
 # The header of a sample, by modality
 FIRST = {
     "image": images.Header(8, 8, False),
+    "audio": audio.Header(4000, 8000, 2, 8000),
     "video": video.Header(8, 32, 32),
     "voxels": voxels.Header((16, 16, 16), 4, 1),
 }

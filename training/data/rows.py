@@ -189,10 +189,12 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     for name in read.values():
         try:
             if (feature := reader(config).undecoded(rows.features[name])) != rows.features[name]:
-                with silenced():
-                    rows = rows.cast_column(name, feature)
+                datasets.disable_progress_bars()  # of a list of pictures each row is looked at
+                rows = rows.cast_column(name, feature)
         except ImportError as error:  # nothing is installed that reads them
             raise UserError(str(error)) from None
+        finally:
+            datasets.enable_progress_bars()
     return rows
 
 

@@ -102,9 +102,7 @@ def settle(
     if config.frame_rate not in (None, rate):
         raise ValueError(f"frame_rate must be that of the saved pipeline, {rate:g}: got {config.frame_rate:g}")
     asked = tuple(config.resolution or (size and size[1:]) or (first.height, first.width))
-    frames = config.num_frames or (size and size[0])
-    if frames is None:
-        frames = min(_at_rate(header, rate) for header in headers())
+    frames = config.num_frames or (size[0] if size else min(_at_rate(header, rate) for header in headers()))
     return (frames, asked[0], asked[-1]), {"frame_rate": float(rate)}
 
 
