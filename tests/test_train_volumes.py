@@ -4,6 +4,7 @@ measured."""
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
 
 import mezzotint
 from mezzotint_training import cli
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.dataset import CaptionedSamples
+from mezzotint_training.data.source import look_at, open_rows
+from mezzotint_training.data.streaming import CaptionedStream
+from mezzotint_training.modalities.contents import whole
 
 COMMON = {
     "recipe": ...,
@@ -108,3 +114,15 @@ def test_sample_writes_files_or_a_picture_of_them(made, tmp_path, capsys):
     assert Image.open(tmp_path / "all.png").size == {"video": (64, 32), "voxels": (128, 256)}[kind]
     assert cli.main([*argv, str(tmp_path / "x.wav")]) == 2
     assert "output must be a picture file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, size", [("squares", (3, 4, 16, 16)), ("blocks", (4, 8, 8, 8))])
+def test_a_stream_has_the_same_samples(name, size):
+    config = TrainConfig(dataset_name=name, streaming=True, validation_split="test", shuffle_buffer_size=40)
+    rows = open_rows(config)
+    facts = look_at(rows, config, None)
+    known = CaptionedSamples(open_rows(replace(config, streaming=False)).known, config, size[0], facts.size)
+    every = {known.content(row).numpy().tobytes() for row in range(len(known))}
+    batch = next(CaptionedStream(rows.stream, config, size[0], facts.size, about=facts.about).batches(8))
+    assert batch["sample"].shape == (8, *size) and batch["bad"] == []
+    assert all(whole(sample).numpy().tobytes() in every for sample in batch["sample"])
