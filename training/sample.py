@@ -13,8 +13,11 @@ mezzotint sample runs/digits --prompts_file prompts.txt --seed 3 14 15 --sampler
 mezzotint sample runs/digits "a handwritten seven" --animation seven.webp
 mezzotint sample --from seven.png --num_inference_steps 50
 mezzotint sample runs/spoken-digits "a spoken seven" --output seven.wav --num_images_per_prompt 3
+mezzotint sample runs/walks "a man in plate armour walking left" --output man.webp
+mezzotint sample runs/minis "a red car" --output car.glb
 
-Of sounds, WAV and FLAC files are written, of several seven-1.wav, seven-2.wav, ...; or their spectrograms as a picture.
+Of sounds, WAV and FLAC files are written, of videos WebP, GIF and MP4, of solids VOX, GLB and PLY; of several
+seven-1.wav, seven-2.wav, ...; or one picture that shows all: spectrograms, frames side by side, views.
 A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
 """
 
@@ -69,6 +72,7 @@ TEXTLESS = (MezzotintUpscalePipeline, MezzotintSegmentPipeline, MezzotintVariati
 NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
 # Arguments that some pipelines have
 OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio", "negative_prompt")
+OWN = ("audio_length_in_s", "num_frames", "height", "width", "image")  # what samples that are no pictures go with
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
 MOVING = (".webp", ".gif", ".png")
@@ -193,12 +197,14 @@ def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image])
     trained = pipe.trained_for
     if pipe.modality != "image":
         own = arguments_of(type(pipe))
-        unfit = [x for x in ("image", "mask", "height", "width", "animation") if x in given and x not in own]
+        takes = [name for name in OWN if name in own]
+        unfit = [x for x in (*OWN, "mask", "animation") if x in given and x not in takes]
         if unfit:
             raise UserError(f"{unfit[0]} is not for {type(pipe).__name__}, which these weights ask for: got it")
-        return pipe, {name: given[name] for name in ("audio_length_in_s",) if name in given and name in own}
-    if "audio_length_in_s" in given:
-        raise UserError(f"audio_length_in_s is for sounds, and the weights draw {pipe.word}s: got it")
+        return pipe, {name: (given | pictures)[name] for name in takes if name in given}
+    for name, word in (("audio_length_in_s", "sounds"), ("num_frames", "videos")):
+        if name in given:
+            raise UserError(f"{name} is for {word}, and the weights draw {pipe.word}s: got it")
     if isinstance(pipe, MezzotintCascadePipeline):
         if pictures:
             raise UserError(f"{next(iter(pictures))} is not for a cascade, which draws from text alone: leave it out")
@@ -270,7 +276,7 @@ def write_samples(drawn: list[Any], output: Path, pipe: Any, rows: int, given: d
     """Write what is no picture: each as a file of its own, or all as one picture, by the ending of `output`."""
     reader, about = MODALITIES[pipe.modality].reader, pipe.unet.config.modality
     word = f"{len(drawn)} {pipe.word}{'s' if len(drawn) > 1 else ''}"
-    if output.suffix.lower() in EXTENSIONS:
+    if output.suffix.lower() not in reader.ENDINGS:
         pictures = [reader.show(one, about, pipe.default_size) for one in drawn]
         write(make_image_grid(pictures, rows=rows, cols=len(pictures) // rows), output, given)
         print(f"{word}, shown: {output}")

@@ -17,6 +17,8 @@ from mezzotint.pipelines.pipeline_mezzotint_prior import MezzotintPriorPipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
 from mezzotint.pipelines.pipeline_mezzotint_variation import MezzotintVariationPipeline
+from mezzotint.pipelines.pipeline_mezzotint_video import MezzotintVideoPipeline
+from mezzotint.pipelines.pipeline_mezzotint_voxels import MezzotintVoxelPipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
 
 __version__ = "0.1.0"
@@ -35,4 +37,6 @@ __all__ = [
     "MezzotintUNetModel",
     "MezzotintUpscalePipeline",
     "MezzotintVariationPipeline",
+    "MezzotintVideoPipeline",
+    "MezzotintVoxelPipeline",
 ]

@@ -14,8 +14,16 @@ from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.source import level_factor, settled_size
-from mezzotint_training.modalities import audio, images
+from mezzotint_training.modalities import audio, images, video, voxels
 from mezzotint_training.networks.text import new_text_encoder
+
+# The header of a sample, by modality
+FIRST = {
+    "image": images.Header(8, 8, False),
+    "audio": audio.Header(4000, 8000, 2, 8000),
+    "video": video.Header(8, 32, 32),
+    "voxels": voxels.Header((16, 16, 16), 4, 1),
+}
 
 
 def settings_of(recipe: str) -> TrainConfig:
@@ -27,15 +35,16 @@ def settings_of(recipe: str) -> TrainConfig:
 @pytest.mark.parametrize("recipe", recipes())
 def test_its_networks_fit_together(recipe):
     settings = settings_of(recipe)
-    shape = tasks.channels(settings, 3)
+    first = FIRST[settings.modality or "image"]
+    shape, axes = tasks.channels(settings, first.channels), tasks.downsample_axes(settings)
+    shape |= {"spatial_dims": tasks.modality(settings).spatial_dims, "downsample_axes": axes}
     with torch.device("meta"):
         text_encoder, tokenizer = new_text_encoder(settings)
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
         shape["spatial_dims"] = tasks.modality(settings).spatial_dims
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments, **shape)
-        first = audio.Header(8000, 8000, 2, 8000) if settings.modality == "audio" else images.Header(8, 8, False)
         size, _ = settled_size(None, settings, None, first)
-        level_factor(settings, Facts(None, size, 3))
+        level_factor(settings, Facts(None, size, first.channels, downsample_axes=axes))
         text = text_encoder(torch.zeros(2, 5, dtype=torch.long)).last_hidden_state
         found = unet(torch.zeros(2, shape["in_channels"], *size), torch.zeros(2), text).sample
         assert found.shape == (2, shape["out_channels"], *size)

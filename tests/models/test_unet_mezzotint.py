@@ -273,23 +273,26 @@ def test_transposed_kernels_give_the_transposed_picture(make_unet, size):
     close(other(**kwargs | {"sample": kwargs["sample"].mT.contiguous()}).sample.mT, expected, rel=2e-5)
 
 
-@pytest.mark.parametrize("low", [1, 2])
-def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low):
+@pytest.mark.parametrize("low, depth, axes", [(1, 6, None), (2, 6, None), (2, 3, (1, 2)), (1, 5, (1,))])
+def test_middle_slice_of_higher_kernels_is_the_lower_network(make_unet, low, depth, axes):
     """A volume whose slices along the new axis are all the same, through kernels that are zero off the middle slice,
     stays so at every level, and each slice is what the lower-dimensional network makes of it. Attention agrees:
-    repeated keys share their weight."""
-    flat, solid = make_unet(spatial_dims=low), make_unet(spatial_dims=low + 1)
+    repeated keys share their weight. Where the new axis is not halved there may be any number of slices, and patches
+    and blocks are those of the lower network."""
+    more = {} if axes is None else {"patch_size": 2, "linear_skip_size": 4}
+    flat = make_unet(spatial_dims=low, **more)
+    solid = make_unet(spatial_dims=low + 1, downsample_axes=axes, **more)
     state, weights = flat.state_dict(), {}
     for name, tensor in solid.state_dict().items():
         weights[name] = state[name].reshape(tensor.shape) if tensor.shape[2:].numel() == 1 else torch.zeros_like(tensor)
         if tensor.shape != state[name].shape and tensor.shape[2:].numel() > 1:
-            weights[name][:, :, 1] = state[name]
+            weights[name][:, :, tensor.shape[2] // 2] = state[name]
         elif tensor.shape == state[name].shape:
             weights[name] = state[name]
     solid.load_state_dict(weights)
     kwargs = inputs() | {"sample": randn(2, 3, *(4, 8)[:low])}
     expected = flat(**kwargs).sample
-    volume = kwargs["sample"].unsqueeze(2).expand(-1, -1, 6, *[-1] * low)
+    volume = kwargs["sample"].unsqueeze(2).expand(-1, -1, depth, *[-1] * low)
     output = solid(**kwargs | {"sample": volume}).sample
     close(output, expected.unsqueeze(2).expand_as(output), rel=3e-5)
 
@@ -374,7 +377,8 @@ def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch
     assert inner.square().mean().item() == pytest.approx((1 + 1 / (27 * patch**2)) / 3, rel=0.05)
 
 
-LATER = ["patch_size", "linear_skip_size", "condition", "attributes"]  # arguments that older configs do not have
+# Arguments that older configs do not have
+LATER = ["patch_size", "linear_skip_size", "condition", "attributes", "modality", "downsample_axes"]
 
 
 def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
@@ -385,7 +389,7 @@ def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
     assert old.config.patch_size == 1 and torch.equal(old(**inputs()).sample, unet(**inputs()).sample)
     assert old.config.linear_skip_size is None and old.linear_skip is None
     order = list(inspect.signature(MezzotintUNetModel).parameters)
-    assert order[-4:] == LATER  # what is passed in order stays
+    assert order[-len(LATER) :] == LATER  # what is passed in order stays
 
 
 @pytest.mark.parametrize("dims, block", [(1, 4), (2, 2), (2, 4), (3, 2)])

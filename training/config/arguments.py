@@ -126,15 +126,20 @@ def sample(parser: Parser) -> None:
     parser.add_argument(
         "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
-    parser.add_argument("--output", help="the picture file to write, or of sounds a WAV or FLAC file; by default "
-                        "sample.png, or sample.wav")  # fmt: skip
+    parser.add_argument("--output", help="the picture file to write, or of sounds, videos and solids one of their "
+                        "own; by default sample.png, sample.wav, sample.webp or sample.vox")  # fmt: skip
     parser.add_argument(
         "--animation",
         type=text,
         help="a WebP, GIF or PNG file for the steps: the noisy sample on the left, what is foreseen in it on the right",
     )
     parser.number(
-        "num_images_per_prompt", int, at_least(1), at_most(1000), default=1, help="pictures or sounds for each prompt"
+        "num_images_per_prompt",
+        int,
+        at_least(1),
+        at_most(1000),
+        default=1,
+        help="pictures, sounds, videos or solids for each prompt",
     )
     parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
                   "those that it is distilled to")  # fmt: skip
@@ -205,6 +210,7 @@ def sample(parser: Parser) -> None:
         "between the stages of a cascade",
     )
     parser.number("audio_length_in_s", float, ABOVE_0, help="seconds of each sound; by default as it is drawn")
+    parser.number("num_frames", int, at_least(2), at_most(4096), help="frames of each video; by default as trained")
     parser.number("height", int, *SIDE, help="height of the pictures in pixels; by default as trained")
     parser.number("width", int, *SIDE, help="width of the pictures in pixels; by default as trained")
     parser.number(

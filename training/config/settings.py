@@ -31,7 +31,7 @@ from mezzotint_training.config.rules import (
     shown,
 )
 
-EMBEDDED = ("digits", "tones")  # names of sets that need no download
+EMBEDDED = ("digits", "tones", "squares", "blocks")  # names of sets that need no download
 
 
 def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "branch", "free"] = "same") -> Any:
@@ -55,7 +55,9 @@ def redefined(name: str, default: Any) -> Any:
 
 
 # Settings that say what a sample is: programs that know pictures alone are without them
-OF_MODALITIES = frozenset({"modality", "sample_column", "sampling_rate", "audio_length_in_s"})
+OF_MODALITIES = frozenset(
+    {"modality", "sample_column", "sampling_rate", "audio_length_in_s", "num_frames", "frame_rate", "random_turn"}
+)
 
 
 @dataclass
@@ -79,7 +81,7 @@ class TrainConfig:
     )
 
     # What is learned
-    modality: Literal["image", "audio"] | None = setting(
+    modality: Literal["image", "audio", "video", "voxels"] | None = setting(
         None, "what a sample is; by default told from the types of the set's columns"
     )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout", "unclip"] = setting(
@@ -146,7 +148,9 @@ class TrainConfig:
 
     # Data
     dataset_name: str | None = setting(
-        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', made here"
+        None,
+        "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', 'squares' (videos) "
+        "or 'blocks' (solids), made here",
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
@@ -162,6 +166,12 @@ class TrainConfig:
     )
     audio_length_in_s: float | None = setting(
         None, "seconds of sound to train at, of longer ones the beginning; by default the longest one's", ABOVE_0
+    )
+    num_frames: int | None = setting(
+        None, "frames of a video to train at, its first ones; by default the shortest one's", at_least(2), at_most(4096)
+    )
+    frame_rate: float | None = setting(
+        None, "frames a second of a video; by default the first file's, and 8 of lists of frames", ABOVE_0
     )
     caption_column: list[str] = setting(
         ["text"],
@@ -194,6 +204,9 @@ class TrainConfig:
         None, "sizes to choose from for each picture: 'height,width;height,width;...', or 'auto', of resolution's area"
     )
     random_flip: bool = setting(False, "mirror half of the pictures (not where left and right matter)")
+    random_turn: bool = setting(
+        False, "turn solids by quarters about the vertical axis; the network is told, so samples stand as in the set"
+    )
     augment_probability: float = setting(
         0.0,
         "probability of each geometric change to a picture, for small sets; the network is told, so samples show none",

@@ -32,6 +32,7 @@ class Facts:
         latent_factor: pixels along each axis that make one latent; 1 where pixels are diffused.
         latent_channels: of the latents, `None` where pixels are diffused.
         about: what else is to be known of all samples, as `settle` of their modality has it.
+        downsample_axes: the axes along which the network halves them; `None` is all.
     """
 
     pictures: int | None
@@ -42,6 +43,13 @@ class Facts:
     latent_factor: int = 1
     latent_channels: int | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    downsample_axes: tuple[int, ...] | None = None
+
+    @property
+    def halved(self) -> tuple[int, ...]:
+        """The size along the axes that the network halves."""
+        axes = range(len(self.size)) if self.downsample_axes is None else self.downsample_axes
+        return tuple(self.size[axis] for axis in axes)
 
     @property
     def diffused(self) -> "Facts":
@@ -215,8 +223,8 @@ def derive(config: TrainConfig, facts: Facts) -> list[Derived]:
 
 def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     """Settle the U-Net's shape and return the channels of its widest level."""
-    given, axes, side = config.given.get("unet", {}), len(facts.size), min(facts.size)
-    px = {1: "samples", 2: "px"}.get(axes, "positions")
+    given, axes, side = config.given.get("unet", {}), len(facts.halved), min(facts.halved)
+    px = {1: "samples", 2: "px"}.get(len(facts.size), "positions")
     for name, least in (("block_out_channels", 1), ("transformer_layers_per_block", 0)):
         values = given.get(name)
         if values is not None and not (isinstance(values, list) and values):
@@ -230,7 +238,7 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
 
     def fits(levels: int, patch: int) -> bool:
         factor = downsample_factor(range(levels), patch)
-        return all(side % factor == 0 for side in facts.size)
+        return all(side % factor == 0 for side in facts.halved)
 
     if "patch_size" in given:
         patch = number("the unet's patch_size", int, given["patch_size"], *PATCH)
@@ -239,7 +247,7 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
         room = side // _sides(LOWEST["patches"], axes) // 2 ** (least - 1) if side >= _sides(PATCHED, axes) else 1
         patch = next((p for p in PATCHES[axes] if p <= room and fits(least, p)), 1)
         if patch > 1:
-            grid = "x".join(str(side // patch) for side in facts.size)
+            grid = "x".join(str(side // patch) for side in facts.halved)
             least = _sides(PATCHED, axes)
             reason = f"from {least} {px} on, where neighbours say nearly the same: {grid} patches cost less"
             settle("unet.patch_size", patch, reason)
@@ -267,7 +275,8 @@ def _unet(config: TrainConfig, facts: Facts, size: Size, settle) -> int:
     if "block_out_channels" in given:
         return max(given["block_out_channels"])
 
-    arguments = {"spatial_dims": axes, **known_arguments(given, MezzotintUNetModel)} | {
+    axes_of = {"spatial_dims": len(facts.size), "downsample_axes": facts.downsample_axes}
+    arguments = {**axes_of, **known_arguments(given, MezzotintUNetModel)} | {
         **tasks.channels(config, facts.channels),
         "cross_attention_dim": {**size.text, **config.given.get("text_encoder", {})}["d_model"],
         **fixed,

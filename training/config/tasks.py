@@ -44,6 +44,8 @@ FOR_PICTURES = (
     "task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae",
 )  # fmt: skip
 FOR_SOUNDS = ("sampling_rate", "audio_length_in_s")
+FOR_VIDEOS = ("num_frames", "frame_rate")
+FOR_SOLIDS = ("random_turn",)
 
 
 class Modality(NamedTuple):
@@ -57,6 +59,7 @@ class Modality(NamedTuple):
         drawn: what draws them from a text.
         without: settings that are not for it.
         told: whether the type of a column tells it.
+        downsample_axes: those along which a network halves samples, counted from 0; all by default.
     """
 
     stem: str
@@ -67,6 +70,7 @@ class Modality(NamedTuple):
     drawn: Task
     without: tuple[str, ...] = ()
     told: bool = True
+    downsample_axes: tuple[int, ...] | None = None
 
     @property
     def reader(self) -> Any:
@@ -75,10 +79,23 @@ class Modality(NamedTuple):
 
 
 MODALITIES = {
-    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS),
+    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"],
+                      (*FOR_SOUNDS, *FOR_VIDEOS, *FOR_SOLIDS)),
     "audio": Modality(
         "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
-        Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"), FOR_PICTURES,
+        Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"),
+        (*FOR_PICTURES, *FOR_VIDEOS, *FOR_SOLIDS),
+    ),
+    "video": Modality(
+        "video", 3, "video", "video", "num_frames, height and width",
+        Task("MezzotintVideoPipeline", "text-to-video", "text_to_video.md.jinja"),
+        (*(name for name in FOR_PICTURES if name not in ("resolution", "random_flip")), *FOR_SOUNDS, *FOR_SOLIDS),
+        downsample_axes=(1, 2),
+    ),
+    "voxels": Modality(
+        "voxels", 3, "solid", "voxels", "the grid",
+        Task("MezzotintVoxelPipeline", "text-to-3d", "text_to_voxels.md.jinja"),
+        (*FOR_PICTURES, *FOR_SOUNDS, *FOR_VIDEOS),
     ),
 }  # fmt: skip
 
@@ -105,6 +122,11 @@ def sample_column(config: TrainConfig) -> str:
     """The column of samples."""
     kind = modality(config)
     return config.image_column if kind.stem == "images" else config.sample_column or kind.column
+
+
+def downsample_axes(config: TrainConfig) -> tuple[int, ...] | None:
+    """The axes along which a new network halves the samples of a run; `None` is all."""
+    return config.unet.get("downsample_axes", modality(config).downsample_axes)
 
 
 def channels(config: TrainConfig, pictures: int) -> dict[str, int]:

@@ -16,10 +16,26 @@ from mezzotint_training.modalities.contents import unit
 
 # Length of `labels`, and the U-Net's `augment_dim`
 AUGMENT_DIM = 11
+TURN_DIM = 2  # the same of a network that is told of quarter turns alone
 # Standard deviation of scaling and stretching in octaves, and the largest translation as a share of the side
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
 # The fifth word of the keys of versions, as in `dataset.py`
 VERSION = 7
+
+
+def turned(sample: torch.Tensor, quarters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A solid turned about the vertical axis, and what was done to it.
+
+    Args:
+        sample (`torch.Tensor` of shape `(channels, depth, height, width)`): the solid, as deep as it is wide.
+        quarters: how many quarter turns, 0 to 3.
+
+    Returns:
+        the turned solid, and `labels` (`torch.Tensor` of shape `(2,)`): `cos - 1` and `sin` of the angle, zero for no
+        change.
+    """
+    angle = quarters * math.pi / 2
+    return sample.rot90(quarters, (1, 3)), torch.tensor([math.cos(angle) - 1, math.sin(angle)]).round()
 
 
 def augment(sample: torch.Tensor, rng: np.random.Generator, probability: float) -> tuple[torch.Tensor, torch.Tensor]:

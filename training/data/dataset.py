@@ -20,7 +20,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import TASKS, modality, reader, sample_column
 from mezzotint_training.data.attributes import Attributes, attribute_columns
-from mezzotint_training.data.augment import augment, version_labels
+from mezzotint_training.data.augment import augment, turned, version_labels
 from mezzotint_training.data.captions import Captions, Choices, drawn
 from mezzotint_training.data.conditions import condition_of, embeds_of, sample_of
 from mezzotint_training.data.rows import NUMBER, cells, column
@@ -295,8 +295,13 @@ def make_item(
     elif config.random_flip and flip < 0.5:
         content = content.flip(-1)
     sample = sample_of(config, content, mean, std, version)
+    turn = None
+    if config.random_turn:
+        sample, turn = turned(sample, int(4 * flip))
     text = "" if dropped < config.proportion_empty_prompts else drawn(captions, caption)
-    item = {"caption": text, "uniform": uniform}
+    item: dict[str, Any] = {"caption": text, "uniform": uniform}
+    if turn is not None:
+        item["augment_labels"] = turn
     if content.is_floating_point() and config.augment_probability > 0:
         item["augment_labels"] = version_labels(config, index, version, size)
     elif config.augment_probability > 0:

@@ -18,7 +18,9 @@ from mezzotint_training.config.errors import UserError, one_line, silenced
 from mezzotint_training.config.rules import nearest, shown
 from mezzotint_training.config.settings import TrainConfig, default
 from mezzotint_training.config.tasks import MODALITIES, TASKS, modality, reader, sample_column
+from mezzotint_training.data.blocks import blocks
 from mezzotint_training.data.digits import digits
+from mezzotint_training.data.squares import squares
 from mezzotint_training.data.templates import check_fields, columns_of, is_template
 from mezzotint_training.data.templates import reader as caption_reader
 from mezzotint_training.data.tones import tones
@@ -78,7 +80,7 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
 
 def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """The splits, as they are."""
-    embedded = {"digits": digits, "tones": tones}  # which need no download
+    embedded = {"digits": digits, "tones": tones, "squares": squares, "blocks": blocks}  # which need no download
     if config.dataset_name in embedded:
         splits = embedded[config.dataset_name]()
         if config.streaming:
@@ -186,9 +188,13 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
         rows = composed(rows, captions)
     for name in read.values():
         try:
-            rows = rows.cast_column(name, reader(config).undecoded(rows.features[name]))
+            if (feature := reader(config).undecoded(rows.features[name])) != rows.features[name]:
+                datasets.disable_progress_bars()  # of a list of pictures each row is looked at
+                rows = rows.cast_column(name, feature)
         except ImportError as error:  # nothing is installed that reads them
             raise UserError(str(error)) from None
+        finally:
+            datasets.enable_progress_bars()
     return rows
 
 

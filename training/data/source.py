@@ -27,7 +27,7 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import PATCH, number
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Derived, Facts, applied, derive
-from mezzotint_training.config.tasks import TASKS, modality, picture_channels, reader
+from mezzotint_training.config.tasks import TASKS, downsample_axes, modality, picture_channels, reader
 from mezzotint_training.data import balance
 from mezzotint_training.data.attributes import Attributes, attribute_columns, specification
 from mezzotint_training.data.batches import KeyedBatches, size_buckets
@@ -86,7 +86,8 @@ def look_at(rows: Rows, config: TrainConfig, components: dict[str, Any] | None) 
     known = (tuple(saved.block_out_channels), saved.patch_size) if saved else (None, 1)
     count = None if rows.stream is not None else len(rows.known)
     of_latents = (vae_factor(vae), vae.config.latent_channels) if vae else (1, None)
-    return Facts(count, size, channels, *known, *of_latents, about)
+    axes = saved.get("downsample_axes") if saved else downsample_axes(config)
+    return Facts(count, size, channels, *known, *of_latents, about, axes)
 
 
 def sized(config: TrainConfig, facts: Facts) -> tuple[TrainConfig, list[Derived]]:
@@ -405,9 +406,10 @@ def level_factor(config: TrainConfig, facts: Facts) -> int:
     if facts.block_out_channels is None:
         patch = number("the unet's patch_size", int, config.unet.get("patch_size", 1), *PATCH)
     factor = facts.latent_factor * downsample_factor(levels, patch)
-    if any(side % factor for side in facts.size):
+    if any(side % factor for side in facts.halved):
+        axes = range(len(facts.size)) if facts.downsample_axes is None else facts.downsample_axes
         kind, unit = modality(config), "px" if len(facts.size) == 2 else "positions"
-        nearest = [max(factor, round(x / factor) * factor) for x in facts.size]
+        nearest = [max(factor, round(x / factor) * factor) if axis in axes else x for axis, x in enumerate(facts.size)]
         raise UserError(
             f"{kind.sized_by} must be a multiple of {factor} for a model of {len(levels)} levels"
             f"{f' and patches of {patch} {unit}' if patch > 1 else ''}"

@@ -133,8 +133,11 @@ def make_features(
     """What `--features` names; where it is to be trained, on the real training pictures and nothing else.
 
     Raises:
-        UserError: for a network that cannot be loaded, or a classifier without labels.
+        UserError: for a network that cannot be loaded, or is not of what it would see; or a classifier without labels.
     """
+    if kind not in ("random", *TRAINED) and (channels := train.pixels.shape[1]) not in (1, 3):
+        possible = ", ".join(("random", *TRAINED))
+        raise UserError(f"features {kind} are of pictures of 1 or 3 channels: got {channels}, possible are {possible}")
     if kind == "random":
         network = RandomFeatures(unit(train.pixels[shuffled(len(train.pixels), seed)[:10_000]]))
         return lambda pictures: network(unit(pictures))

@@ -18,8 +18,13 @@ from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.metrics import audio
 from mezzotint_training.networks.saved import sample_size
 
-# What judges look at in the place of samples that are no pictures, by their modality
-SEEN = {"audio": lambda content, about: audio.seen(content, about["sampling_rate"])}
+# What judges look at in the place of samples that are no pictures, by their modality: of sounds spectrograms, of videos
+# and solids one picture whose channels are those of all frames, or of all slices from front to back
+SEEN = {
+    "audio": lambda content, about: audio.seen(content, about["sampling_rate"]),
+    "video": lambda content, about: content.flatten(1, 2),
+    "voxels": lambda content, about: content.flatten(1, 2),
+}
 
 
 @dataclass

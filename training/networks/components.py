@@ -11,8 +11,8 @@ from mezzotint import MezzotintScheduler, MezzotintUNetModel
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.config.tasks import channels, condition, modality
-from mezzotint_training.data.augment import AUGMENT_DIM
+from mezzotint_training.config.tasks import channels, condition, downsample_axes, modality
+from mezzotint_training.data.augment import AUGMENT_DIM, TURN_DIM
 from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.networks.adapters import add_adapters
 from mezzotint_training.networks.latents import check_scale
@@ -68,12 +68,13 @@ def new_components(
     arguments = {
         **given,
         "in_channels": channels(config, diffused)["in_channels"],
-        "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else None,
+        "augment_dim": AUGMENT_DIM if config.augment_probability > 0 else TURN_DIM if config.random_turn else None,
         "sample_mean": mean,
         "sample_std": std,
         "condition": about,
         "attributes": attributes,
-        "modality": {"name": config.modality, **data.about} if data.about else None,
+        "modality": {"name": config.modality, **data.about} if modality(config).stem != "images" else None,
+        "downsample_axes": downsample_axes(config),
         **known_arguments(config.unet, MezzotintUNetModel),
     }
     try:

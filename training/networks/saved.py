@@ -17,7 +17,7 @@ from mezzotint.drawing import class_of
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import trained_task
-from mezzotint_training.data.augment import AUGMENT_DIM
+from mezzotint_training.data.augment import AUGMENT_DIM, TURN_DIM
 from mezzotint_training.networks.widening import ready_for_task
 
 POOLER = "pooler."  # which many encoders are published without
@@ -151,6 +151,8 @@ def pretrained_components(config: TrainConfig) -> dict:
         raise UserError(f"{name} must be a pipeline of one network: got a cascade, whose stages are trained one by one")
     if config.augment_probability > 0 and pipe.unet.config.augment_dim != AUGMENT_DIM:
         raise UserError("augment_probability needs a model that was trained with it: the saved one was not")
+    if config.random_turn and pipe.unet.config.augment_dim != TURN_DIM:
+        raise UserError("random_turn needs a model that was trained with it: the saved one was not")
     pipe.unet = ready_for_task(config, pipe.unet)
     if config.adapter is None:
         drop_fitted_schedules(pipe)

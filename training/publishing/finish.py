@@ -65,7 +65,7 @@ def draw_samples(
                     generator=[torch.Generator().manual_seed(config.seed + row) for _ in shown.prompts],
                     return_dict=False,
                 )
-                first = first or drawn
+                first = first or list(drawn)
                 images += [reader.show(one, about, pipe.default_size) for one in drawn]
     except ValueError as error:
         accelerator.print(f"the validation prompts are not drawn at step {step}: {one_line(error)}")

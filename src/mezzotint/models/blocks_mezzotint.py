@@ -9,6 +9,7 @@ L text tokens, D text channels, E time-embedding channels, h heads, d channels o
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ SOURCE = Path(__file__).read_bytes()
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
-def space_to_depth(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
+def space_to_depth(sample: torch.Tensor, patch_size: int | Sequence[int]) -> torch.Tensor:
     """Make one position of every patch of `patch_size` positions along each spatial axis, with a channel for each
     number in it: `torch.nn.functional.pixel_unshuffle` for any number of axes. The numbers stay as they are, so that
     white noise stays white, of the same variance: a patched network keeps the schedule and the targets of an unpatched
@@ -33,35 +34,37 @@ def space_to_depth(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
     Args:
         sample (`torch.Tensor` of shape `(batch_size, channels, *spatial)`): every spatial size a multiple of
             `patch_size`.
-        patch_size (`int`): positions of a patch along each axis.
+        patch_size (`int` or `(int, ...)`): positions of a patch along each axis, one number for all or one for each.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels * patch_size**axes, *spatial / patch_size)`.
     """
     axes = sample.ndim - 2
-    if patch_size == 1:
+    sides = [patch_size] * axes if isinstance(patch_size, int) else list(patch_size)
+    if set(sides) == {1}:
         return sample
-    for axis in reversed(range(2, 2 + axes)):
-        sample = sample.unflatten(axis, (-1, patch_size))  # (B, C, H / p, p, W / p, p)
+    for axis in reversed(range(axes)):
+        sample = sample.unflatten(2 + axis, (-1, sides[axis]))  # (B, C, H / p, p, W / p, p)
     positions, within = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
     return sample.permute(0, 1, *within, *positions).flatten(1, 1 + axes)  # (B, C p^axes, H / p, W / p)
 
 
-def depth_to_space(sample: torch.Tensor, patch_size: int) -> torch.Tensor:
+def depth_to_space(sample: torch.Tensor, patch_size: int | Sequence[int]) -> torch.Tensor:
     """The inverse of `space_to_depth`, as `torch.nn.functional.pixel_shuffle` for any number of axes.
 
     Args:
         sample (`torch.Tensor` of shape `(batch_size, channels * patch_size**axes, *spatial)`): positions that hold a
             patch each.
-        patch_size (`int`): positions of a patch along each axis.
+        patch_size (`int` or `(int, ...)`): positions of a patch along each axis, one number for all or one for each.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, *spatial * patch_size)`.
     """
     axes = sample.ndim - 2
-    if patch_size == 1:
+    sides = [patch_size] * axes if isinstance(patch_size, int) else list(patch_size)
+    if set(sides) == {1}:
         return sample
-    sample = sample.unflatten(1, (-1, *[patch_size] * axes))  # (B, C, p, p, H / p, W / p)
+    sample = sample.unflatten(1, (-1, *sides))  # (B, C, p, p, H / p, W / p)
     pairs = [axis for k in range(axes) for axis in (2 + axes + k, 2 + k)]
     sample = sample.permute(0, 1, *pairs)  # (B, C, H / p, p, W / p, p)
     for axis in range(2, 2 + axes):
@@ -315,11 +318,10 @@ class MezzotintLinearSkip(nn.Module):
     Args:
         conv: the kind of convolution, which says how many spatial axes there are.
         in_channels, out_channels: of the sample, with what is given beside it, and of the prediction.
-        axes: how many spatial axes there are.
         block_size: positions of a block along each axis.
         embed_dim: channels of the embedding.
         hidden_dim: channels of the last features.
-        hidden_size: positions of the sample, along each axis, that one of their positions stands for; a divisor of
+        hidden_size: positions of the sample, along each axis, that one of their positions stands for; divisors of
             `block_size`.
     """
 
@@ -328,24 +330,23 @@ class MezzotintLinearSkip(nn.Module):
         conv: type[nn.Module],
         in_channels: int,
         out_channels: int,
-        axes: int,
-        block_size: int,
+        block_size: tuple[int, ...],
         embed_dim: int,
         hidden_dim: int,
-        hidden_size: int,
+        hidden_size: tuple[int, ...],
     ):
         super().__init__()
         self.block_size = block_size
         cosines = torch.ones(1, 1)
-        for _ in range(axes):
-            cosines = torch.kron(cosines, cosine_basis(block_size))  # (p^axes, p^axes)
+        for side in block_size:
+            cosines = torch.kron(cosines, cosine_basis(side))  # (p^axes, p^axes)
         # Of RGB: about the luma, and two of chroma; of a picture beside the sample likewise, on the same channels
         sizes = [min(out_channels, in_channels - first) for first in range(0, in_channels, out_channels)]
         colours = torch.block_diag(*map(cosine_basis, sizes))
         channels = torch.cat([torch.eye(out_channels, size) for size in sizes], dim=1)
         analysis = torch.kron(colours, cosines)
         synthesis = torch.kron(channels @ colours.T, cosines.T.contiguous())
-        dim, stride = len(analysis), block_size // hidden_size
+        dim, stride = len(analysis), tuple(x // y for x, y in zip(block_size, hidden_size, strict=True))
         self.analysis = conv(dim, dim, 1, bias=False)
         self.gain = zero_init(nn.Linear(embed_dim, dim))
         self.local_gain = zero_init(conv(hidden_dim, dim, stride, stride=stride))
@@ -363,7 +364,7 @@ class MezzotintLinearSkip(nn.Module):
 
 class MezzotintBlock(nn.Module):
     """One unit of the U: a residual block and transformer layers at `dim` channels. `downsample_from` channels come in
-    at twice the resolution, `upsample_to` channels leave at twice the resolution, where given."""
+    at `stride` times the resolution, `upsample_to` channels leave at that, where given."""
 
     def __init__(
         self,
@@ -377,11 +378,13 @@ class MezzotintBlock(nn.Module):
         groups: int,
         eps: float,
         dropout: float,
+        stride: tuple[int, ...],
         downsample_from: int | None = None,
         upsample_to: int | None = None,
     ):
         super().__init__()
-        self.downsample = conv(downsample_from, in_dim, 3, stride=2, padding=1) if downsample_from else None
+        self.scale_factor = [float(x) for x in stride]
+        self.downsample = conv(downsample_from, in_dim, 3, stride=stride, padding=1) if downsample_from else None
         self.residual = MezzotintResidualBlock(conv, in_dim, dim, embed_dim, groups, eps, dropout)
         self.transformer_layers = nn.ModuleList(
             MezzotintTransformerLayer(dim, head_dim, cross_attention_dim, dropout) for _ in range(transformer_layers)
@@ -405,5 +408,5 @@ class MezzotintBlock(nn.Module):
                 hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask)
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
         if self.upsample is not None:
-            hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+            hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=self.scale_factor, mode="nearest"))
         return hidden_states

@@ -5,6 +5,7 @@ written and read strictly.
 A shared file: where a network is saved, its file carries the text of this one in place of the import.
 """
 
+import math
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,16 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
                 "transformer_layers_per_block needs one entry for each of block_out_channels: got "
                 f"{len(depths)} for {len(widths)}"
             )
+        axes = config.get("downsample_axes")
+        if axes is not None and not (
+            isinstance(axes, (list, tuple))
+            and all(type(x) is int and 0 <= x < spatial_dims for x in axes)
+            and 0 < len(axes) == len(set(axes))
+        ):
+            raise ValueError(
+                f"downsample_axes must be different numbers from 0 to {spatial_dims - 1}, one or more: got "
+                f"{reprlib.repr(axes)}"
+            )
         for channels, layers in zip(widths, depths, strict=True):
             if channels % norm_num_groups or (layers and channels % config.attention_head_dim):
                 raise ValueError(
@@ -138,12 +149,13 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             "groups": norm_num_groups,
             "eps": config.norm_eps,
             "dropout": config.dropout,
+            "stride": self._along_axes(2),
         }
         units = []
         for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):
             for index in range(config.layers_per_block):
                 units.append((dim, layers, widths[level - 1] if level > 0 and index == 0 else None))
-        self.conv_in = conv(config.in_channels * config.patch_size**spatial_dims, first, 3, padding=1)
+        self.conv_in = conv(config.in_channels * math.prod(self.patch_sizes), first, 3, padding=1)
         self.down_blocks = nn.ModuleList(
             MezzotintBlock(conv, dim, dim, transformer_layers=layers, downsample_from=above, **common)
             for dim, layers, above in units
@@ -152,20 +164,36 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         return units, common
 
+    def _along_axes(self, size: int) -> tuple[int, ...]:
+        """`size` for each spatial axis of `downsample_axes`, and 1 for the others."""
+        axes = self.config.get("downsample_axes")
+        return tuple(size if axes is None or axis in axes else 1 for axis in range(self.config.spatial_dims))
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Positions of a patch along each spatial axis."""
+        return self._along_axes(self.config.patch_size)
+
     @property
     def downsample_factor(self) -> int:
-        """The number of which every spatial size of a sample must be a multiple."""
+        """The number of which the spatial sizes of a sample must be multiples, along the axes that are halved."""
         return downsample_factor(self.config.block_out_channels, self.config.patch_size)
 
+    @property
+    def downsample_factors(self) -> tuple[int, ...]:
+        """The number of which the size of a sample must be a multiple, for each spatial axis."""
+        return self._along_axes(self.downsample_factor)
+
     def _check_sample(self, sample: torch.Tensor) -> None:
-        config, factor = self.config, self.downsample_factor
+        config, factors = self.config, self.downsample_factors
         if sample.ndim != config.spatial_dims + 2 or sample.shape[1] != config.in_channels:
             raise ValueError(
                 f"sample must have {config.spatial_dims + 2} axes and {config.in_channels} channels: "
                 f"got shape {tuple(sample.shape)}"
             )
-        if any(size % factor for size in sample.shape[2:]):
-            raise ValueError(f"spatial sizes must be multiples of {factor}: got {tuple(sample.shape[2:])}")
+        if any(size % factor for size, factor in zip(sample.shape[2:], factors, strict=True)):
+            said = factors[0] if len(set(factors)) == 1 else factors
+            raise ValueError(f"spatial sizes must be multiples of {said}: got {tuple(sample.shape[2:])}")
 
     def enable_layerwise_casting(
         self,

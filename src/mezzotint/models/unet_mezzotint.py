@@ -9,6 +9,7 @@ N = prod(S) positions, L text tokens, D text channels, E time-embedding channels
 """
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             and standard deviation of a number.
         modality (`dict`, *optional*): what a sample is, for the pipelines, where it is no picture: its `name`
             (`"audio"`, ...), and what is to be known of all samples, such as their `sampling_rate`.
+        downsample_axes (tuple of `int`, *optional*): the spatial axes, counted from 0, along which levels halve the
+            resolution and patches and blocks have more than one position: `(1, 2)` leaves the first, the time of a
+            video, as it is. `None` is all.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -136,6 +140,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         condition: dict[str, Any] | None = None,
         attributes: dict[str, list[Any]] | None = None,
         modality: dict[str, Any] | None = None,
+        downsample_axes: tuple[int, ...] | None = None,
     ):
         super().__init__()
         if modality is not None and not (isinstance(modality, dict) and isinstance(modality.get("name"), str)):
@@ -165,7 +170,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             for dim, layers, above in reversed(units)
         )
         self.norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
-        self.conv_out = zero_init(conv(first, out_channels * patch_size**spatial_dims, 3, padding=1))
+        self.conv_out = zero_init(conv(first, out_channels * math.prod(self.patch_sizes), 3, padding=1))
         self.attribute_embedding = None
         if attributes:
             width, embed_dim = sum(map(len, attributes.values())), self.time_embedding.linear_2.out_features
@@ -176,7 +181,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         if linear_skip_size is not None:
             embed_dim = self.time_embedding.linear_2.out_features
             self.linear_skip = MezzotintLinearSkip(
-                conv, in_channels, out_channels, spatial_dims, linear_skip_size, embed_dim, first, patch_size
+                conv, in_channels, out_channels, self._along_axes(linear_skip_size), embed_dim, first, self.patch_sizes
             )
 
     @apply_forward_hook  # of diffusers' offloading by models
@@ -361,7 +366,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
             embedding, contexts, mask = embedding + text.embedding, iter(text.contexts), text.mask
 
         # 2. Encoder
-        hidden_states = self.conv_in(space_to_depth(sample, config.patch_size))  # (B, C, *S)
+        hidden_states = self.conv_in(space_to_depth(sample, self.patch_sizes))  # (B, C, *S)
         skips = []
         for block in self.down_blocks:
             hidden_states = self._run(block, hidden_states, embedding, next(contexts), mask)
@@ -378,7 +383,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         # 5. Output
         hidden_states = F.silu(self.norm_out(hidden_states))
         output = self.conv_out(hidden_states)  # (B, out_channels * patch_size**axes, *S)
-        output = depth_to_space(output, config.patch_size)  # (B, out_channels, *spatial)
+        output = depth_to_space(output, self.patch_sizes)  # (B, out_channels, *spatial)
         if self.linear_skip is not None:
             output = output + self.linear_skip(sample, embedding, hidden_states)
         if not return_dict:

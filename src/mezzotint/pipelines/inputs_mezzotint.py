@@ -140,6 +140,7 @@ class MezzotintInputsMixin:
         """Raises `ValueError` in one line for weights that draw something else."""
         if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
             best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
+            best |= {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
                 f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"

@@ -86,8 +86,8 @@ class MezzotintLatentMixin:
         """The sizes of the sample that holds data of the size `spatial`, rounded up to what the U-Net can halve."""
         # A U-Net of an older file has no patches and does not say it
         factor = getattr(self.unet, "downsample_factor", 2 ** (len(self.unet.config.block_out_channels) - 1))
-        whole = factor * self.vae_scale_factor
-        return tuple(-(-size // whole) * factor for size in spatial)
+        factors, pixels = getattr(self.unet, "downsample_factors", [factor] * len(spatial)), self.vae_scale_factor
+        return tuple(-(-size // (x * pixels)) * x for size, x in zip(spatial, factors, strict=False))
 
     def _scale(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel of the data."""

@@ -161,13 +161,6 @@ class MezzotintInpaintPipeline(
         known = run.encode(picture.to(noise), noise.shape[2:])
         drawn = self.covered(mask.to(noise), noise.shape[2:])
 
-        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
-            """The sample after step `i` with what is known in its place."""
-            level = known
-            if i + 1 < len(schedule):
-                level = run.scheduler.add_noise(known, noise, schedule[i + 1].expand(batch_size))
-            return torch.where(drawn, latents, level)
-
         latents = run.scheduler.add_noise(known, noise, schedule[:1].expand(batch_size))
         if strength == 1:  # of the picture nothing is left where it is drawn
             latents = torch.where(drawn, noise * run.scheduler.init_noise_sigma, latents)
@@ -181,7 +174,7 @@ class MezzotintInpaintPipeline(
             eta,
             generator,
             *callback,
-            after_step=None if trained else put_back,
+            after_step=None if trained else run.putting_back(known, drawn, noise, schedule),
             num_resamples=num_resamples,
             **corrector,
             condition=masked_condition(known, drawn.to(known)) if trained else None,

@@ -624,6 +624,27 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
             )
         return latents
 
+    def putting_back(
+        self, known: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, schedule: torch.Tensor
+    ) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """An `after_step` of `denoise` that puts what is known in its place, noised to the level that the step led to,
+        always with the same noise.
+
+        Args:
+            known (`torch.Tensor` of the sample's shape): the clean sample, normalised.
+            drawn (`torch.Tensor`, bool): true where the sample is drawn and not known; goes with its shape.
+            noise (`torch.Tensor` of the sample's shape): standard normal.
+            schedule (`torch.Tensor` of shape `(steps,)`): the timesteps.
+        """
+
+        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
+            level = known
+            if i + 1 < len(schedule):
+                level = self.scheduler.add_noise(known, noise, schedule[i + 1].expand(len(noise)))
+            return torch.where(drawn, latents, level)
+
+        return put_back
+
     def _noised_again(self, latents: torch.Tensor, schedule: torch.Tensor, i: int, before: Any, generator):
         """The sample after step `i` with so much noise more that it is at the level at which the step began, where the
         scheduler was as in `before`."""

@@ -1,0 +1,128 @@
+"""Videos and solids from a set to a published pipeline: a short run on each embedded set, gone on with, sampled,
+measured."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from strangers import forked
+from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
+
+import mezzotint
+from mezzotint_training import cli
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.dataset import CaptionedSamples
+from mezzotint_training.data.source import look_at, open_rows
+from mezzotint_training.data.streaming import CaptionedStream
+from mezzotint_training.modalities.contents import whole
+
+COMMON = {
+    "recipe": ...,
+    "max_train_samples": ...,
+    "validation_split": "test",
+    "num_validation_samples": 48,
+    "text_encoder": TEXT_ENCODER,
+    "train_batch_size": 8,
+    "max_train_steps": 4,
+    "checkpointing_steps": 2,
+    "num_copy_samples": 4,
+    "num_inference_steps": 2,
+    "num_validation_images": 1,
+}
+RUNS = {
+    "video": {"dataset_name": "squares", "unet": UNET | {"patch_size": 2, "linear_skip_size": 2},
+              "validation_prompts": ["a red square moving left", "a blue square moving up"]},
+    "voxels": {"dataset_name": "blocks", "unet": UNET | {"patch_size": 2}, "random_turn": True,
+               "validation_prompts": ["a red box", "a blue ball"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def made(request, tmp_path_factory):
+    """The modality of a run, and its folder."""
+    with forked():
+        folder = tmp_path_factory.mktemp(request.param) / "run"
+        return request.param, trained(folder, **COMMON | RUNS[request.param] | {"load_back": True})
+
+
+def test_a_finished_run_is_a_pipeline_that_a_stranger_loads(made):
+    kind, folder = made
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["load_back"]["where"] == "where mezzotint is not installed" and metrics["load_back"]["moved"] == 0
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    size, axes, about, augmented = {
+        "video": ([4, 16, 16], [1, 2], {"name": "video", "frame_rate": 8.0}, None),
+        "voxels": (8, None, {"name": "voxels"}, 2),
+    }[kind]
+    assert (config["sample_size"], config["downsample_axes"], config["modality"]) == (size, axes, about)
+    assert (config["spatial_dims"], config["augment_dim"]) == (3, augmented)
+    name = {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}[kind]
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"][1] == name
+    pipe = getattr(mezzotint, name).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    (drawn, *_) = pipe("red", num_inference_steps=2, output_type="np", return_dict=False)
+    assert drawn.shape == {"video": (1, 4, 16, 16, 3), "voxels": (1, 8, 8, 8, 4)}[kind]
+
+
+def test_a_run_that_is_stopped_ends_bit_for_bit_as_one_that_was_not(made, tmp_path):
+    kind, folder = made
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    for path in ("checkpoint-4", "unet", "scheduler"):
+        shutil.rmtree(again / path)
+    (again / "model_index.json").unlink()
+    result = run(output_dir=again, **COMMON | RUNS[kind])
+    assert result.code == 0 and "going on from step 2" in result.out, result.err
+    for name in ("weights", "optimizer", "ema"):
+        before, after = saved(folder, 4, name), saved(again, 4, name)
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert logged(folder) == logged(again)
+
+
+def test_its_card_shows_what_is_drawn_and_links_to_files_of_it(made):
+    kind, folder = made
+    card = (folder / "README.md").read_text()
+    tag, ending = {"video": ("text-to-video", ".webp"), "voxels": ("text-to-3d", ".vox")}[kind]
+    assert f"pipeline_tag: {tag}" in card and "picture" not in card.partition("## How it was trained")[0]
+    for number in (1, 2):
+        assert f"samples/step-000004-{number}{ending}" in card
+        file = (folder / f"samples/step-000004-{number}{ending}").read_bytes()
+        assert file[:4] == b"VOX " if kind == "voxels" else Image.open(io.BytesIO(file)).n_frames == 4
+    width = Image.open(folder / "samples/step-000004.png").size[0]
+    assert width > 2 * {"video": 4 * 16, "voxels": 128}[kind]
+
+
+def test_sample_writes_files_or_a_picture_of_them(made, tmp_path, capsys):
+    kind, folder = made
+    argv = ["sample", str(folder), "red", "blue", "--num_inference_steps", "2", "--device", "cpu", "--output"]
+    for ending in {"video": (".webp", ".mp4"), "voxels": (".vox", ".glb")}[kind]:
+        assert cli.main([*argv, str(tmp_path / f"x{ending}")]) == 0, capsys.readouterr().err
+        assert all((tmp_path / f"x-{number}{ending}").stat().st_size > 100 for number in (1, 2))
+    if kind == "video":
+        assert Image.open(tmp_path / "x-1.webp").n_frames == 4
+        first = tmp_path / "first.png"
+        Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(first)
+        assert cli.main([*argv, str(tmp_path / "y.webp"), "--image", str(first), "--num_frames", "6"]) == 0
+        video = Image.open(tmp_path / "y-1.webp")
+        assert video.n_frames == 6 and (np.asarray(video.convert("RGB")) == 90).all()
+    assert cli.main([*argv, str(tmp_path / "all.png")]) == 0
+    assert Image.open(tmp_path / "all.png").size == {"video": (64, 32), "voxels": (128, 256)}[kind]
+    assert cli.main([*argv, str(tmp_path / "x.wav")]) == 2
+    assert "output must be a picture file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, size", [("squares", (3, 4, 16, 16)), ("blocks", (4, 8, 8, 8))])
+def test_a_stream_has_the_same_samples(name, size):
+    config = TrainConfig(dataset_name=name, streaming=True, validation_split="test", shuffle_buffer_size=40)
+    rows = open_rows(config)
+    facts = look_at(rows, config, None)
+    known = CaptionedSamples(open_rows(replace(config, streaming=False)).known, config, size[0], facts.size)
+    every = {known.content(row).numpy().tobytes() for row in range(len(known))}
+    batch = next(CaptionedStream(rows.stream, config, size[0], facts.size, about=facts.about).batches(8))
+    assert batch["sample"].shape == (8, *size) and batch["bad"] == []
+    assert all(whole(sample).numpy().tobytes() in every for sample in batch["sample"])
