@@ -11,6 +11,7 @@ from mezzotint.pipelines.pipeline_mezzotint_audio import MezzotintAudioPipeline
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
+from mezzotint.pipelines.pipeline_mezzotint_molecules import MezzotintMoleculePipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
 from mezzotint.schedulers.scheduling_mezzotint import MezzotintScheduler
@@ -22,6 +23,7 @@ __all__ = [
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",
     "MezzotintLayoutPipeline",
+    "MezzotintMoleculePipeline",
     "MezzotintPipeline",
     "MezzotintScheduler",
     "MezzotintSegmentPipeline",

@@ -31,7 +31,7 @@ from mezzotint_training.config.rules import (
     shown,
 )
 
-EMBEDDED = ("digits", "tones")  # names of sets that need no download
+EMBEDDED = ("digits", "tones", "chains")  # names of sets that need no download
 
 
 def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "branch", "free"] = "same") -> Any:
@@ -75,8 +75,8 @@ class TrainConfig:
     )
 
     # What is learned
-    modality: Literal["image", "audio"] | None = setting(
-        None, "what a sample is; by default told from the types of the set's columns"
+    modality: Literal["image", "audio", "molecules"] | None = setting(
+        None, "what a sample is; by default told from the types of the set's columns, of molecules, which are strings, not"
     )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout"] = setting(
         "text_to_image",
@@ -134,7 +134,8 @@ class TrainConfig:
 
     # Data
     dataset_name: str | None = setting(
-        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', made here"
+        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones' and 'chains', sounds and "
+        "molecules that are made here"
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
@@ -150,6 +151,9 @@ class TrainConfig:
     )
     audio_length_in_s: float | None = setting(
         None, "seconds of sound to train at, of longer ones the beginning; by default the longest one's", ABOVE_0
+    )
+    molecule_length_in_tokens: int | None = setting(
+        None, "tokens of a molecule at the most; by default the longest one's, and longer ones are bad rows", *COUNT
     )
     caption_column: list[str] = setting(
         ["text"],

@@ -39,6 +39,7 @@ FOR_PICTURES = (
     "task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae",
 )  # fmt: skip
 FOR_SOUNDS = ("sampling_rate", "audio_length_in_s")
+FOR_MOLECULES = ("molecule_length_in_tokens",)
 
 
 class Modality(NamedTuple):
@@ -70,10 +71,15 @@ class Modality(NamedTuple):
 
 
 MODALITIES = {
-    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS),
+    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS + FOR_MOLECULES),
     "audio": Modality(
         "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
-        Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"), FOR_PICTURES,
+        Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"), FOR_PICTURES + FOR_MOLECULES,
+    ),
+    "molecules": Modality(
+        "molecules", 1, "molecule", "selfies", "molecule_length_in_tokens",
+        Task("MezzotintMoleculePipeline", "text-to-molecule", "text_to_molecule.md.jinja"), FOR_PICTURES + FOR_SOUNDS,
+        told=False,
     ),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from mezzotint_training.config.errors import UserError, one_line, silenced
 from mezzotint_training.config.rules import nearest, shown
 from mezzotint_training.config.settings import TrainConfig, default
 from mezzotint_training.config.tasks import MODALITIES, TASKS, modality, reader, sample_column
+from mezzotint_training.data.chains import chains
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.templates import check_fields, columns_of, is_template
 from mezzotint_training.data.templates import reader as caption_reader
@@ -78,7 +79,7 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
 
 def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """The splits, as they are."""
-    embedded = {"digits": digits, "tones": tones}  # which need no download
+    embedded = {"digits": digits, "tones": tones, "chains": chains}  # which need no download
     if config.dataset_name in embedded:
         splits = embedded[config.dataset_name]()
         if config.streaming:

@@ -91,6 +91,7 @@ class MezzotintInputsMixin:
         self.check_space()
         if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
             best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
+            best |= {"molecules": "MezzotintMoleculePipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
                 f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
