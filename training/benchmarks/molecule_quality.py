@@ -6,8 +6,9 @@
 
 Molecules are drawn for captions of the training split, without guidance, and compared with the test split, whose ring
 systems are in no training molecule. So real molecules are the ceiling of each figure: as many of the training split in
-the place of drawn ones. The peer is a character model, MOSES' CharRNN with GRUs on the same tokens, trained for as long
-as the pipeline was. The number of molecules counts in a Fréchet distance: MOSES' are of 30,000 and more.
+the place of drawn ones. The peer is a character model, MOSES' CharRNN with GRUs on the same tokens, trained for as
+many seconds of the processor as are given. The number of molecules counts in a Fréchet distance: MOSES' are of 30,000
+and more.
 """
 
 import argparse
@@ -64,8 +65,8 @@ def train_peer(strings: list[tuple[str, ...]], seconds: float, seed: int = 0) ->
     number = {token: place for place, token in enumerate(tokens)}
     rows = [torch.tensor([0, *(number[token] for token in string), 0]) for string in strings]
     model, seen, rng = CharacterModel(len(tokens)), 0, np.random.default_rng(seed)
-    optimizer, began = torch.optim.Adam(model.parameters(), 2e-3), time.monotonic()
-    while (share := (time.monotonic() - began) / seconds) < 1:
+    optimizer, began = torch.optim.Adam(model.parameters(), 2e-3), time.process_time()
+    while (share := (time.process_time() - began) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - share)
         batch = [rows[i] for i in rng.integers(len(rows), size=64)]
         batch = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-1)
@@ -162,7 +163,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--asked", type=int, default=500, help="molecules to draw for a logP")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--attribute_guidance_scale", type=float, default=2.0, help="weight of the logP")
-    parser.add_argument("--peer_seconds", type=float, default=0, help="seconds to train the character model for")
+    parser.add_argument(
+        "--peer_seconds", type=float, default=0, help="seconds of the processor to train the character model for"
+    )
     parser.add_argument("--no_fcd", action="store_true", help="leave out the Fréchet distance, which needs fcd")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
     parser.add_argument("--output", type=Path, help="a JSON file to write all figures to")

@@ -76,7 +76,8 @@ class TrainConfig:
 
     # What is learned
     modality: Literal["image", "audio", "molecules"] | None = setting(
-        None, "what a sample is; by default told from the types of the set's columns, of molecules, which are strings, not"
+        None,
+        "what a sample is; by default told from the types of the set's columns, of molecules, which are strings, not",
     )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout"] = setting(
         "text_to_image",
@@ -134,8 +135,9 @@ class TrainConfig:
 
     # Data
     dataset_name: str | None = setting(
-        None, "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones' and 'chains', sounds and "
-        "molecules that are made here"
+        None,
+        "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones' and 'chains', "
+        "sounds and molecules that are made here",
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(

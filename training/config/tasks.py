@@ -71,7 +71,9 @@ class Modality(NamedTuple):
 
 
 MODALITIES = {
-    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS + FOR_MOLECULES),
+    "image": Modality(
+        "images", 2, "picture", "image", "resolution", TASKS["text_to_image"], FOR_SOUNDS + FOR_MOLECULES,
+    ),
     "audio": Modality(
         "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
         Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"), FOR_PICTURES + FOR_MOLECULES,

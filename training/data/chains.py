@@ -20,7 +20,11 @@ def chains() -> datasets.DatasetDict:
                 branched = branch > 1
                 smiles = "".join([*before, "(C)" if branched else "", *after, atom])
                 selfies = [f"[{one}]" for one in [*after, *([atom] if atom else [])]]
-                selfies = [*(f"[{one}]" for one in before), *(["[Branch1]", "[C]", "[C]"] if branched else []), *selfies]
+                selfies = [
+                    *(f"[{one}]" for one in before),
+                    *(["[Branch1]", "[C]", "[C]"] if branched else []),
+                    *selfies,
+                ]
                 article = "a branched" if branched else "an" if name[0] == "a" else "a"
                 rows.append(
                     {

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageDraw

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Text to molecule: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, the bits of tokens come
-out, and are read as a string in SELFIES or SMILES.
+"""Text to molecule: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, the bits of tokens
+come out, and are read as a string in SELFIES or SMILES.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -109,8 +109,8 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             return_dict (`bool`): whether a `MoleculePipelineOutput` or the tuple `(molecules,)` comes back.
 
         Raises:
-            ValueError: for inputs that contradict each other or that the components cannot take, where the result is not
-                finite, and for SMILES of SELFIES without the package `selfies`.
+            ValueError: for inputs that contradict each other or that the components cannot take, where the result is
+                not finite, and for SMILES of SELFIES without the package `selfies`.
         """
         # 1. Check the inputs and settle the size
         guider = self.guider if guider is None else guider
@@ -190,12 +190,10 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         words = torch.tensor([self.vocabulary[token] for token in tokens], device=data.device)[None, None]
         words = classes_to_bits(words, 2 ** data.shape[1])[0].to(data)  # (channels, tokens)
         near = torch.einsum("bcp,ct->btp", data, words)
-        fill = tokens.index("")
-        present = near.clone()
-        present[:, fill] = -torch.inf
-        present, best = present.max(1)  # (molecules, positions)
+        fill, best = tokens.index(""), near.argmax(1)
+        others = near.index_fill(1, torch.tensor([fill], device=near.device), -torch.inf).amax(1)
         found = []
-        for margins, choice in zip(present - near[:, fill], best, strict=True):
+        for margins, choice in zip(others - near[:, fill], best, strict=True):  # (positions,)
             sums = margins.cumsum(0)
             end = 1 + int(sums.argmax()) if sums.max() > 0 else 0
             found.append("".join(tokens[token] for token in choice[:end].tolist()))
