@@ -155,11 +155,11 @@ def read(
     vocabulary = (about or {}).get("vocabulary")
     codes = torch.zeros(1, 1, *size, dtype=torch.long)
     if vocabulary is not None:
-        if len(found.tokens) > size[0]:
+        if len(found.tokens) > size[0] > 1:  # a size of 1 asks only whether it can be read
             raise ValueError(f"it must have no more tokens than fit, {size[0]}: got {len(found.tokens)}")
         if unknown := [token for token in found.tokens if token not in vocabulary]:
             raise ValueError(f"its tokens must be among the {len(vocabulary) - 1} of the model: got {unknown[0]!r}")
-        codes[..., : len(found.tokens)] = torch.tensor([vocabulary[token] for token in found.tokens])
+        codes[..., : len(found.tokens)] = torch.tensor([vocabulary[token] for token in found.tokens])[: size[0]]
     return whole(classes_to_bits(codes, CODES)[0])
 
 
