@@ -46,6 +46,7 @@ class CopyWatch:
         self.side = min(SIDE, *(side for size in known.buckets for side in size))
         self.features: tuple[torch.Tensor, torch.Tensor] | None = None
         usable = held_out is not None and len(held_out) >= FEWEST and len(known) >= 2
+        usable = usable and known.config.modality in (None, "image")  # what judges can look at
         self.passes = count * STEPS if usable else 0
 
     def look(self, step: int, pipe: Any, say: Callable[[str], None]) -> dict[str, Any]:
