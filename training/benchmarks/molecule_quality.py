@@ -53,8 +53,8 @@ class CharacterModel(nn.Module):
 
     def forward(self, tokens: torch.Tensor, state: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, L, tokens) of the tokens after `tokens` (B, L), and the state after them."""
-        found, state = self.recurrent(self.embedding(tokens), state)
-        return self.out(found), state
+        found, after = self.recurrent(self.embedding(tokens), state)
+        return self.out(found), after
 
 
 def train_peer(strings: list[tuple[str, ...]], seconds: float, seed: int = 0) -> tuple[CharacterModel, list[str], int]:

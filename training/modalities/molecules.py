@@ -97,7 +97,9 @@ def settle(
         about: what it knows of all samples.
     """
     length, known = config.molecule_length_in_tokens, {k: v for k, v in (about or {}).items() if k != "name"}
-    if not known or not (length or size):
+    if known and size and length is None:
+        return size, known
+    if not known or length is None:
         found = list(headers())
         kinds = Counter(header.notation for header in found)
         # A string of atoms in brackets is SMILES and SELFIES at once
@@ -106,8 +108,6 @@ def settle(
         usable = [header.tokens for header in found if len(header.tokens) <= (length or np.inf)]
         known = known or {"notation": notation, "vocabulary": code_words(usable or [first.tokens])}
         length = length or max(map(len, usable))
-    if length is None:
-        return size, known
     return (-(-length // STEP) * STEP,), known
 
 

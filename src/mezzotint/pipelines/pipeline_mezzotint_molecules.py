@@ -230,4 +230,4 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             import selfies
         except ImportError:
             raise ValueError("SMILES of SELFIES need the package selfies; pip install selfies brings it") from None
-        return selfies.decoder(molecule)
+        return str(selfies.decoder(molecule))
