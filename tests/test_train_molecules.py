@@ -124,7 +124,7 @@ def test_a_stream_of_molecules_has_the_same_samples():
     stream = load_stream(config)
     about = {
         "notation": "selfies",
-        "vocabulary": molecules.code_words([["[C]", "[O]", "[N]", "[S]", "[Cl]", "[Branch1]"]]),
+        "vocabulary": molecules.code_words(dict.fromkeys(["[C]", "[O]", "[N]", "[S]", "[Cl]", "[Branch1]"], 1)),
     }
     data = CaptionedStream(stream, config, 16, (16,), about=about)
     whole = {molecules.read(row["selfies"], 16, (16,), about).numpy().tobytes() for row in load_stream(config).rows}

@@ -22,7 +22,7 @@ from mezzotint_training.modalities.contents import unit
 Chem = pytest.importorskip("rdkit.Chem")
 selfies = pytest.importorskip("selfies")
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
-ABOUT = {"notation": "selfies", "vocabulary": molecules.code_words([["[C]", "[C]", "[=C]", "[O]", "[Cl]"]])}
+ABOUT = {"notation": "selfies", "vocabulary": molecules.code_words({"[C]": 2, "[=C]": 1, "[O]": 1, "[Cl]": 1})}
 
 
 def test_the_embedded_set_says_the_same_in_both_notations_and_holds_no_molecule_twice():
@@ -61,11 +61,11 @@ def test_strings_are_divided_into_tokens_of_either_notation(smiles):
 
 
 def test_any_two_code_words_differ_in_six_bits_and_frequent_tokens_come_first():
-    strings = [[f"[{number}]"] * (number + 1) for number in range(99)]
-    words = molecules.code_words(strings)
+    counts = {f"[{number}]": number + 1 for number in range(99)}
+    words = molecules.code_words(counts)
     assert list(words)[:3] == ["", "[98]", "[97]"] and list(words.values())[:2] == [0, 2**16 - 1]
     assert min(bin(a ^ b).count("1") for a, b in itertools.combinations(words.values(), 2)) == 6
-    assert len({*words.values()}) == 100 and words == molecules.code_words(reversed(strings))
+    assert len({*words.values()}) == 100 and words == molecules.code_words(dict(reversed(counts.items())))
 
 
 def test_a_string_becomes_the_bits_of_its_code_words():
@@ -112,6 +112,9 @@ def test_length_and_vocabulary_are_the_sets_or_as_asked_or_the_saved_models():
     ((length,), about) = settled()
     assert (length, about["notation"]) == (16, "selfies")
     assert list(about["vocabulary"]) == ["", "[C]", ".", "[Cl-1]", "[Na+1]", "[O]"]
+    # of 3 x 16 positions 15 are taken; one is added for each of the six
+    expected = {"": 34 / 54, "[C]": 12 / 54, ".": 2 / 54, "[Cl-1]": 2 / 54, "[Na+1]": 2 / 54, "[O]": 2 / 54}
+    assert about["frequencies"] == pytest.approx(expected, abs=1e-8)
     ((length,), about) = settled(asked=5)  # of those that fit
     assert length == 8 and list(about["vocabulary"]) == ["", "[C]", ".", "[Cl-1]", "[Na+1]", "[O]"]
     assert settled((24,), {"name": "molecules", **ABOUT}) == ((24,), ABOUT)

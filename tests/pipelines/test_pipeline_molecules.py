@@ -11,6 +11,7 @@ from mezzotint.pipelines.conditions_mezzotint import classes_to_bits
 from mezzotint.pipelines.pipeline_mezzotint_molecules import MoleculePipelineOutput
 
 VOCABULARY = {"": 0, "[C]": 0xFFFF, "[O]": 0x00FF, "[=C]": 0x0F0F, "[Branch1]": 0x3333}
+FREQUENCIES = {"": 0.5, "[C]": 0.3, "[O]": 0.15, "[=C]": 0.0499, "[Branch1]": 0.0001}
 LENGTH = 8
 
 
@@ -20,7 +21,8 @@ def make(**changes) -> MezzotintMoleculePipeline:
         sample_size=LENGTH, in_channels=16, out_channels=16, spatial_dims=1, block_out_channels=(8, 16),
         layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4,
         sample_mean=(-0.2,) * 16, sample_std=(0.9,) * 16,
-        modality={"name": "molecules", "notation": "selfies", "vocabulary": VOCABULARY} | changes,
+        modality={"name": "molecules", "notation": "selfies", "vocabulary": VOCABULARY, "frequencies": FREQUENCIES}
+        | changes,
     )  # fmt: skip
     for parameter in unet.parameters():  # no layer is zero any more
         torch.nn.init.normal_(parameter, std=0.1)
@@ -53,6 +55,21 @@ def test_bits_are_read_as_the_nearest_tokens_up_to_where_they_end(pipe):
     hole = bits("[C]", "", "[O]", "[C]", "[C]")
     hole[0, :, 1] *= 0.1  # a place in the middle that nothing is drawn at, without being sure
     assert pipe.strings(hole) == ["[C][O][C][C]"]
+
+
+def test_a_noisy_place_is_read_by_bayes_rule(pipe):
+    """The oracle is the posterior, written out; only at a place that is half way between two words it matters."""
+    data = bits("[C]", "[C]", "[C]") + 0.7 * torch.randn(1, 16, LENGTH, generator=torch.Generator().manual_seed(3))
+    data[0, :, 1] = (0.45 * bits("[C]") + 0.55 * bits("[Branch1]"))[0, :, 0]
+    variance = (data.abs() - 1).square().mean().item()
+    words = {token: classes_to_bits(torch.tensor([[[word]]]), 2**16)[0, :, 0] for token, word in VOCABULARY.items()}
+    posterior = {
+        token: FREQUENCIES[token] * ((data[0, :, 1] - word).square().sum() / (-2 * variance)).exp().item()
+        for token, word in words.items()
+    }
+    assert max(posterior, key=lambda token: posterior[token]) == "[C]"
+    assert min(words, key=lambda token: (data[0, :, 1] - words[token]).square().sum().item()) == "[Branch1]"
+    assert pipe.strings(data) == ["[C][C][C]"]
 
 
 def test_a_fragment_is_kept_and_the_network_is_told_it_at_every_step(pipe):

@@ -86,8 +86,9 @@ def settle(
     size: tuple[int, ...] | None,
     about: Mapping[str, Any] | None,
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """The number of tokens to train at, and the `notation` with its `vocabulary`, the code word of each token: the
-    saved model's, or those of the set. The number is rounded up to a multiple of 8.
+    """The number of tokens to train at, and the `notation` with its `vocabulary`, the code word of each token, and the
+    `frequencies` of these, as shares of all positions: the saved model's, or those of the set. The number is rounded up
+    to a multiple of 8.
 
     Args:
         config: the run's settings.
@@ -106,16 +107,21 @@ def settle(
         notation = max(kinds, key=lambda kind: kinds[kind])
         # The lengths and the tokens of what can be trained on
         usable = [header.tokens for header in found if len(header.tokens) <= (length or np.inf)]
-        known = known or {"notation": notation, "vocabulary": code_words(usable or [first.tokens])}
         length = length or max(map(len, usable))
+        if not known:
+            counts = Counter(token for tokens in usable for token in tokens)
+            words = code_words(counts)
+            counts[""] = len(usable) * -(-length // STEP) * STEP - counts.total()
+            every = counts.total() + len(words)  # one more of each, so that none is impossible
+            frequencies = {token: round((counts[token] + 1) / every, 9) for token in words}
+            known = {"notation": notation, "vocabulary": words, "frequencies": frequencies}
     return (-(-length // STEP) * STEP,), known
 
 
-def code_words(strings: Iterable[Iterable[str]]) -> dict[str, int]:
-    """A number of 16 bits for each token of strings, and for `""`, which strings are filled up with: the more frequent
-    a token, the sooner it gets its word, always the first one of those that are farthest, by the bits in which they
-    differ, from all given away before. So 0 is of `""`, and 65535 of the most frequent token."""
-    counts = Counter(token for tokens in strings for token in tokens)
+def code_words(counts: Mapping[str, int]) -> dict[str, int]:
+    """A number of 16 bits for each token, and for `""`, which strings are filled up with: the more frequent a token,
+    the sooner it gets its word, always the first one of those that are farthest, by the bits in which they differ, from
+    all given away before. So 0 is of `""`, and 65535 of the most frequent token."""
     words, distance, found = np.arange(CODES, dtype=np.uint32), np.full(CODES, 99), {}
     for token in ["", *sorted(counts, key=lambda token: (-counts[token], token))][:CODES]:
         found[token] = word = int(distance.argmax())

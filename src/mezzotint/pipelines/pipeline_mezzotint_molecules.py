@@ -41,7 +41,8 @@ class MoleculePipelineOutput(BaseOutput):
 class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
     """Text-to-molecule generation with classifier-free guidance, or another. Its components are described at
     `MezzotintSamplingMixin`; the U-Net is of one dimension, and its samples are the analog bits
-    (<https://huggingface.co/papers/2208.04202>) of tokens, whose `notation` and `vocabulary` its config knows."""
+    (<https://huggingface.co/papers/2208.04202>) of tokens, whose `notation`, `vocabulary` and `frequencies` its config
+    knows."""
 
     pipeline_tag = "text-to-molecule"
     title = "Text to molecule"
@@ -184,12 +185,17 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         return MoleculePipelineOutput(molecules=molecules) if return_dict else (molecules,)
 
     def strings(self, data: torch.Tensor) -> list[str]:
-        """The molecules of analog bits (molecules, channels, positions): at each place the token whose code word is the
-        nearest, up to the place up to which tokens and what fills up are told apart best."""
+        """The molecules of analog bits (molecules, channels, positions), up to the place up to which tokens and what
+        fills up are told apart best. At each place stands the token that is most likely by Bayes' rule, where bits are
+        those of a code word and normal noise, whose variance is how far they are from -1 and 1 in the molecule: the
+        nearest word's where there is little of it, a frequent token rather than a rare one where there is much."""
         tokens = list(self.vocabulary)
         words = torch.tensor([self.vocabulary[token] for token in tokens], device=data.device)[None, None]
         words = classes_to_bits(words, 2 ** data.shape[1])[0].to(data)  # (channels, tokens)
-        near = torch.einsum("bcp,ct->btp", data, words)
+        # log p(token | x) = log p(token) - |x - word|^2 / (2 variance) + ..., times the variance; |word| is the same
+        variance = (data.abs() - 1).square().mean((1, 2), keepdim=True)
+        shares = torch.tensor([self.unet.config.modality["frequencies"][token] for token in tokens]).to(data)
+        near = torch.einsum("bcp,ct->btp", data, words) + variance * shares.log()[:, None]
         fill, best = tokens.index(""), near.argmax(1)
         others = near.index_fill(1, torch.tensor([fill], device=near.device), -torch.inf).amax(1)
         found = []
