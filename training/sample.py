@@ -17,7 +17,7 @@ mezzotint sample runs/walks "a man in plate armour walking left" --output man.we
 mezzotint sample runs/minis "a red car" --output car.glb
 
 Of sounds, WAV and FLAC files are written, of videos WebP, GIF and MP4, of solids VOX, GLB and PLY; of several
-seven-1.wav, seven-2.wav, ...; or one picture that shows all: spectrograms, frames side by side, views.
+seven-1.wav, seven-2.wav, ...; of molecules a line each, as SMILES (.smi) or as they are drawn (.txt); or one picture that shows all: spectrograms, frames side by side, views.
 A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
 """
 
@@ -73,6 +73,7 @@ NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
 # Arguments that some pipelines have
 OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio", "negative_prompt")
 OWN = ("audio_length_in_s", "num_frames", "height", "width", "image")  # what samples that are no pictures go with
+LINES = (".smi", ".txt")  # files in which a sample is a line
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
 MOVING = (".webp", ".gif", ".png")
@@ -281,11 +282,13 @@ def write_samples(drawn: list[Any], output: Path, pipe: Any, rows: int, given: d
         write(make_image_grid(pictures, rows=rows, cols=len(pictures) // rows), output, given)
         print(f"{word}, shown: {output}")
         return
-    names = [output]
-    if len(drawn) > 1:
-        names = [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, len(drawn) + 1)]
-    for name, one in zip(names, drawn, strict=True):
-        name.write_bytes(reader.encoded(one, output.suffix.lower(), about))
+    files, names = [reader.encoded(one, output.suffix.lower(), about) for one in drawn], [output]
+    if output.suffix.lower() in LINES:
+        files = [b"".join(files)]
+    if len(files) > 1:
+        names = [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, len(files) + 1)]
+    for name, content in zip(names, files, strict=True):
+        name.write_bytes(content)
     print(f"{word}: {', '.join(map(str, names))}")
 
 

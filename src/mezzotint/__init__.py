@@ -13,6 +13,7 @@ from mezzotint.pipelines.pipeline_mezzotint_cascade import MezzotintCascadePipel
 from mezzotint.pipelines.pipeline_mezzotint_img2img import MezzotintImg2ImgPipeline
 from mezzotint.pipelines.pipeline_mezzotint_inpaint import MezzotintInpaintPipeline
 from mezzotint.pipelines.pipeline_mezzotint_layout import MezzotintLayoutPipeline
+from mezzotint.pipelines.pipeline_mezzotint_molecules import MezzotintMoleculePipeline
 from mezzotint.pipelines.pipeline_mezzotint_prior import MezzotintPriorPipeline
 from mezzotint.pipelines.pipeline_mezzotint_segment import MezzotintSegmentPipeline
 from mezzotint.pipelines.pipeline_mezzotint_upscale import MezzotintUpscalePipeline
@@ -30,6 +31,7 @@ __all__ = [
     "MezzotintImg2ImgPipeline",
     "MezzotintInpaintPipeline",
     "MezzotintLayoutPipeline",
+    "MezzotintMoleculePipeline",
     "MezzotintPipeline",
     "MezzotintPriorPipeline",
     "MezzotintScheduler",

@@ -121,7 +121,7 @@ def public(settings: dict[str, Any]) -> dict[str, Any]:
     found = {
         name: value
         for name in PLACES
-        if isinstance(value := settings.get(name), str) and value not in ("", "latest", "digits", "tones")
+        if isinstance(value := settings.get(name), str) and value not in ("", "latest", "digits", "tones", "chains")
         if name.endswith("_dir") or name == "resume_from_checkpoint" or is_path(value)
     }
     return settings | {name: f"./{os.path.basename(os.path.abspath(value))}" for name, value in found.items()}

@@ -126,8 +126,8 @@ def sample(parser: Parser) -> None:
     parser.add_argument(
         "--from", type=text, metavar="PICTURE", help="a PNG that was drawn by this command, whose arguments to take"
     )
-    parser.add_argument("--output", help="the picture file to write, or of sounds, videos and solids one of their "
-                        "own; by default sample.png, sample.wav, sample.webp or sample.vox")  # fmt: skip
+    parser.add_argument("--output", help="the picture file to write, or of sounds, videos, solids and molecules one of "
+                        "their own; by default sample.png, sample.wav, .webp, .vox or .smi")  # fmt: skip
     parser.add_argument(
         "--animation",
         type=text,
@@ -139,7 +139,7 @@ def sample(parser: Parser) -> None:
         at_least(1),
         at_most(1000),
         default=1,
-        help="pictures, sounds, videos or solids for each prompt",
+        help="pictures (sounds, videos, ...) for each prompt",
     )
     parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
                   "those that it is distilled to")  # fmt: skip

@@ -31,7 +31,7 @@ from mezzotint_training.config.rules import (
     shown,
 )
 
-EMBEDDED = ("digits", "tones", "squares", "blocks")  # names of sets that need no download
+EMBEDDED = ("digits", "tones", "squares", "blocks", "chains")  # names of sets that need no download
 
 
 def setting(default: Any, help: str, *rules: Rule, on_resume: Literal["same", "branch", "free"] = "same") -> Any:
@@ -56,7 +56,16 @@ def redefined(name: str, default: Any) -> Any:
 
 # Settings that say what a sample is: programs that know pictures alone are without them
 OF_MODALITIES = frozenset(
-    {"modality", "sample_column", "sampling_rate", "audio_length_in_s", "num_frames", "frame_rate", "random_turn"}
+    {
+        "modality",
+        "sample_column",
+        "sampling_rate",
+        "audio_length_in_s",
+        "num_frames",
+        "frame_rate",
+        "random_turn",
+        "molecule_length_in_tokens",
+    }
 )
 
 
@@ -81,8 +90,9 @@ class TrainConfig:
     )
 
     # What is learned
-    modality: Literal["image", "audio", "video", "voxels"] | None = setting(
-        None, "what a sample is; by default told from the types of the set's columns"
+    modality: Literal["image", "audio", "video", "voxels", "molecules"] | None = setting(
+        None,
+        "what a sample is; by default told from the types of the set's columns, of molecules, which are strings, not",
     )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout", "unclip"] = setting(
         "text_to_image",
@@ -149,8 +159,8 @@ class TrainConfig:
     # Data
     dataset_name: str | None = setting(
         None,
-        "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', 'squares' (videos) "
-        "or 'blocks' (solids), made here",
+        "name of a Hub dataset, or 'digits', the handwriting that scikit-learn carries, or 'tones', 'squares' "
+        "(videos), 'blocks' (solids) or 'chains' (molecules), made here",
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub dataset")
     train_data_dir: str | None = setting(
@@ -172,6 +182,9 @@ class TrainConfig:
     )
     frame_rate: float | None = setting(
         None, "frames a second of a video; by default the first file's, and 8 of lists of frames", ABOVE_0
+    )
+    molecule_length_in_tokens: int | None = setting(
+        None, "tokens of a molecule at the most; by default the longest one's, and longer ones are bad rows", *COUNT
     )
     caption_column: list[str] = setting(
         ["text"],

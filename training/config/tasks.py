@@ -40,13 +40,6 @@ TASKS = {
 # Of a decoder with its prior (`train_prior.py`)
 PRIOR = Task("MezzotintPriorPipeline", "text-to-image", "prior.md.jinja")
 
-FOR_PICTURES = (
-    "task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae",
-)  # fmt: skip
-FOR_SOUNDS = ("sampling_rate", "audio_length_in_s")
-FOR_VIDEOS = ("num_frames", "frame_rate")
-FOR_SOLIDS = ("random_turn",)
-
 
 class Modality(NamedTuple):
     """
@@ -57,7 +50,7 @@ class Modality(NamedTuple):
         column: where samples are by default.
         sized_by: what says how large they are.
         drawn: what draws them from a text.
-        without: settings that are not for it.
+        settings: those that are for it and not for every modality.
         told: whether the type of a column tells it.
         downsample_axes: those along which a network halves samples, counted from 0; all by default.
     """
@@ -68,7 +61,7 @@ class Modality(NamedTuple):
     column: str
     sized_by: str
     drawn: Task
-    without: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     told: bool = True
     downsample_axes: tuple[int, ...] | None = None
 
@@ -77,25 +70,35 @@ class Modality(NamedTuple):
         """Its file."""
         return importlib.import_module(f"mezzotint_training.modalities.{self.stem}")
 
+    @property
+    def without(self) -> list[str]:
+        """Settings that are for other modalities alone."""
+        return [name for kind in MODALITIES.values() for name in kind.settings if name not in self.settings]
+
 
 MODALITIES = {
-    "image": Modality("images", 2, "picture", "image", "resolution", TASKS["text_to_image"],
-                      (*FOR_SOUNDS, *FOR_VIDEOS, *FOR_SOLIDS)),
+    "image": Modality(
+        "images", 2, "picture", "image", "resolution", TASKS["text_to_image"],
+        ("task", "resolution", "aspect_ratio_buckets", "random_flip", "augment_probability", "latent_versions", "vae"),
+    ),
     "audio": Modality(
         "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
         Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"),
-        (*FOR_PICTURES, *FOR_VIDEOS, *FOR_SOLIDS),
+        ("sampling_rate", "audio_length_in_s"),
     ),
     "video": Modality(
         "video", 3, "video", "video", "num_frames, height and width",
         Task("MezzotintVideoPipeline", "text-to-video", "text_to_video.md.jinja"),
-        (*(name for name in FOR_PICTURES if name not in ("resolution", "random_flip")), *FOR_SOUNDS, *FOR_SOLIDS),
-        downsample_axes=(1, 2),
+        ("resolution", "random_flip", "num_frames", "frame_rate"), downsample_axes=(1, 2),
     ),
     "voxels": Modality(
         "voxels", 3, "solid", "voxels", "the grid",
-        Task("MezzotintVoxelPipeline", "text-to-3d", "text_to_voxels.md.jinja"),
-        (*FOR_PICTURES, *FOR_SOUNDS, *FOR_VIDEOS),
+        Task("MezzotintVoxelPipeline", "text-to-3d", "text_to_voxels.md.jinja"), ("random_turn",),
+    ),
+    "molecules": Modality(
+        "molecules", 1, "molecule", "selfies", "molecule_length_in_tokens",
+        Task("MezzotintMoleculePipeline", "text-to-molecule", "text_to_molecule.md.jinja"),
+        ("molecule_length_in_tokens",), told=False,
     ),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from mezzotint_training.config.rules import nearest, shown
 from mezzotint_training.config.settings import TrainConfig, default
 from mezzotint_training.config.tasks import MODALITIES, TASKS, modality, reader, sample_column
 from mezzotint_training.data.blocks import blocks
+from mezzotint_training.data.chains import chains
 from mezzotint_training.data.digits import digits
 from mezzotint_training.data.squares import squares
 from mezzotint_training.data.templates import check_fields, columns_of, is_template
@@ -80,7 +81,7 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
 
 def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """The splits, as they are."""
-    embedded = {"digits": digits, "tones": tones, "squares": squares, "blocks": blocks}  # which need no download
+    embedded = {"digits": digits, "tones": tones, "squares": squares, "blocks": blocks, "chains": chains}
     if config.dataset_name in embedded:
         splits = embedded[config.dataset_name]()
         if config.streaming:

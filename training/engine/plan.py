@@ -28,7 +28,7 @@ STEPS = 20  # that `--plan` takes, and after which a run says how long it will t
 WARM_UP = 3  # of them, not counted: allocations, compilation, caches
 SHARE = 0.9  # of the memory there is that the largest batch may fill
 SHOWN = 20  # rows to be dropped that a run shows; `--plan` shows all
-MEASURES = ("heights", "widths", "seconds")  # of samples, of what modality they are
+MEASURES = ("heights", "widths", "seconds", "tokens")  # of samples, of what modality they are
 PATIENCE = 10.0  # seconds after which `memory` tries no batch beyond the run's own
 
 

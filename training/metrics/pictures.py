@@ -61,6 +61,8 @@ def real_pictures(
     splits = load_splits(config)
     if (modality := config.modality or "image") != pipe.modality:
         raise UserError(f"the set must hold what the pipeline draws, {pipe.word}s: got a set of modality {modality}")
+    if modality not in ("image", *SEEN):
+        raise UserError(f"evaluate looks at what can be seen, which {pipe.word}s cannot: their benchmark measures them")
     split = split or ("test" if "test" in splits else None)
     if split is not None:
         config.validation_split, config.num_validation_samples = split, 10**9

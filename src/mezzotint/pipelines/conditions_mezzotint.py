@@ -80,12 +80,12 @@ def classes_to_bits(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Class numbers as analog bits, -1 and 1 (<https://huggingface.co/papers/2208.04202>, section 2).
 
     Args:
-        classes (`torch.Tensor` of shape `(B, 1, H, W)`): whole numbers below `num_classes`.
+        classes (`torch.Tensor` of shape `(B, 1, *spatial)`): whole numbers below `num_classes`.
 
     Returns:
-        `torch.Tensor` of shape `(B, class_bits(num_classes), H, W)`, float32, the lowest bit first.
+        `torch.Tensor` of shape `(B, class_bits(num_classes), *spatial)`, float32, the lowest bit first.
     """
-    places = torch.arange(class_bits(num_classes), device=classes.device).reshape(1, -1, 1, 1)
+    places = torch.arange(class_bits(num_classes), device=classes.device).reshape(1, -1, *[1] * (classes.ndim - 2))
     return ((classes.long() >> places) & 1).float() * 2 - 1
 
 

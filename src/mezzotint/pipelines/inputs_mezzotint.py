@@ -141,6 +141,7 @@ class MezzotintInputsMixin:
         if (drawn := (getattr(self.unet.config, "modality", None) or {"name": "image"})["name"]) != self.modality:
             best = {"image": "MezzotintPipeline", "audio": "MezzotintAudioPipeline"}
             best |= {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}
+            best |= {"molecules": "MezzotintMoleculePipeline"}
             raise ValueError(
                 f"{type(self).__name__} needs weights that draw samples of modality {self.modality}: got some of "
                 f"modality {drawn}, which {best.get(drawn, 'a newer version of mezzotint')} takes"
