@@ -17,7 +17,8 @@ mezzotint sample runs/walks "a man in plate armour walking left" --output man.we
 mezzotint sample runs/minis "a red car" --output car.glb
 
 Of sounds, WAV and FLAC files are written, of videos WebP, GIF and MP4, of solids VOX, GLB and PLY; of several
-seven-1.wav, seven-2.wav, ...; of molecules a line each, as SMILES (.smi) or as they are drawn (.txt); or one picture that shows all: spectrograms, frames side by side, views.
+seven-1.wav, seven-2.wav, ...; of molecules a line each, as SMILES (.smi) or as they are drawn (.txt); or one picture
+that shows all: spectrograms, frames side by side, views.
 A PNG tells how it was drawn, and --from draws it again, with what is given beside it in place of what it tells.
 """
 
