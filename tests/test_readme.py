@@ -29,6 +29,8 @@ OWN_SETTINGS = {
     "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
     "distill": SETTINGS.with_name("distillation.py"),
     "evaluate": ROOT / "training" / "publishing" / "evaluation.py",
+    "video_quality": ROOT / "training" / "benchmarks" / "judged.py",
+    "solid_quality": ROOT / "training" / "benchmarks" / "judged.py",
 }
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
 
