@@ -74,7 +74,10 @@ TUNED = {"unet": ..., "text_encoder": ..., "max_text_length": ...}
 BAD = {
     "no folder": (NEW | {"train_data_dir": "@/none"}, ["train_data_dir must be a folder", "@/none does not exist"]),
     "a file for a folder": (NEW | {"train_data_dir": "@/file"}, ["train_data_dir must be a folder", "@/file"]),
-    "an empty folder": (NEW | {"train_data_dir": "@/empty"}, ["must hold parquet files, tars or pictures", "@/empty"]),
+    "an empty folder": (
+        NEW | {"train_data_dir": "@/empty"},
+        ["must hold parquet files, tars, pictures or sounds", "@/empty"],
+    ),
     "no captions": (NEW | {"train_data_dir": "@/bare"}, ["'text' is not there", "'image'", "needs a metadata.jsonl"]),
     "no such column": (
         NEW | {"train_data_dir": "@/good", "caption_column": "title"},

@@ -187,7 +187,7 @@ def test_held_out_loss_is_the_objective_at_fixed_levels(folder):
         batch_size=2,
         **dict.fromkeys(evaluation.EVALUATION_DATA),
     )
-    (_, test), classes = real_pictures(evaluation.data_settings(args), pipe, None, None)
+    (_, test), classes = real_pictures(evaluation.data_settings(args, "evaluate"), pipe, None, None)
     assert classes == [str(i) for i in range(10)] and len(test) == 100
     found = evaluation.held_out_loss(pipe, test, args, torch.device("cpu"))
     assert [x["level"] for x in found] == list(LEVELS)
@@ -286,7 +286,7 @@ def test_a_set_that_only_somebodys_recipe_names_is_neither_fetched_nor_read(fold
 def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tmp_path):
     def config(**given):
         return evaluation.data_settings(
-            SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluation.EVALUATION_DATA) | given)
+            SimpleNamespace(checkpoint=folder, **dict.fromkeys(evaluation.EVALUATION_DATA) | given), "evaluate"
         )
 
     recipe = "train_data_dir: elsewhere/sprites\ncaption_column: title\nmax_train_samples: 50\nof_another_version: 1\n"
@@ -312,7 +312,7 @@ def test_the_recipes_set_named_by_the_user_is_read_as_the_recipe_says(folder, tm
     ],
 )
 def test_likelihood_is_of_networks_that_denoise_pixels(folder, capsys, monkeypatch, pipe, words):
-    whole = {"trained_for": {"task": "text_to_image"}, "vae": None, "distilled_steps": None} | pipe
+    whole = {"trained_for": {"task": "text_to_image"}, "vae": None, "distilled_steps": None, "modality": "image"} | pipe
     monkeypatch.setattr(evaluation, "load_pipeline", lambda *args, **kwargs: SimpleNamespace(**whole))
     assert words in said(capsys, "evaluate", folder, "--likelihood")
 

@@ -31,6 +31,7 @@ from tiny_run import pictures, run, trained, tree
 from mezzotint import hub as hub_module
 from mezzotint_training import publish as publish_program
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.recipe import PLACES
 from mezzotint_training.publishing import evaluation
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each publication runs in a fork")
@@ -282,7 +283,7 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", lambda args: (calls.append(args), EVALUATION)[1])
 
     def call(**given) -> str | None:
-        asked = dict.fromkeys(evaluation.PLACES) | {"dry_run": False} | given
+        asked = dict.fromkeys(PLACES) | {"dry_run": False} | given
         return publish_program.evaluate_first(folder, SimpleNamespace(**asked))
 
     return folder, call, calls

@@ -32,6 +32,8 @@ OWN_SETTINGS = {
     "train_cascade": SETTINGS.with_name("cascade.py"),
     "train_two_towers": SETTINGS.with_name("towers.py"),
     "train_prior": SETTINGS.with_name("prior.py"),
+    "video_quality": ROOT / "training" / "benchmarks" / "judged.py",
+    "solid_quality": ROOT / "training" / "benchmarks" / "judged.py",
 }
 ARGUMENTS = SETTINGS.with_name("arguments.py")
 FLAGS = SETTINGS.with_name("flags.py")  # --recipe and --config
@@ -145,7 +147,7 @@ def test_commands_in_a_page_are_ones(page):
         else:
             known = flags(path) if path.suffix == ".py" else set()
             known = known | (flags(OWN_SETTINGS[path.stem]) if path.stem in OWN_SETTINGS else set())
-            if path.stem in ("train", "slurm", *OWN_SETTINGS):
+            if path.stem.startswith("train") or path.stem == "slurm":
                 known = known | flags(SETTINGS) | flags(FLAGS)
         known = known | {"config_file"}  # which is accelerate's
         for word in words:

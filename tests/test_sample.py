@@ -320,7 +320,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(folder, tmp_path, capsys, argv
         (["--output", "{tmp}/none/x.png"], "output must be in a folder that is there: got {tmp}/none/x.png"),
         (["--output", "{tmp}/tiny/x.png/y.png"], "output must be in a folder that is there: got "),
         (["--output", "{tmp}"], "output must be a file: got the folder {tmp}"),
-        (["--output", "{tmp}/x.txt"], "output must end in one of .png, .jpg, "),
+        (["--output", "{tmp}/x.doc"], "output must end in one of .png, .jpg, "),
         (["--output", "{tmp}/x"], "output must end in one of .png, .jpg, "),
         (["--output", ""], "output must be a file: got the folder ."),
         (["--animation", "{tmp}/x.mp4"], "animation must end in one of .webp, .gif, .png: got {tmp}/x.mp4"),

@@ -419,9 +419,11 @@ def test_a_loaded_text_encoder_is_frozen(base, tmp_path):
 
 def test_the_folder_is_a_repository(finished):
     names = {path.name for path in finished.iterdir()}
-    (code,) = [name for name in names if name.endswith(".py")]
+    code = [name for name in names if name.endswith(".py")]
+    assert [name.split("_mezzotint_v")[0] for name in sorted(code)] == ["modular", "pipeline"]
     assert names == {
-        *("model_index.json", "unet", "scheduler", "text_encoder", "tokenizer", code),
+        *("model_index.json", "unet", "scheduler", "text_encoder", "tokenizer", *code),
+        *("modular_config.json", "modular_model_index.json"),
         *(
             "README.md",
             "recipe.yaml",

@@ -114,7 +114,11 @@ def test_sample_writes_files_or_a_picture_of_them(folder, tmp_path, capsys, name
     "flags, what",
     [
         (["--height", "8"], "height is not for MezzotintAudioPipeline, which these weights ask for: got it"),
-        (["--output", "tone.txt"], r"output must end in one of .*\.wav, \.flac: got tone.txt"),
+        (["--output", "tone.doc"], r"output must end in one of .*\.wav, \.flac.*: got tone.doc"),
+        (
+            ["--output", "tone.smi"],
+            "output must be a picture file, or end in .wav or .flac, as sounds are drawn: got tone.smi",
+        ),
         (["--audio_length_in_s", "0"], "audio_length_in_s must be a number above 0: got 0"),
     ],
 )

@@ -138,7 +138,8 @@ def sample(args: argparse.Namespace) -> None:
     kind = MODALITIES[pipe.modality]
     output = output or writable_file("output", Path(f"sample{(*kind.reader.ENDINGS, '.png')[0]}"))
     if output.suffix.lower() not in (*EXTENSIONS, *kind.reader.ENDINGS):
-        raise UserError(f"output must be a picture file, as {kind.word}s are drawn: got {output}")
+        own = f", or end in {' or '.join(kind.reader.ENDINGS)}" if kind.reader.ENDINGS else ""
+        raise UserError(f"output must be a picture file{own}, as {kind.word}s are drawn: got {output}")
     if args.sampler is not None:
         try:
             pipe.scheduler = sampler_of(pipe, args.sampler)

@@ -14,7 +14,7 @@ from mezzotint_training.config.rules import known_arguments
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.sizes import Facts
 from mezzotint_training.data.source import level_factor, settled_size
-from mezzotint_training.modalities import audio, images, video, voxels
+from mezzotint_training.modalities import audio, images, molecules, video, voxels
 from mezzotint_training.networks.text import new_text_encoder
 
 # The header of a sample, by modality
@@ -23,6 +23,7 @@ FIRST = {
     "audio": audio.Header(4000, 8000, 2, 8000),
     "video": video.Header(8, 32, 32),
     "voxels": voxels.Header((16, 16, 16), 4, 1),
+    "molecules": molecules.Header(("[C]",), "selfies"),
 }
 
 
@@ -41,7 +42,6 @@ def test_its_networks_fit_together(recipe):
     with torch.device("meta"):
         text_encoder, tokenizer = new_text_encoder(settings)
         arguments = known_arguments(settings.unet, MezzotintUNetModel)
-        shape["spatial_dims"] = tasks.modality(settings).spatial_dims
         unet = MezzotintUNetModel(cross_attention_dim=text_encoder.config.hidden_size, **arguments, **shape)
         size = (72,)  # which molecules have from the set
         if settings.modality != "molecules":

@@ -175,7 +175,9 @@ def test_a_fingerprint_is_of_what_is_in_the_data_and_not_of_how_they_are_kept(tm
 def test_of_a_large_set_a_part_is_read(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr("mezzotint_training.data.source.FINGERPRINTED_BYTES", 1_000)
-    monkeypatch.setattr("mezzotint_training.data.source.Path", lambda path: (read.append(path), tmp_path / path)[1])
+    bytes_of = "mezzotint_training.data.source.bytes_of"
+    monkeypatch.setattr(bytes_of, lambda cell: (read.append(cell["path"]), (tmp_path / cell["path"]).read_bytes())[1])
+    monkeypatch.chdir(tmp_path)
     for i in range(40):
         (tmp_path / str(i)).write_bytes(bytes([i]) * 100)
     paths = [{"bytes": None, "path": str(i)} for i in range(40)]

@@ -53,9 +53,10 @@ class MezzotintImageMixin:
             raise ValueError(f"{name} needs one entry, or one for each of {prompts} prompts: got {len(pictures)}")
         return pictures.expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
 
-    def read_mask(self, mask_image, spatial: tuple[int, int]) -> torch.Tensor:
+    def read_mask(self, mask_image, spatial: tuple[int, int], warn: bool = True) -> torch.Tensor:
         """The masks as one tensor of shape `(masks, 1, height, width)`, 1 where a picture is to be drawn and 0 where it
-        is to stay. Raises `ValueError` in one line for what is no mask of pictures of the size `spatial`."""
+        is to stay; a grey one is warned of. Raises `ValueError` in one line for what is no mask of pictures of the size
+        `spatial`."""
         masks = _alike("mask_image", mask_image, "L")
         if isinstance(masks[0], Image.Image):
             masks = [np.array(x) / 255 for x in masks]
@@ -75,7 +76,7 @@ class MezzotintImageMixin:
         if not ((found >= 0) & (found <= 1)).all():
             raise ValueError("mask_image must be between 0 (stays) and 1 (is drawn): got other numbers")
         grey = ((found > 0.05) & (found < 0.95)).float().mean().item()
-        if grey > 0:
+        if grey > 0 and warn:
             logger.warning(
                 f"mask_image is grey in {grey:.1%} of its pixels: from 0.5 on they are drawn, below they stay"
             )

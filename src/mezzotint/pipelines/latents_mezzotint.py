@@ -68,7 +68,9 @@ class MezzotintLatentMixin:
         """The size that the U-Net was trained at, where it says so: of pictures height and width in pixels."""
         self.check_modality()
         size = self.unet.config.sample_size
-        sizes = tuple(size) if isinstance(size, (list, tuple)) else (size,) * self.unet.config.get("spatial_dims", 2)
+        sizes = (
+            tuple(size) if isinstance(size, (list, tuple)) else (size,) * getattr(self.unet.config, "spatial_dims", 2)
+        )
         return tuple(side and side * self.vae_scale_factor for side in sizes)
 
     def check_space(self) -> None:

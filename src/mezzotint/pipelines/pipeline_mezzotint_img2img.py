@@ -48,6 +48,7 @@ class MezzotintImg2ImgPipeline(
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
+        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -94,7 +95,7 @@ class MezzotintImg2ImgPipeline(
         num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
-            attribute_guidance_scale,
+            attribute_guidance_scale, dynamic_thresholding_ratio,
         )  # fmt: skip
         text = (
             prompt,

@@ -57,6 +57,7 @@ class MezzotintInpaintPipeline(
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
+        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -111,7 +112,7 @@ class MezzotintInpaintPipeline(
         num_inference_steps, guidance_scale = self.settle_steps(num_inference_steps, guidance_scale)
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
-            attribute_guidance_scale,
+            attribute_guidance_scale, dynamic_thresholding_ratio,
         )  # fmt: skip
         text = (
             prompt,
@@ -204,23 +205,23 @@ class MezzotintInpaintPipeline(
             pictures, masks = (self.for_each(*each, prompts, num_images_per_prompt).to(latents) for each in named)
             return pictures, masks
 
-        picture, mask, place = self._picture_and_mask(image, mask_image, padding_mask_crop)
+        picture, mask, place = self._picture_and_mask(image, mask_image, padding_mask_crop, warn=False)
         picture, mask = of_all(picture, mask)
         pictures = torch.where(mask > 0, self.decode(latents, picture.shape[2:]), picture)
         if place is None:
             return pictures
-        whole, hole = of_all(*self._picture_and_mask(image, mask_image)[:2])
+        whole, hole = of_all(*self._picture_and_mask(image, mask_image, warn=False)[:2])
         whole = whole.clone()
         whole[place] = torch.where(hole[place] > 0, _resized(pictures, whole[place].shape[2:]), whole[place])
         return whole
 
     def _picture_and_mask(
-        self, image, mask_image, crop: int | None = None
+        self, image, mask_image, crop: int | None = None, warn: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...] | None]:
         """The pictures (B, C, H, W) and masks (B, 1, H, W) that are drawn with, and their place in those that were
         given, where `crop` leaves only a part of them."""
         picture = self.read_image(image)
-        mask = self.read_mask(mask_image, (picture.shape[2], picture.shape[3]))
+        mask = self.read_mask(mask_image, (picture.shape[2], picture.shape[3]), warn)
         if crop is None or not mask.any():
             return picture, mask, None
         spatial = self.default_size

@@ -47,6 +47,7 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
+        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -82,7 +83,7 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         guider = self.guider if guider is None else guider
         guidance = MezzotintGuidance(
             guidance_scale, guidance_rescale, guidance_interval, guider, class_labels, classifier_scale, attributes,
-            attribute_guidance_scale,
+            attribute_guidance_scale, dynamic_thresholding_ratio,
         )  # fmt: skip
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
