@@ -63,11 +63,9 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
     for name, kind in MODALITIES.items():
         if name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
             continue
-        # bytes and a path may be any file's
-        typed = {
-            column: feature for column, feature in features.items() if config.modality or not isinstance(feature, dict)
-        }
-        columns = [column for column, feature in typed.items() if kind.reader.holds(feature)]
+        columns = [column for column, feature in features.items() if kind.reader.holds(feature)]
+        if config.modality is None:  # bytes and a path may be any file's
+            columns = [column for column in columns if not isinstance(features[column], dict)]
         if not columns and config.modality is None:
             continue
         config.modality = name

@@ -48,7 +48,6 @@ class MezzotintImg2ImgPipeline(
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
-        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -69,6 +68,7 @@ class MezzotintImg2ImgPipeline(
         cross_attention_kwargs: dict[str, Any] | None = None,
         corrector_steps: int = 0,
         snr: float = 0.16,
+        dynamic_thresholding_ratio: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures like `image`. Arguments that are not listed here are those of `MezzotintPipeline`.
 

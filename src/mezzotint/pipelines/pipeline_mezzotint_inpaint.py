@@ -57,7 +57,6 @@ class MezzotintInpaintPipeline(
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
-        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -78,6 +77,7 @@ class MezzotintInpaintPipeline(
         cross_attention_kwargs: dict[str, Any] | None = None,
         corrector_steps: int = 0,
         snr: float = 0.16,
+        dynamic_thresholding_ratio: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw what `mask_image` covers of `image`, so that it goes with the rest, which stays as it is, bit for bit.
         Arguments that are not listed here are those of `MezzotintPipeline`.

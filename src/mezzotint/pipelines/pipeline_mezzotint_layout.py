@@ -47,7 +47,6 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guider: BaseGuidance | None = None,
-        dynamic_thresholding_ratio: float | None = None,
         class_labels: int | str | list[int] | list[str] | torch.Tensor | None = None,
         classifier_scale: float = 1.0,
         attributes: dict[str, Any] | list[dict[str, Any]] | None = None,
@@ -66,6 +65,7 @@ class MezzotintLayoutPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzo
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         cross_attention_kwargs: dict[str, Any] | None = None,
+        dynamic_thresholding_ratio: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw what `mask_image` lays out. Arguments that are not listed here are those of `MezzotintPipeline`.
 
