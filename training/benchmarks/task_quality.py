@@ -247,7 +247,8 @@ def seams(pipe: Any, small: torch.Tensor) -> list[str]:
         tile, overlap = pipe.tiles(None, given)
         ends = {x - 1 for first in range(0, big.shape[-1] - tile, tile - overlap) for x in (first, first + tile)}
         edges = sorted(ends - {-1})
-        others = sorted({*range(big.shape[-1] - 1)} - ends)
+        patch = pipe.unet.config.patch_size  # a network of patches changes most between them, tiles or not
+        others = sorted({*range(patch - 1, big.shape[-1] - 1, patch)} - ends)
         ratios = []
         for picture in (big, plain):
             steps = picture.diff(dim=-1).abs().mean((0, 1, 2))
