@@ -133,9 +133,7 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         else None
     ),
     "dynamic_thresholding_ratio": lambda about, default: (
-        gr.Number(
-            None, label="Dynamic thresholding", info="quantile, say 0.995 or 0.01; empty: none", minimum=0, maximum=1
-        )
+        gr.Number(0, label="Dynamic thresholding", info="quantile, say 0.995 or 0.01; 0: none", minimum=0, maximum=1)
         if about.can_be_guided and about.pipe.vae is None
         else None
     ),
@@ -303,8 +301,9 @@ class Controls:
             call[name] = int(call[name])
         if "prompt" in values:
             call["prompt"] = values["prompt"].strip()
-        if not call.get("negative_prompt"):
-            call.pop("negative_prompt", None)
+        for name in ("negative_prompt", "dynamic_thresholding_ratio"):  # where there is none
+            if not call.get(name):
+                call.pop(name, None)
         if values.get("guidance_low") or values.get("guidance_high"):
             low, high = (values.get(name) for name in ("guidance_low", "guidance_high"))
             call["guidance_interval"] = (low or 0.0, high or float("inf"))
