@@ -198,11 +198,10 @@ def test_signals_are_the_stage_s(tmp_path):
 
 def test_a_stage_is_launched_by_what_is_asked_for(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(train_cascade, "called", lambda command: commands.append(command) or 75)
-    called(train_cascade, *words(launch="accelerate launch --num_processes 2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cascade, "called", lambda command: commands.append(command) or 75)
+        called(train_cascade, *words(launch="accelerate launch --num_processes 2"))
     assert commands[0][:6] == ["accelerate", "launch", "--num_processes", "2", "-m", "mezzotint_training.train"]
-    result = called(train_cascade, *words(launch="no-such-program"))
-    monkeypatch.undo()
     result = called(train_cascade, *words(launch="no-such-program"))
     assert result.code == 2 and "launch must name a command that can be run" in result.err
     monkeypatch.setenv("WORLD_SIZE", "2")
