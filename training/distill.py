@@ -19,7 +19,6 @@ import copy
 import json
 import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,10 @@ from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
     end_together,
-    ending_at_once,
-    make_accelerator,
     seed_dropout,
     signals,
-    sole_use,
     stop_at,
+    under_way,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -136,10 +133,7 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         UserError, CannotGoOn, Interrupted: as `train.train` does.
     """
-    began, output_dir = time.monotonic(), Path(config.output_dir)
-    accelerator = make_accelerator(config, output_dir)
-    with ending_at_once(), sole_use(output_dir, accelerator):
-        return _distill(config, output_dir, accelerator, began)
+    return under_way(config, _distill)
 
 
 def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, began: float) -> Path:
@@ -183,9 +177,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
     if not config.streaming:
         place = config.cache_dir or output_dir / "cache"
         encode.prepare(source.texts(), place, progress=accelerator.is_local_main_process)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
-    report = Report(output_dir, accelerator, config.max_train_steps, position.step)
+    report = Report.of(config, accelerator, position.step)
     cost = evaluations(config)
     report.say(f"{config.max_train_steps:,} updates of {meter.pictures} pictures, {cost} passes of a network for each")
 

@@ -17,11 +17,8 @@ cases the same command goes on where it stopped.
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
 
 # isort: split
-import copy
-import json
 import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,12 +40,10 @@ from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
     end_together,
-    ending_at_once,
-    make_accelerator,
     seed_dropout,
     signals,
-    sole_use,
     stop_at,
+    under_way,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -84,20 +79,12 @@ def train(config: TrainConfig) -> Path:
             removed meanwhile.
         Interrupted: after SIGTERM or SIGINT, with a checkpoint written if there was a step.
     """
-    began, output_dir = time.monotonic(), Path(config.output_dir)
-    accelerator = make_accelerator(config, output_dir)
-    if config.plan:
-        return _train(config, output_dir, accelerator, began)
-    with ending_at_once(), sole_use(output_dir, accelerator):
-        return _train(config, output_dir, accelerator, began)
+    return under_way(config, _train)
 
 
 def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, began: float) -> Path:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    stop_at_bad_rows = config.on_bad_row == "stop"
-    if config.plan:  # list every bad row instead of stopping at the first
-        config = copy.copy(config)
-        config.on_bad_row = "skip"
+    config, stop_at_bad_rows = plan.listing_all(config)
 
     # 1. The data, and the settings that follow from them
     components = pretrained_components(config) if config.pretrained_model_name_or_path else None
@@ -121,12 +108,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     place = config.cache_dir or output_dir / CACHE
     if latents is not None:
         source.take(latents)
-        if not config.plan:
+    for computed in (latents, embeddings):
+        if computed is not None and not config.plan:
             sets = (source.known, source.held_out)
-            latents.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
-    if embeddings is not None and not config.plan:
-        sets = (source.known, source.held_out)
-        embeddings.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
+            computed.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
     torch.manual_seed(config.seed)
     components = components or new_components(config, source.data, source.attributes, vae, embeddings)
     size = tuple(side // facts.latent_factor for side in source.data.size)
@@ -197,25 +182,14 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
         seconds = latents.seconds * len(source.known) / world
         tell(f"{'latents':<12} of {len(source.known):,} pictures, about {seconds:,.0f} s before the first step")
     if config.plan:
-        if source.bad and stop_at_bad_rows:
-            tell(
-                f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them"
-            )
-        step = position.step
-        for _ in range(plan.STEPS):
-            update()
-        tell_time(step)
-        tell(json.dumps(planned))
-        end_together(accelerator)
+        plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir
     if main:
         write_recipe(config, output_dir)
         drop_snapshots_after(output_dir, position.step)
     if not config.streaming:
         encode.prepare(source.texts(), place, progress=accelerator.is_local_main_process)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
-    report = Report(output_dir, accelerator, config.max_train_steps, position.step)
+    report = Report.of(config, accelerator, position.step)
     tell = report.say
 
     # 6. The loop

@@ -15,11 +15,8 @@ Exit codes, and what happens to a run that is stopped, are those of `train.py`.
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
 
 # isort: split
-import copy
-import json
 import math
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,24 +25,22 @@ import torch
 from accelerate import Accelerator
 from diffusers.configuration_utils import FrozenDict
 
-from mezzotint import MezzotintPriorPipeline, MezzotintScheduler
+from mezzotint import MezzotintPriorPipeline
 from mezzotint.pipelines.embeddings_mezzotint import MezzotintPriorNetwork
 from mezzotint_training.config.errors import UserError, exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.prior import PriorConfig
-from mezzotint_training.config.rules import at_most, known_arguments, number
+from mezzotint_training.config.rules import at_most, number
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
-from mezzotint_training.engine import plan, sharding
+from mezzotint_training.engine import plan
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
     end_together,
-    ending_at_once,
-    make_accelerator,
     seed_dropout,
     signals,
-    sole_use,
     stop_at,
+    under_way,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -53,6 +48,7 @@ from mezzotint_training.engine.threads import Neighbours
 from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
+from mezzotint_training.networks.components import new_scheduler
 from mezzotint_training.networks.saved import load_pipeline
 from mezzotint_training.networks.towers import Embeddings, TextEmbedding, new_prior, set_scale, towers_of
 from mezzotint_training.publishing.checks import foresee
@@ -69,22 +65,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: PriorConfig) -> Path:
     """Run `config` to its end and return the folder of the finished pipeline. What it raises is as of `train.py`."""
-    began, output_dir = time.monotonic(), Path(config.output_dir)
-    accelerator = make_accelerator(config, output_dir)
-    if sharding.sharded(accelerator):
-        raise UserError("a prior is trained whole on each process: got FSDP; possible is DDP")
-    if config.plan:
-        return _train(config, output_dir, accelerator, began)
-    with ending_at_once(), sole_use(output_dir, accelerator):
-        return _train(config, output_dir, accelerator, began)
+    return under_way(config, _train, whole="a prior is")
 
 
 def _train(config: PriorConfig, output_dir: Path, accelerator: Accelerator, began: float) -> Path:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    stop_at_bad_rows = config.on_bad_row == "stop"
-    if config.plan:  # list every bad row instead of stopping at the first
-        config = copy.copy(config)
-        config.on_bad_row = "skip"
+    config, stop_at_bad_rows = plan.listing_all(config)
 
     # 1. The decoder, and the data as its two towers embed them
     components = decoder_of(config)
@@ -162,23 +148,12 @@ def _train(config: PriorConfig, output_dir: Path, accelerator: Accelerator, bega
 
     planned = foresee(config, source.facts(towers.tokenizer), [], components, learner, try_batch)
     if config.plan:
-        if source.bad and stop_at_bad_rows:
-            tell(
-                f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them"
-            )
-        step = position.step
-        for _ in range(plan.STEPS):
-            update()
-        tell_time(step)
-        tell(json.dumps(planned))
-        end_together(accelerator)
+        plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir
     if main:
         write_recipe(config, output_dir)
     encode.prepare(source.texts(), place, progress=local)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
-    report = Report(output_dir, accelerator, config.max_train_steps, position.step)
+    report = Report.of(config, accelerator, position.step)
     tell = report.say
 
     # 6. The loop
@@ -236,18 +211,6 @@ def decoder_of(config: PriorConfig) -> dict[str, Any]:
     if (task := pipe.trained_for["task"]) != "unclip":
         raise UserError(f"decoder must be trained for unclip (train.py --task unclip): got one for {task}")
     return dict(pipe.components)
-
-
-def new_scheduler(config: PriorConfig) -> MezzotintScheduler:
-    """The noise levels of the prior.
-
-    Raises:
-        UserError: for arguments that they cannot have.
-    """
-    try:
-        return MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 if __name__ == "__main__":

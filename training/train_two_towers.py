@@ -15,11 +15,8 @@ Exit codes, and what happens to a run that is stopped, are those of `train.py`.
 import mezzotint_training  # noqa: F401 (before torch: it decides how threads wait)
 
 # isort: split
-import copy
-import json
 import math
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,21 +24,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.errors import exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.towers import TwoTowersConfig
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
-from mezzotint_training.engine import plan, sharding
+from mezzotint_training.engine import plan
 from mezzotint_training.engine.position import Position
 from mezzotint_training.engine.process import (
     agreed,
     end_together,
-    ending_at_once,
-    make_accelerator,
     seed_dropout,
     signals,
-    sole_use,
     stop_at,
+    under_way,
 )
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
@@ -64,22 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: TwoTowersConfig) -> Path:
     """Run `config` to its end and return the folder of the finished encoder. What it raises is as of `train.py`."""
-    began, output_dir = time.monotonic(), Path(config.output_dir)
-    accelerator = make_accelerator(config, output_dir)
-    if sharding.sharded(accelerator):
-        raise UserError("two towers are trained whole on each process: got FSDP; possible is DDP")
-    if config.plan:
-        return _train(config, output_dir, accelerator, began)
-    with ending_at_once(), sole_use(output_dir, accelerator):
-        return _train(config, output_dir, accelerator, began)
+    return under_way(config, _train, whole="two towers are")
 
 
 def _train(config: TwoTowersConfig, output_dir: Path, accelerator: Accelerator, began: float) -> Path:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    stop_at_bad_rows = config.on_bad_row == "stop"
-    if config.plan:  # list every bad row instead of stopping at the first
-        config = copy.copy(config)
-        config.on_bad_row = "skip"
+    config, stop_at_bad_rows = plan.listing_all(config)
 
     # 1. The data, and the towers for them
     rows = open_rows(config)
@@ -145,22 +130,11 @@ def _train(config: TwoTowersConfig, output_dir: Path, accelerator: Accelerator, 
 
     planned = foresee(config, source.facts(towers.tokenizer), [], {"two_towers": towers.model}, learner, try_batch)
     if config.plan:
-        if source.bad and stop_at_bad_rows:
-            tell(
-                f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them"
-            )
-        step = position.step
-        for _ in range(plan.STEPS):
-            update()
-        tell_time(step)
-        tell(json.dumps(planned))
-        end_together(accelerator)
+        plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir
     if main:
         write_recipe(config, output_dir)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
-    report = Report(output_dir, accelerator, config.max_train_steps, position.step)
+    report = Report.of(config, accelerator, position.step)
     tell = report.say
 
     # 6. The loop

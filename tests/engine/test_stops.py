@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_a_signal_to_the_data_workers_is_the_runs_business(whole, tmp_path, monk
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch):
     clock = iter([0.0, 10.0])
-    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), train.signals() as caught:
         signal.raise_signal(signal.SIGINT)
         assert caught == [signal.SIGINT]

@@ -6,6 +6,8 @@
 memory and seconds are measured on batches of the run.
 """
 
+import copy
+import json
 import math
 import os
 import shutil
@@ -21,7 +23,7 @@ from accelerate import Accelerator
 
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine import sharding
-from mezzotint_training.engine.process import agreed
+from mezzotint_training.engine.process import agreed, end_together
 from mezzotint_training.engine.progress import peak_memory
 
 STEPS = 20  # that `--plan` takes, and after which a run says how long it will take
@@ -354,6 +356,44 @@ def time_lines(of: Mapping[str, Any], now: datetime | None = None) -> list[str]:
         f"{of['images_per_second']:.3g} images/s, {of['data_wait']:.0%} of the time waiting for data",
         f"{'time':<12} {_span(of['total'])} for {of['left']:,} steps{end} ({parts})",
     ]
+
+
+def listing_all(config: TrainConfig) -> tuple[TrainConfig, bool]:
+    """The settings by which a plan lists every bad row instead of stopping at the first, and whether the run itself
+    stops there."""
+    stops = config.on_bad_row == "stop"
+    if config.plan:
+        config = copy.copy(config)
+        config.on_bad_row = "skip"
+    return config, stops
+
+
+def rehearse(
+    update: Callable[[], Any],
+    tell_time: Callable[[int], None],
+    step: int,
+    planned: Mapping[str, Any],
+    stops: bool,
+    accelerator: Accelerator,
+) -> None:
+    """End a plan: take the updates that its time is told by, and tell that and the whole. All processes call this.
+
+    Args:
+        update: takes one update.
+        tell_time: tells the time, given the step that they began at, which it adds to `planned`.
+        step: that they begin at.
+        planned: the plan.
+        stops: whether the run will stop at a bad row that there is.
+    """
+    if stops:
+        accelerator.print(
+            f"{'warning':<12} the run will stop at the first of these rows; --on_bad_row skip goes on without them"
+        )
+    for _ in range(STEPS):
+        update()
+    tell_time(step)
+    accelerator.print(json.dumps(planned))
+    end_together(accelerator)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from mezzotint_training.config.errors import Interrupted, UserError, one_line
 from mezzotint_training.config.settings import TrainConfig
-from mezzotint_training.engine import threads
+from mezzotint_training.engine import sharding, threads
 from mezzotint_training.engine.checkpoint import recover
 from mezzotint_training.engine.files import hold
 
@@ -63,6 +63,29 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return accelerator
+
+
+def under_way(
+    config: TrainConfig, body: Callable[[Any, Path, Accelerator, float], Path], whole: str | None = None
+) -> Path:
+    """Call `body` with the settings of a run, its `output_dir`, its accelerator and the time at which it began, and
+    return what it does: the folder of what is finished. Nobody else may use the folder meanwhile, which a plan alone
+    does not touch.
+
+    Args:
+        whole: what is trained, with its verb, if that is whole on each process.
+
+    Raises:
+        UserError: for a configuration of accelerate that the run cannot have, or a folder in use.
+    """
+    began, output_dir = time.monotonic(), Path(config.output_dir)
+    accelerator = make_accelerator(config, output_dir)
+    if whole is not None and sharding.sharded(accelerator):
+        raise UserError(f"{whole} trained whole on each process: got FSDP; possible is DDP")
+    if config.plan:
+        return body(config, output_dir, accelerator, began)
+    with ending_at_once(), sole_use(output_dir, accelerator):
+        return body(config, output_dir, accelerator, began)
 
 
 def has_bf16() -> bool:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.engine.files import write_text
 from mezzotint_training.engine.progress import peak_memory
 
@@ -182,6 +184,13 @@ class Report:
                 self.bar = Progress(*columns, console=console)
                 self.task = self.bar.add_task("", total=total, completed=step)
                 self.bar.start()
+
+    @classmethod
+    def of(cls, config: TrainConfig, accelerator: Accelerator, step: int) -> "Report":
+        """The report of a run that goes on from `step`, whose trackers begin with its settings."""
+        if accelerator.log_with:
+            accelerator.init_trackers("logs", config={k: str(v) for k, v in asdict(config).items()})
+        return cls(Path(config.output_dir), accelerator, config.max_train_steps, step)
 
     def advance(self) -> None:
         if self.bar is not None:

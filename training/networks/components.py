@@ -79,12 +79,24 @@ def new_components(
     }
     try:
         unet = MezzotintUNetModel(**arguments)
-        scheduler = MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
     except ValueError as error:
         raise UserError(str(error)) from None
+    scheduler = new_scheduler(config)
     networks = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
     networks |= {} if embeddings is None else {"two_towers": embeddings.towers.model}
     return networks | ({} if vae is None else {"vae": vae})
+
+
+def new_scheduler(config: TrainConfig) -> MezzotintScheduler:
+    """The noise levels that the settings say.
+
+    Raises:
+        UserError: for arguments that they cannot have.
+    """
+    try:
+        return MezzotintScheduler(**known_arguments(config.scheduler, MezzotintScheduler))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
