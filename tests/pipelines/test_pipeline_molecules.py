@@ -8,7 +8,7 @@ import torch
 
 from mezzotint import MezzotintAudioPipeline, MezzotintMoleculePipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint.pipelines.conditions_mezzotint import classes_to_bits
-from mezzotint.pipelines.pipeline_mezzotint_molecules import MoleculePipelineOutput
+from mezzotint.pipelines.pipeline_mezzotint_molecules import MezzotintMoleculePipelineOutput
 
 VOCABULARY = {"": 0, "[C]": 0xFFFF, "[O]": 0x00FF, "[=C]": 0x0F0F, "[Branch1]": 0x3333}
 FREQUENCIES = {"": 0.5, "[C]": 0.3, "[O]": 0.15, "[=C]": 0.0499, "[Branch1]": 0.0001}
@@ -92,7 +92,7 @@ def test_a_fragment_is_kept_and_the_network_is_told_it_at_every_step(pipe):
 
 def test_forms_of_the_result(pipe):
     result = pipe(num_inference_steps=2, num_molecules_per_prompt=2)
-    assert isinstance(result, MoleculePipelineOutput) and all(isinstance(one, str) for one in result.molecules)
+    assert isinstance(result, MezzotintMoleculePipelineOutput) and all(isinstance(one, str) for one in result.molecules)
     data = {kind: call(pipe, output_type=kind) for kind in ("np", "pt", "latent", "str")}
     assert isinstance(data["np"], np.ndarray) and data["np"].shape == data["latent"].shape == (1, 16, LENGTH)
     torch.testing.assert_close(data["latent"] * 0.9 - 0.2, data["pt"])

@@ -145,14 +145,6 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, (spatial,), generator, latents)
         start, known = self.known(sound, drawn, length, noise)
-
-        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
-            """The sample after step `i` with what is known in its place."""
-            level = start
-            if i + 1 < len(schedule):
-                level = run.scheduler.add_noise(start, noise, schedule[i + 1].expand(batch_size))
-            return torch.where(known, level, latents)
-
         latents = noise * run.scheduler.init_noise_sigma
         if strength < 1:
             latents = run.scheduler.add_noise(start, noise, schedule[:1].expand(batch_size))
@@ -166,7 +158,7 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             eta,
             generator,
             *callback,
-            after_step=put_back if known.any() else None,
+            after_step=run.putting_back(start, ~known, noise, schedule) if known.any() else None,
             **corrector,
         )
 

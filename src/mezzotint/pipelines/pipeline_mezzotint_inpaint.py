@@ -10,7 +10,7 @@ imports; components arrive as arguments.
 import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,18 +139,18 @@ class MezzotintInpaintPipeline(
             raise ValueError(
                 f"num_resamples is for weights that are not trained for inpainting: got {num_resamples}, possible is 1"
             )
-        picture, mask, place = self._picture_and_mask(image, mask_image, crop)
+        given = self._picture_and_mask(image, mask_image, crop)
 
         # 2. What changes in a call is a copy's
         run = self.for_one_call(guidance, cross_attention_kwargs)
 
         # 3. Encode the text, and that to steer away from where there is guidance by one
         text, guidance, batch_size = run.prepare_conditions(
-            guidance, num_images_per_prompt, *text, prompts=len(picture)
+            guidance, num_images_per_prompt, *text, prompts=len(given.picture)
         )
         prompts = batch_size // num_images_per_prompt
-        picture = self.for_each("image", picture, prompts, num_images_per_prompt)
-        mask = self.for_each("mask_image", mask, prompts, num_images_per_prompt)
+        picture = self.for_each("image", given.picture, prompts, num_images_per_prompt)
+        mask = self.for_each("mask_image", given.mask, prompts, num_images_per_prompt)
 
         # 4. Choose the timesteps; what is known is noised to the level of each, always with the same noise
         if num_resamples > 1 and "solver_order" in run.scheduler.config:
@@ -184,7 +184,7 @@ class MezzotintInpaintPipeline(
         # 6. Back to pixels, with those that are known from the picture itself
         images = latents
         if output_type != "latent":
-            images = self.to_pictures(latents, image, mask_image, crop, num_images_per_prompt)
+            images = self._finished(latents, given, num_images_per_prompt)
             images = self.image_processor.postprocess(images, output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -198,6 +198,11 @@ class MezzotintInpaintPipeline(
     ) -> torch.Tensor:
         """The pictures, in [-1, 1], of the samples that a call ends in; the other arguments are those of the call. What
         is known is that of `image` itself, bit for bit."""
+        given = self._picture_and_mask(image, mask_image, padding_mask_crop, warn=False)
+        return self._finished(latents, given, num_images_per_prompt)
+
+    def _finished(self, latents: torch.Tensor, given: "_Given", num_images_per_prompt: int) -> torch.Tensor:
+        """As `to_pictures`, of what `_picture_and_mask` read."""
         prompts = len(latents) // num_images_per_prompt
 
         def of_all(pictures: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,31 +210,39 @@ class MezzotintInpaintPipeline(
             pictures, masks = (self.for_each(*each, prompts, num_images_per_prompt).to(latents) for each in named)
             return pictures, masks
 
-        picture, mask, place = self._picture_and_mask(image, mask_image, padding_mask_crop, warn=False)
-        picture, mask = of_all(picture, mask)
+        picture, mask = of_all(given.picture, given.mask)
         pictures = torch.where(mask > 0, self.decode(latents, picture.shape[2:]), picture)
-        if place is None:
+        if given.place is None:
             return pictures
-        whole, hole = of_all(*self._picture_and_mask(image, mask_image, warn=False)[:2])
-        whole = whole.clone()
+        whole, hole = of_all(given.whole, given.hole)
+        whole, place = whole.clone(), given.place
         whole[place] = torch.where(hole[place] > 0, _resized(pictures, whole[place].shape[2:]), whole[place])
         return whole
 
-    def _picture_and_mask(
-        self, image, mask_image, crop: int | None = None, warn: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...] | None]:
-        """The pictures (B, C, H, W) and masks (B, 1, H, W) that are drawn with, and their place in those that were
-        given, where `crop` leaves only a part of them."""
+    def _picture_and_mask(self, image, mask_image, crop: int | None = None, warn: bool = True) -> "_Given":
+        """The pictures and masks of a call, of which `crop` may leave only a part to be drawn with."""
         picture = self.read_image(image)
         mask = self.read_mask(mask_image, (picture.shape[2], picture.shape[3]), warn)
         if crop is None or not mask.any():
-            return picture, mask, None
+            return _Given(picture, mask, picture, mask, None)
         spatial = self.default_size
         left, top, right, bottom = self.image_processor.get_crop_region(
             Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
         )
         place = (..., slice(top, bottom), slice(left, right))
-        return _resized(picture[place], spatial), F.interpolate(mask[place], spatial, mode="nearest"), place
+        part = F.interpolate(mask[place], spatial, mode="nearest")
+        return _Given(_resized(picture[place], spatial), part, picture, mask, place)
+
+
+class _Given(NamedTuple):
+    """Pictures (B, C, H, W) and masks (B, 1, H, W) that are drawn with, those that were given, and the place of the
+    ones in the others, where they are a part of them."""
+
+    picture: torch.Tensor
+    mask: torch.Tensor
+    whole: torch.Tensor
+    hole: torch.Tensor
+    place: tuple[Any, ...] | None
 
 
 def _resized(pictures: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -27,8 +27,8 @@ SOURCE = Path(__file__).read_bytes()
 
 
 @dataclass
-class MoleculePipelineOutput(BaseOutput):
-    """What a pipeline of molecules returns.
+class MezzotintMoleculePipelineOutput(BaseOutput):
+    """Output of a pipeline of molecules.
 
     Args:
         molecules (`list` of `str`): strings in SELFIES or SMILES; or analog bits, a `torch.Tensor` or `np.ndarray` of
@@ -95,7 +95,7 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         cross_attention_kwargs: dict[str, Any] | None = None,
         corrector_steps: int = 0,
         snr: float = 0.16,
-    ) -> MoleculePipelineOutput | tuple:
+    ) -> MezzotintMoleculePipelineOutput | tuple:
         """Draw molecules. Arguments that are not listed here are those of `MezzotintPipeline`.
 
         Args:
@@ -107,7 +107,7 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             output_type (`"str"`, `"smiles"`, `"np"`, `"pt"` or `"latent"`): strings in the network's own notation;
                 in SMILES, for which SELFIES need the package `selfies`; the analog bits, about -1 and 1, as an array or
                 a tensor; or the normalised sample itself.
-            return_dict (`bool`): whether a `MoleculePipelineOutput` or the tuple `(molecules,)` comes back.
+            return_dict (`bool`): whether a `MezzotintMoleculePipelineOutput` or the tuple `(molecules,)` comes back.
 
         Raises:
             ValueError: for inputs that contradict each other or that the components cannot take, where the result is
@@ -149,15 +149,12 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         # 4. Choose the timesteps; a fragment is put back after each step, with the step's noise
         schedule = run.choose_timesteps(guidance, *steps)
         noise = run.draw_noise(batch_size, self.default_size, generator, latents)
+        put_back = None
         if kept is not None:
-            kept = kept.to(noise).expand(batch_size, -1, -1)
-
-        def put_back(latents: torch.Tensor, i: int) -> torch.Tensor:
-            """The sample after step `i` with the fragment that is kept."""
-            level, places = kept, kept.shape[2]
-            if i + 1 < len(schedule):
-                level = run.scheduler.add_noise(kept, noise[..., :places], schedule[i + 1].expand(batch_size))
-            return torch.cat([level, latents[..., places:]], 2)
+            drawn = torch.arange(noise.shape[2], device=noise.device) >= kept.shape[2]  # (positions,)
+            known = torch.zeros_like(noise)
+            known[..., : kept.shape[2]] = kept.to(noise)
+            put_back = run.putting_back(known, drawn, noise, schedule)
 
         # 5. Denoise
         latents = run.denoise(
@@ -168,7 +165,7 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             eta,
             generator,
             *callback,
-            after_step=None if kept is None else put_back,
+            after_step=put_back,
             **corrector,
         )
 
@@ -182,7 +179,7 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
                 molecules = self.strings(molecules)
         if output_type == "smiles":
             molecules = [self.to_smiles(one) for one in molecules]
-        return MoleculePipelineOutput(molecules=molecules) if return_dict else (molecules,)
+        return MezzotintMoleculePipelineOutput(molecules=molecules) if return_dict else (molecules,)
 
     def strings(self, data: torch.Tensor) -> list[str]:
         """The molecules of analog bits (molecules, channels, positions), up to the place up to which tokens and what
