@@ -1,4 +1,4 @@
-"""What a diffusers user would try on a checkpoint comes out as the table says."""
+"""The table of what a diffusers user would try on a checkpoint, made with a tiny one."""
 
 from mezzotint_training.benchmarks import diffusers_ways
 

@@ -1,4 +1,4 @@
-"""What the benchmark of the prior measures by itself."""
+"""Measures of the prior's benchmark that no library has."""
 
 import pytest
 import torch

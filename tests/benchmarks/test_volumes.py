@@ -1,4 +1,4 @@
-"""What the benchmarks of videos and solids measure, on sets of which it is known."""
+"""Measures of the benchmarks of videos and solids, on sets whose figures are known."""
 
 import pytest
 import torch

@@ -10,7 +10,8 @@ from mezzotint_training.config import recipe as recipe_files
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.config.recipe import read_recipe
-from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.config.settings import OF_MODALITIES, TrainConfig
+from mezzotint_training.config.tasks import MODALITIES
 
 DEFAULT = TrainConfig(dataset_name="digits")
 
@@ -341,6 +342,11 @@ def test_defaults_are_not_shared_between_runs():
     TrainConfig(dataset_name="digits").text_encoder["d_model"] = 1
     TrainConfig(dataset_name="digits").validation_prompts.append("x")
     assert TrainConfig(dataset_name="digits") == DEFAULT
+
+
+def test_programs_of_pictures_are_without_the_settings_of_all_other_modalities():
+    own = {name for kind in MODALITIES.values() for name in kind.settings} - set(MODALITIES["image"].settings)
+    assert own | {"modality", "sample_column"} == OF_MODALITIES
 
 
 def test_every_setting_says_what_it_may_be_when_a_run_goes_on():

@@ -77,14 +77,14 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
         known, held_out: 40 or more of each, with their row numbers.
         deviations: by which a row is `unlike` the others.
     """
-    size, texts = known.pixels[0].numel(), [captions[0] for captions in known.captions]
+    size = known.pixels[0].numel()
+    texts = {"known": [x[0] for x in known.captions], "held_out": [x[0] for x in held_out.captions]}
     reads = pipe.unet.config.cross_attention_dim is not None
     given, saved = {}, {}
     for name, some in {"known": known, "held_out": held_out}.items():
-        captions = [captions[0] for captions in some.captions]
-        given[name] = bits(pipe, some, captions, batch_size, seed, f"likelihood, {name.replace('_', ' ')}")
+        given[name] = bits(pipe, some, texts[name], batch_size, seed, f"likelihood, {name.replace('_', ' ')}")
         if reads:
-            empty = bits(pipe, some, [""] * len(captions), batch_size, seed, "the same without caption")
+            empty = bits(pipe, some, [""] * len(texts[name]), batch_size, seed, "the same without caption")
             saved[name] = empty - given[name]
     likely = {name: found.mean(1) for name, found in given.items()}
     apart = estimated(_told_apart, likely["known"][:, None], likely["held_out"][:, None], "share")[0]
@@ -97,7 +97,12 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
 
     def row(i: int, **what: float) -> dict[str, Any]:
         number = i if known.numbers is None else int(known.numbers[i])
-        return {"row": number, "caption": texts[i], "bits_per_dimension": float(likely["known"][i] / size), **what}
+        return {
+            "row": number,
+            "caption": texts["known"][i],
+            "bits_per_dimension": float(likely["known"][i] / size),
+            **what,
+        }
 
     of_known = likely["known"]
     spread = 1.4826 * (of_known - of_known.median()).abs().median()

@@ -5,6 +5,7 @@ autoencoders, `towers.py` of two-tower encoders."""
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ RECENT_BYTES = 2**28
 ROWS = 16
 
 
-class Computed:
+class Computed(ABC):
     """Reads what a network makes of each row: of all versions of its picture, (versions, channels, height, width), the
     first of the picture as it is. It depends on the row alone, to the last bit, so it may be kept and forgotten at
     will: on disk after `prepare`, and what was used last in memory. A subclass has the network.
@@ -44,21 +45,21 @@ class Computed:
         self.recent, self.cache = Recent(RECENT_BYTES), None
         self.estimating, self.known, self.seconds = False, {}, 0.0
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def changes(self) -> list[Any]:
         """What is done to pictures, and by what, as plain data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def versions(self, number: int, pixels: torch.Tensor) -> torch.Tensor:
         """Versions (versions, C, H, W) in [-1, 1] of the bytes of a picture of the row `number`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """What is computed, (B, channels, height, width) on the CPU, of pictures (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
     def prepare(
         self, sets: Iterable[CaptionedSamples], data: dict[str, Any], folder: Path | str, progress: bool = True

@@ -100,8 +100,8 @@ def bits_to_classes(bits: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def bits_to_shares(bits: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """How likely each class is, of bits that are means of what they may be: one of mean `b` is 1 with probability
-    `(1 + b) / 2`, whatever the others are. What codes beyond the classes have goes to the last class.
+    """Probabilities of the classes, given the means of their analog bits: a bit of mean `b` is 1 with probability
+    `(1 + b) / 2`, independently of the others. Codes beyond the number of classes count as the last class.
 
     Args:
         bits (`torch.Tensor` of shape `(B, class_bits(num_classes), H, W)`): the lowest bit first; cut to [-1, 1].

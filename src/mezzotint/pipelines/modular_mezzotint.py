@@ -232,7 +232,7 @@ class _MezzotintAutoBlocks(AutoPipelineBlocks):
         return type(self).__doc__ or ""
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """As of the steps."""
+        """The bar of the steps, whichever task they are of: `disable=True` for none."""
         for block in self.sub_blocks.values():
             block.set_progress_bar_config(**kwargs)
 
@@ -293,7 +293,7 @@ def _inputs(call: Any, names: tuple[str, ...] | None = None) -> list[InputParam]
 
 @functools.cache
 def _described(call: Any) -> dict[str, str]:
-    """What a call's docstring says of each of its arguments."""
+    """Descriptions of a call's arguments, by name, from its docstring."""
     entries = re.findall(r"^ {4}(\w+)(?: \([^:]*\))?: (.+(?:\n {8}.+)*)", inspect.getdoc(call) or "", re.MULTILINE)
     found: dict[str, str] = {}
     for name, text in entries:

@@ -99,7 +99,7 @@ class MezzotintCascadePipeline(
 
     @property
     def scales(self) -> list[int]:
-        """How many times each upscaler enlarges."""
+        """Factors by which the upscalers enlarge, in the order in which they draw."""
         return [unet.config.condition["scale"] for unet, _ in self.stages[1:]]
 
     @property
