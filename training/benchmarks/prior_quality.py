@@ -104,10 +104,10 @@ class Handed:
     """A decoder as a pipeline that draws from text, with the embeddings that a function of the texts gives."""
 
     def __init__(self, pipe: Any, embeds: Any):
-        self.pipe, self.embeds, self.unet = pipe, embeds, pipe.unet
+        self.pipe, self.embeds = pipe, embeds
 
-    def set_progress_bar_config(self, **settings: Any) -> None:
-        self.pipe.set_progress_bar_config(**settings)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipe, name)
 
     def __call__(self, prompt: list[str], **arguments: Any) -> Any:
         return self.pipe(image_embeds=self.embeds(prompt), **arguments)
