@@ -99,8 +99,8 @@ def test_of_a_spectrogram_the_windows_that_are_known_whole_are_put_back():
     drawn = torch.zeros(50, dtype=torch.bool)
     drawn[21:30] = True
     start, known = pipe.known(sound, drawn, 50, torch.zeros(1, 2, LENGTH))
-    # windows of 8 samples about every fourth one: those about 20 to 32 hear something that is drawn, and so does the one
-    # about 48, as the sound ends at 50
+    # windows of 8 samples about every fourth one: those about 20 to 32 hear something that is drawn, and so does the
+    # one about 48, as the sound ends at 50
     kept = {window for window in range(16) if known[0, 0, 4 * window : 4 * window + 4].all()}
     assert kept == {*range(5), *range(9, 12)} and known[0, 0].sum() == 4 * len(kept)
     padded = torch.nn.functional.pad(sound, (0, LENGTH - 50))

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""One sound: from the cell of a dataset to a waveform of 16 bits at the training length and rate, or to a spectrogram of
-as many numbers in its place, and back. What is wrong with one is found here.
+"""One sound: from the cell of a dataset to a waveform of 16 bits at the training length and rate, or to a spectrogram
+of as many numbers, and back. What is wrong with one is found here.
 
 A sample has a channel more than the sound: it says where there is sound, 1 there and -1 in the silence that a short
 one is filled up with. So the network draws how long a sound is.
@@ -104,8 +104,8 @@ def settle(
         about: what it knows of all samples.
 
     Raises:
-        ValueError: for a rate or an `n_fft` that is asked for and is not the saved model's; for a new network that would
-            not see whole windows.
+        ValueError: for a rate or an `n_fft` that is asked for and is not the saved model's; for a new network that
+            would not see whole windows.
     """
     rate = (about or {}).get("sampling_rate") or config.sampling_rate or first.sampling_rate
     if config.sampling_rate not in (None, rate):

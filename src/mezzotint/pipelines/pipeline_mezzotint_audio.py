@@ -248,8 +248,8 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         return (data - mean) / std, stays
 
     def waves(self, data: torch.Tensor, sound: torch.Tensor | None, drawn: torch.Tensor) -> torch.Tensor:
-        """Data (sounds, channels + 1, samples) with waveforms in the place of spectrograms, if these are diffused, which
-        agree with what stays of a sound."""
+        """Data (sounds, channels + 1, samples) with waveforms, which agree with what stays of a sound, in the place of
+        spectrograms, if these are diffused."""
         if self.n_fft is None:
             return data
         stays = known = None
