@@ -18,6 +18,7 @@ from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.rows import load_splits
 from mezzotint_training.data.source import look_at, open_rows
 from mezzotint_training.data.streaming import CaptionedStream, load_stream
+from mezzotint_training.metrics.pictures import draw
 from mezzotint_training.modalities import audio
 from mezzotint_training.modalities.contents import unit
 
@@ -146,6 +147,19 @@ def test_a_stream_of_sounds_has_the_same_samples():
     for sample in batch["sample"]:
         content = torch.where(torch.tensor([[False], [True]]), (sample > 0) * 65535 - 32768, sample * 32768)
         assert content.round().to(torch.int16).numpy().tobytes() in whole
+
+
+def test_a_run_on_spectrograms_is_a_pipeline_that_is_tuned_as_one_and_draws_sounds(tmp_path):
+    of_spectrograms = {"n_fft": 32, "unet": UNET | {"patch_size": 16}, "max_train_steps": 1, "validation_prompts": []}
+    folder = trained(tmp_path / "made", **TONES | of_spectrograms | {"load_back": True})
+    assert json.loads((folder / "metrics.json").read_text())["load_back"]["moved"] == 0  # by a stranger
+    like = {"pretrained_model_name_or_path": folder, "unet": ..., "text_encoder": ..., "n_fft": ...}
+    tuned = trained(tmp_path / "tuned", **TONES | of_spectrograms | like)
+    pipe = MezzotintAudioPipeline.from_pretrained(tuned)
+    about = pipe.unet.config.modality
+    assert about == {"name": "audio", "sampling_rate": 2000, "n_fft": 32} and pipe.unet.config.sample_size == 512
+    pixels = draw(pipe, [["a low tone"], ["a high tone"]], 2, 1.0, batch_size=2, seed=0, progress=False)
+    assert pixels.shape == (2, 1, 32, 32) and pixels.dtype == torch.uint8  # bands, windows
 
 
 def test_a_saved_pipeline_is_tuned_on_sounds_and_on_nothing_else(folder, tmp_path):

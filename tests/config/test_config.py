@@ -311,6 +311,7 @@ def changed(f: dataclasses.Field):
         "modality": "audio",
         "sampling_rate": 8000,
         "audio_length_in_s": 0.3,
+        "n_fft": 512,
         "frame_rate": 12.0,
     }
     if f.name in special:
@@ -354,8 +355,8 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     otherwise."""
     on_resume = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(TrainConfig)}
     assert {name for name, how in on_resume.items() if how == "same"} == {
-        "modality", "sample_column", "sampling_rate", "audio_length_in_s", "num_frames", "frame_rate", "random_turn",
-        "molecule_length_in_tokens",
+        "modality", "sample_column", "sampling_rate", "audio_length_in_s", "n_fft", "num_frames", "frame_rate",
+        "random_turn", "molecule_length_in_tokens",
         "task", "scale", "num_classes", "mask_column", "label_column", "attribute_columns",
         "pretrained_model_name_or_path", "revision", "unet", "scheduler", "text_encoder_name_or_path", "text_encoder",
         "max_text_length", "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers",

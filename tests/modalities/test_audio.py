@@ -1,6 +1,7 @@
 """One sound: formats, rates, channels, lengths, and what is wrong with a file. The oracle is a sine of known pitch."""
 
 import io
+import math
 import sys
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.lint import lint
 from mezzotint_training.data.rows import load_splits, settle_modality
 from mezzotint_training.data.source import first_sample, level_factor, look_at, open_rows
+from mezzotint_training.metrics.audio import seen
 from mezzotint_training.modalities import audio
 from mezzotint_training.modalities.contents import unit, whole
 
@@ -123,7 +125,7 @@ def test_without_the_library_one_line_says_what_brings_it(monkeypatch):
 
 
 def settings(**asked) -> SimpleNamespace:
-    return SimpleNamespace(**{"sampling_rate": None, "audio_length_in_s": None} | asked)
+    return SimpleNamespace(**{"sampling_rate": None, "audio_length_in_s": None, "n_fft": None, "unet": {}} | asked)
 
 
 def test_length_and_rate_are_the_sets_or_as_asked_or_the_saved_models():
@@ -146,6 +148,35 @@ def test_a_length_is_rounded_up_by_an_eighth_at_most_to_what_can_be_halved(lengt
         settings(audio_length_in_s=length / RATE), audio.Header(9, RATE, 2, RATE), tuple, None, {}
     )
     assert length <= found <= max(1.125 * length, length + 1) and found % 2 ** max(length.bit_length() - 4, 0) == 0
+
+
+def test_a_spectrogram_has_whole_windows_and_a_network_that_sees_them():
+    header = audio.Header(900, RATE, 2, RATE)
+    about = {"sampling_rate": RATE, "n_fft": 512}
+
+    def settled(patch_size, size=None, about=None, n_fft: int | None = 512):
+        asked = settings(n_fft=n_fft, unet={"patch_size": patch_size})
+        return audio.settle(asked, header, lambda: [header], size, about)
+
+    assert settled(256) == settled(512) == ((1024,), about)
+    assert settled(1, (2048,), about) == settled(1, (2048,), about, None) == ((2048,), about)
+    with pytest.raises(ValueError, match="^with n_fft 512, unet must have a patch_size of 256, .*: got 128$"):
+        settled(128)
+    with pytest.raises(ValueError, match="^n_fft must be that of the saved pipeline, none: got 512$"):
+        settled(256, (1024,), {"sampling_rate": RATE})
+    assert settled(1, (1024,), {"sampling_rate": RATE}, None) == ((1024,), {"sampling_rate": RATE})
+
+
+def test_a_sound_is_read_as_the_spectrogram_of_what_is_heard_and_looked_at_alike():
+    about, given = {"sampling_rate": RATE, "n_fft": 256}, cell(sine(1000, 3000))
+    found = audio.read(given, 2, (4096,), about)
+    assert found.dtype == torch.int16 and torch.equal(found[1], audio.read(given, 2, (4096,))[1])
+    windows = unit(found[0]).unflatten(0, (-1, 128))
+    assert (windows[2:22].argmax(1) == 31).all()  # 1000 Hz, of steps of 31.25 from the first on
+    assert windows[2:22, 31].numpy() == pytest.approx(1 + math.log10(0.5) / 2, abs=0.01) and (windows[26:] == -1).all()
+    both = (seen(x[None], RATE, n) for x, n in ((found, 256), (audio.read(given, 2, (4096,)), None)))
+    one, other = (x[..., :32].float() for x in both)
+    assert (one - other).abs().mean() < 2 and (one - other).abs().max() < 16  # of 255
 
 
 # ------------------------------------------------------------------------------------------------------ as a data set

@@ -139,7 +139,11 @@ def test_a_size_that_does_not_fit_the_patches_is_refused_with_one_that_does(make
             level_factor(settings, look_at(rows, settings, known))
         settings.resolution = [16, 24]
         assert level_factor(settings, look_at(rows, settings, known)) == 8
-    for wrong, words in ((0, "at least 1: got 0"), (65, "at most 64: got 65"), ("wide", "of type int: got 'wide'")):
+    for wrong, words in (
+        (0, "at least 1: got 0"),
+        (1025, "at most 1,024: got 1025"),
+        ("wide", "of type int: got 'wide'"),
+    ):
         with pytest.raises(UserError, match=f"^the unet's patch_size must be {words}$"):
             level_factor(config(unet={"patch_size": wrong}), Facts(None, (8, 8), 3))
 

@@ -6,17 +6,19 @@ import torch
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 
 from mezzotint import MezzotintAudioPipeline, MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint.pipelines.spectrograms_mezzotint import to_spectrogram
 
 RATE, LENGTH = 100, 64
 
 
-def make(channels: int = 2, **changes) -> MezzotintAudioPipeline:
+def make(channels: int = 2, n_fft: int | None = None, **changes) -> MezzotintAudioPipeline:
     torch.manual_seed(0)
+    about = {"name": "audio", "sampling_rate": RATE} | ({"n_fft": n_fft} if n_fft else {})
     unet = MezzotintUNetModel(
         sample_size=LENGTH, in_channels=channels, out_channels=channels, spatial_dims=1, block_out_channels=(8, 16),
         layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4, patch_size=4,
         sample_mean=(0.0,) * (channels - 1) + (0.2,), sample_std=(0.1,) * (channels - 1) + (0.9,),
-        modality={"name": "audio", "sampling_rate": RATE}, **changes,
+        modality=about, **changes,
     )  # fmt: skip
     for parameter in unet.parameters():  # no layer is zero any more
         torch.nn.init.normal_(parameter, std=0.1)
@@ -25,13 +27,13 @@ def make(channels: int = 2, **changes) -> MezzotintAudioPipeline:
     return pipe
 
 
-@pytest.fixture(scope="module")
-def pipe() -> MezzotintAudioPipeline:
-    return make()
+@pytest.fixture(scope="module", params=[None, 8], ids=["waveforms", "spectrograms"])
+def pipe(request) -> MezzotintAudioPipeline:
+    return make(n_fft=request.param)
 
 
-def call(pipe, seed: int = 0, **arguments):
-    return pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(seed), **arguments).audios
+def call(pipe, seed: int = 0, steps: int = 3, **arguments):
+    return pipe(num_inference_steps=steps, generator=torch.Generator().manual_seed(seed), **arguments).audios
 
 
 @pytest.mark.parametrize("seconds, samples", [(0.3, 30), (0.64, 64), (1.0, 100), (1e-9, 1)])
@@ -81,14 +83,28 @@ def test_what_a_mask_keeps_stays_to_the_bit_and_the_rest_is_drawn(pipe):
 
 def test_the_less_strength_the_nearer_to_the_sound(pipe):
     sound = np.random.default_rng(0).uniform(-0.1, 0.1, (1, 64)).astype(np.float32)
+
+    def seen(wave) -> torch.Tensor:  # phases of spectrograms are not the sound's
+        wave = torch.from_numpy(wave)
+        return wave if pipe.n_fft is None else to_spectrogram(wave, pipe.n_fft)
+
     near, far = (
-        np.abs(
-            pipe(audio=sound, strength=x, num_inference_steps=10, generator=torch.Generator().manual_seed(0)).audios[0]
-            - sound
-        ).mean()
-        for x in (0.1, 1.0)
+        (seen(call(pipe, audio=sound, strength=x, steps=10)[0]) - seen(sound)).abs().mean() for x in (0.1, 1.0)
     )
     assert near < far / 2
+
+
+def test_of_a_spectrogram_the_windows_that_are_known_whole_are_put_back():
+    pipe, sound = make(n_fft=8), torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) - 0.5
+    drawn = torch.zeros(50, dtype=torch.bool)
+    drawn[21:30] = True
+    start, known = pipe.known(sound, drawn, 50, torch.zeros(1, 2, LENGTH))
+    # windows of 8 samples about every fourth one: those about 20 to 32 hear something that is drawn, and so does the
+    # one about 48, as the sound ends at 50
+    kept = {window for window in range(16) if known[0, 0, 4 * window : 4 * window + 4].all()}
+    assert kept == {*range(5), *range(9, 12)} and known[0, 0].sum() == 4 * len(kept)
+    padded = torch.nn.functional.pad(sound, (0, LENGTH - 50))
+    torch.testing.assert_close(start[0, :1] * 0.1, to_spectrogram(padded, 8))  # of mean 0 and deviation 0.1
 
 
 def test_forms_of_the_result(pipe):

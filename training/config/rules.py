@@ -48,8 +48,8 @@ LONGEST = 12**-0.5
 GROUPS = 20
 # Rounds of a zero-shot classification before a caption may drop out
 LEAST_ROUNDS = 6
-# Pixels of a U-Net's patch along an axis
-PATCH = (at_least(1), at_most(64))
+# Positions of a U-Net's patch along an axis
+PATCH = (at_least(1), at_most(1024))
 # A picture of 8192x8192 pixels is still below Pillow's limit
 SIDE = (at_least(1), at_most(8192))
 

@@ -7,6 +7,7 @@ Settings come in layers, each over the one before: these defaults, a named recip
 """
 
 import functools
+import math
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -61,6 +62,7 @@ OF_MODALITIES = frozenset(
         "sample_column",
         "sampling_rate",
         "audio_length_in_s",
+        "n_fft",
         "num_frames",
         "frame_rate",
         "random_turn",
@@ -176,6 +178,14 @@ class TrainConfig:
     )
     audio_length_in_s: float | None = setting(
         None, "seconds of sound to train at, of longer ones the beginning; by default the longest one's", ABOVE_0
+    )
+    n_fft: int | None = setting(
+        None,
+        "samples of a window of the spectrogram that is drawn in place of a waveform, which learns sooner and is heard "
+        "by phases that are guessed; by default the waveform itself is drawn",
+        Rule("a power of 2", lambda x: x > 0 and math.log2(x).is_integer()),
+        at_least(4),
+        at_most(2**16),
     )
     num_frames: int | None = setting(
         None, "frames of a video to train at, its first ones; by default the shortest one's", at_least(2), at_most(4096)

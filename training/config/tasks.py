@@ -84,7 +84,7 @@ MODALITIES = {
     "audio": Modality(
         "audio", 1, "sound", "audio", "audio_length_in_s, in samples,",
         Task("MezzotintAudioPipeline", "text-to-audio", "text_to_audio.md.jinja"),
-        ("sampling_rate", "audio_length_in_s"),
+        ("sampling_rate", "audio_length_in_s", "n_fft"),
     ),
     "video": Modality(
         "video", 3, "video", "video", "num_frames, height and width",

@@ -7,6 +7,8 @@ import math
 
 import torch
 
+from mezzotint.pipelines.spectrograms_mezzotint import loudness
+
 BANDS, RANGE = 32, 80  # pitches of a picture of a sound; decibels from black to white
 WINDOW, HOP = 0.032, 0.016  # seconds
 
@@ -31,20 +33,27 @@ def mel_filters(sampling_rate: int, window: int) -> torch.Tensor:
     return torch.stack(filters)
 
 
-def seen(content: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+def seen(content: torch.Tensor, sampling_rate: int, n_fft: int | None = None) -> torch.Tensor:
     """Sounds as bytes of grey pictures `(N, 1, pitches, times)`, the lowest pitch first: 32 bands of the mel scale over
-    80 decibels, every 16 ms.
+    80 decibels, every 16 ms, or of spectrograms in each of their windows.
 
     Args:
         content (`torch.Tensor` of shape `(N, channels + 1, samples)`): whole numbers, as `modalities/audio.py` has
             them; the last channel is not looked at.
         sampling_rate: samples a second.
+        n_fft: samples of a window, where they are spectrograms.
     """
-    waves = content[:, :-1].float().mean(1) / 32768  # (N, samples)
-    window, hop = 2 ** round(math.log2(WINDOW * sampling_rate)), max(1, round(HOP * sampling_rate))
-    shape = torch.hann_window(window, device=waves.device)
-    spectrum = torch.stft(waves, window, hop, window=shape, pad_mode="constant", return_complex=True).abs() / window
-    power = mel_filters(sampling_rate, window).to(waves.device) @ spectrum.square()  # (N, bands, times)
+    sounds = content[:, :-1].float() / 32768  # (N, channels, samples)
+    if n_fft is None:
+        window, hop = 2 ** round(math.log2(WINDOW * sampling_rate)), max(1, round(HOP * sampling_rate))
+        waves, shape = sounds.mean(1), torch.hann_window(window, device=sounds.device)
+        spectrum = torch.stft(waves, window, hop, window=shape, pad_mode="constant", return_complex=True).abs() / window
+    else:
+        window = n_fft
+        loud = loudness(sounds) / 4  # of the loudest sine 1/4, as above
+        spectrum = loud.mean(1).unflatten(1, (-1, n_fft // 2)).transpose(1, 2)  # (N, frequencies, windows)
+        spectrum = torch.nn.functional.pad(spectrum, (0, 0, 1, 0))  # no frequency 0
+    power = mel_filters(sampling_rate, window).to(sounds.device) @ spectrum.square()  # (N, bands, times)
     decibels = 10 * power.clamp(min=1e-12).log10()
     bright = ((decibels + RANGE + 10) / RANGE).clamp(0, 1)  # 0 of the loudest sine is -12
     return (255 * bright).round().byte()[:, None]

@@ -21,7 +21,7 @@ from mezzotint_training.networks.saved import sample_size
 # What judges look at in the place of samples that are no pictures, by their modality: of sounds spectrograms, of videos
 # and solids one picture whose channels are those of all frames, or of all slices from front to back
 SEEN = {
-    "audio": lambda content, about: audio.seen(content, about["sampling_rate"]),
+    "audio": lambda content, about: audio.seen(content, about["sampling_rate"], about.get("n_fft")),
     "video": lambda content, about: content.flatten(1, 2),
     "voxels": lambda content, about: content.flatten(1, 2),
 }
@@ -147,6 +147,7 @@ def draw(
             parts.append((drawn.images.float().cpu() * 255).round().byte())
         else:
             content = MODALITIES[pipe.modality].reader.content
-            samples = torch.stack([content(one, pipe.channels, pipe.default_size) for one in drawn[0]])
-            parts.append(seen(pipe.modality, samples, pipe.unet.config.modality))
+            about = pipe.unet.config.modality
+            samples = torch.stack([content(one, pipe.channels, pipe.default_size, about) for one in drawn[0]])
+            parts.append(seen(pipe.modality, samples, about))
     return torch.cat(parts)

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""One sound: from the cell of a dataset to a waveform of 16 bits at the training length and rate, and back. What is
-wrong with one is found here.
+"""One sound: from the cell of a dataset to a waveform of 16 bits at the training length and rate, or to a spectrogram
+of as many numbers, and back. What is wrong with one is found here.
 
 A sample has a channel more than the sound: it says where there is sound, 1 there and -1 in the silence that a short
 one is filled up with. So the network draws how long a sound is.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mezzotint.pipelines.spectrograms_mezzotint import to_spectrogram
 from mezzotint_training.modalities.contents import faults_in_one_line, file_of, whole
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
@@ -92,7 +93,8 @@ def settle(
     about: Mapping[str, Any] | None,
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The number of samples to train at, and their `sampling_rate`: as asked, or the saved model's, or the longest
-    sound's and the first one's. The number is rounded up by at most an eighth, to what a network can halve often.
+    sound's and the first one's. The number is rounded up by at most an eighth, to what a network can halve often; of a
+    spectrogram, with `n_fft`, to whole windows.
 
     Args:
         config: the run's settings.
@@ -102,19 +104,29 @@ def settle(
         about: what it knows of all samples.
 
     Raises:
-        ValueError: for a rate that is asked for and is not the saved model's.
+        ValueError: for a rate or an `n_fft` that is asked for and is not the saved model's; for a new network that
+            would not see whole windows.
     """
     rate = (about or {}).get("sampling_rate") or config.sampling_rate or first.sampling_rate
     if config.sampling_rate not in (None, rate):
         raise ValueError(f"sampling_rate must be that of the saved pipeline, {rate}: got {config.sampling_rate}")
+    n_fft = (about or {}).get("n_fft") if about else config.n_fft
+    if config.n_fft not in (None, n_fft):
+        raise ValueError(f"n_fft must be that of the saved pipeline, {n_fft or 'none'}: got {config.n_fft}")
+    if n_fft and not about and (patch := config.unet.get("patch_size", 1)) % (n_fft // 2):
+        raise ValueError(
+            f"with n_fft {n_fft}, unet must have a patch_size of {n_fft // 2}, the numbers of a window, or a multiple: "
+            f"got {patch}"
+        )
+    known = {"sampling_rate": rate} | ({"n_fft": n_fft} if n_fft else {})
     if config.audio_length_in_s is not None:
         length = math.ceil(config.audio_length_in_s * rate)
     elif size is not None:
-        return size, {"sampling_rate": rate}
+        return size, known
     else:
         length = max(header._replace(trained_at=rate).length for header in headers())
-    step = 2 ** max(length.bit_length() - 4, 0)
-    return (math.ceil(length / step) * step,), {"sampling_rate": rate}
+    step = max(2 ** max(length.bit_length() - 4, 0), (n_fft or 2) // 2)
+    return (math.ceil(length / step) * step,), known
 
 
 def header(cell: dict | None, about: Mapping[str, Any] | None = None) -> Header:
@@ -132,7 +144,8 @@ def read(
     cell: dict | None, channels: int, size: tuple[int, ...], about: Mapping[str, Any] | None = None
 ) -> torch.Tensor:
     """The sound of a cell as 16 bits (channels, samples), of which the last channel says where there is sound: from its
-    beginning, at the rate of `about`, filled up with silence. Several channels are mixed, or one is repeated.
+    beginning, at the rate of `about`, filled up with silence. Several channels are mixed, or one is repeated. With an
+    `n_fft` in `about` there is a spectrogram in the place of the waveform, as `to_spectrogram` has it.
 
     Raises:
         ValueError: for one that cannot be read, is cut short, empty or not finite, in one line.
@@ -156,15 +169,20 @@ def read(
 
             common = math.gcd(rate, target)
             sound = resample_poly(sound, target // common, rate // common)
-    return content(sound.T, channels, size)
+    return content(sound.T, channels, size, about)
 
 
-def content(drawn: np.ndarray, channels: int, size: tuple[int, ...]) -> torch.Tensor:
+def content(
+    drawn: np.ndarray, channels: int, size: tuple[int, ...], about: Mapping[str, Any] | None = None
+) -> torch.Tensor:
     """A sound (channels, samples) in [-1, 1] as `read` returns it."""
-    length = min(drawn.shape[1], size[0])
-    found = torch.zeros(channels, *size, dtype=torch.int16)
-    found[:-1, :length] = whole(torch.from_numpy(np.ascontiguousarray(drawn[:, :length], np.float32)), torch.int16)
-    found[-1] = -(2**15)
+    length, n_fft = min(drawn.shape[1], size[0]), (about or {}).get("n_fft")
+    wave = torch.zeros(channels - 1, *size)
+    wave[:, :length] = torch.from_numpy(np.ascontiguousarray(drawn[:, :length], np.float32))
+    found = torch.full((channels, *size), -(2**15), dtype=torch.int16)
+    if n_fft and size[0] > 1:  # a size of 1 asks only whether it can be read
+        wave = to_spectrogram(wave, n_fft)
+    found[:-1] = whole(wave, torch.int16)
     found[-1, :length] = 2**15 - 1
     return found
 

@@ -151,7 +151,9 @@ def read(cell: Any, channels: int, size: tuple[int, ...], about: Mapping[str, An
     return torch.stack(frames, 1)  # (C, T, H, W)
 
 
-def content(drawn: np.ndarray, channels: int, size: tuple[int, ...]) -> torch.Tensor:
+def content(
+    drawn: np.ndarray, channels: int, size: tuple[int, ...], about: Mapping[str, Any] | None = None
+) -> torch.Tensor:
     """A drawn video (frames, height, width, channels) in [0, 1] as `read` returns it."""
     return torch.from_numpy((255 * np.asarray(drawn)).round().astype(np.uint8)).permute(3, 0, 1, 2)
 

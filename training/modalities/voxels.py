@@ -124,7 +124,9 @@ def read(cell: Any, channels: int, size: tuple[int, ...], about: Mapping[str, An
         return torch.from_numpy(np.ascontiguousarray(voxels.transpose(3, 0, 1, 2)))
 
 
-def content(drawn: np.ndarray, channels: int, size: tuple[int, ...]) -> torch.Tensor:
+def content(
+    drawn: np.ndarray, channels: int, size: tuple[int, ...], about: Mapping[str, Any] | None = None
+) -> torch.Tensor:
     """A drawn solid (depth, height, width, channels) in [0, 1] as `read` returns it."""
     return torch.from_numpy((255 * np.asarray(drawn)).round().astype(np.uint8)).permute(3, 0, 1, 2)
 

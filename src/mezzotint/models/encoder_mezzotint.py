@@ -37,8 +37,8 @@ WHOLE_NUMBERS = {
     "norm_num_groups": ("one", 1, 2**16),
     "augment_dim": ("one or none", 1, 2**16),
     "num_classes": ("one", 2, 2**20),
-    "patch_size": ("one", 1, 2**6),
-    "linear_skip_size": ("one or none", 1, 2**6),
+    "patch_size": ("one", 1, 2**10),
+    "linear_skip_size": ("one or none", 1, 2**10),
 }
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Text to sound: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, waveforms come out, each
-as long as the network draws it, or as it is told. A sound that is given is varied, filled in or continued.
+as long as the network draws it, or as it is told. A sound that is given is varied, filled in or continued. What is
+diffused is the waveform itself, or a spectrogram of as many numbers.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -18,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, DiffusionPip
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
+from mezzotint.pipelines.spectrograms_mezzotint import from_spectrogram, to_spectrogram
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -26,7 +28,8 @@ SOURCE = Path(__file__).read_bytes()
 class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, DiffusionPipeline):
     """Text-to-sound generation with classifier-free guidance, or another. Its components are described at
     `MezzotintSamplingMixin`; the U-Net is of one dimension, and the last channel of its samples says where there is
-    sound: above 0 there, below in the silence after it."""
+    sound: above 0 there, below in the silence after it. The others are samples of the waveform, or, where the U-Net's
+    `modality` has an `n_fft`, its spectrogram (`to_spectrogram`)."""
 
     pipeline_tag = "text-to-audio"
     title = "Text to sound"
@@ -41,6 +44,11 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
     def sampling_rate(self) -> int:
         """Samples of a sound a second, by the U-Net's config."""
         return self.unet.config.modality["sampling_rate"]
+
+    @property
+    def n_fft(self) -> int | None:
+        """Samples of a window of the spectrogram that is diffused; `None` where waveforms are."""
+        return self.unet.config.modality.get("n_fft")
 
     @torch.no_grad()
     def __call__(
@@ -91,7 +99,8 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
                 `audio_length_in_s` says.
             mask (`np.ndarray` or `torch.Tensor` of shape `(samples,)`, *optional*): of `audio`, 1 where it is to be
                 drawn and 0 where it stays, to the bit; what `audio_length_in_s` adds to it is drawn. What stays is put
-                back after each step, with the step's noise (<https://huggingface.co/papers/2201.09865>, algorithm 1).
+                back after each step, with the step's noise (<https://huggingface.co/papers/2201.09865>, algorithm 1);
+                of a spectrogram, the windows that lie in it whole.
             strength (`float`, *optional*): the part of the steps that is taken from `audio` on; by default 0.8, and 1
                 with a mask.
             num_waveforms_per_prompt (`int`): sounds for each prompt, side by side in the result.
@@ -165,7 +174,7 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         # 6. Back to waveforms
         audios: Any = latents
         if output_type != "latent":
-            audios = self.cut(self.decode(latents, latents.shape[2:]), length)
+            audios = self.cut(self.waves(self.decode(latents, latents.shape[2:]), sound, drawn), length)
             if sound is not None:
                 stays = torch.nonzero(~drawn)[:, 0]
                 for one in audios:
@@ -228,8 +237,27 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         if sound is not None:
             data[:, :-1, : sound.shape[1]] = sound.to(data)
             stays[:, :-1, : sound.shape[1]] = ~drawn.to(stays.device)
+        if self.n_fft is not None:
+            # A window's numbers are known where all its samples are, half of which belong to those beside it
+            hop, kept = self.n_fft // 2, torch.nn.functional.pad(~drawn, (0, noise.shape[2] - len(drawn)))
+            whole = kept.unflatten(0, (-1, hop)).all(1)
+            whole &= torch.nn.functional.pad(whole, (1, 0), value=True)[:-1]
+            data[:, :-1] = to_spectrogram(data[:, :-1], self.n_fft).to(data)
+            stays[:, :-1] = whole.repeat_interleave(hop).to(stays.device)
         mean, std = self._scale(noise)
         return (data - mean) / std, stays
+
+    def waves(self, data: torch.Tensor, sound: torch.Tensor | None, drawn: torch.Tensor) -> torch.Tensor:
+        """Data (sounds, channels + 1, samples) with waveforms, which agree with what stays of a sound, in the place of
+        spectrograms, if these are diffused."""
+        if self.n_fft is None:
+            return data
+        stays = known = None
+        if sound is not None:
+            missing = (0, data.shape[2] - len(drawn))
+            stays = torch.nn.functional.pad(~drawn, missing).to(data.device)
+            known = torch.nn.functional.pad(sound, missing).to(data)
+        return torch.cat([from_spectrogram(data[:, :-1], self.n_fft, known, stays).to(data), data[:, -1:]], 1)
 
     @staticmethod
     def cut(data: torch.Tensor, length: int | None) -> list[torch.Tensor]:

@@ -19,8 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.guiders import BaseGuidance
-from diffusers.guiders.guider_utils import rescale_noise_cfg
-from diffusers.hooks import PyramidAttentionBroadcastConfig
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -28,7 +26,8 @@ from diffusers.utils import logging, scale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mezzotint.pipelines.conditions_mezzotint import attribute_vector, attributes_without
+from mezzotint.pipelines.conditions_mezzotint import attribute_vector
+from mezzotint.pipelines.guidance_mezzotint import MezzotintGuidedNetwork, _with_hooks_of_its_own
 from mezzotint.pipelines.inputs_mezzotint import (
     MezzotintGuidance,
     MezzotintInputsMixin,
@@ -471,78 +470,22 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 with a scheduler that has none.
         """
         # 1. What each step costs: the timesteps that are guided, and how the scheduler steps
-        prompt_embeds, prompt_attention_mask = text
         within = [True] * len(schedule)
         if guidance.interval is not None:
             low, high = guidance.interval
             within = [low < sigma <= high for sigma in self._noise_levels(schedule)]
         accepted = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
-        guider = copy.copy(guidance.guider)  # it comes back as it was
-        guider_enabled = guider is not None and guider.get_state()["enabled"]
         if corrector_steps and not hasattr(self.scheduler, "corrector_step"):
             raise ValueError(f"corrector_steps needs a MezzotintScheduler: got {type(self.scheduler).__name__}")
+        network = MezzotintGuidedNetwork(self, latents, text, guidance, within, condition, evaluate)
 
-        # 2. A branch is a network and its rows of the text, which it reads once a call, not once a step
-        rows, negative_rows = slice(-len(latents), None), slice(len(latents))
-        unet, guidance_unet = self.unet, self.guidance_unet
-        caches = any(getattr(network, "is_cache_enabled", False) for network in (unet, guidance_unet))
-        one_state = isinstance(getattr(unet, "_cache_config", None), PyramidAttentionBroadcastConfig)
-        if one_state and (guider is not None or self.do_classifier_free_guidance and not all(within)):
-            raise ValueError(
-                "pyramid attention broadcast keeps the attention of one batch for all steps: got a guider or a "
-                "guidance_interval, under which batches differ; TaylorSeerCacheConfig goes with both"
-            )
-        if guider is not None and type(guider).prepare_models is not BaseGuidance.prepare_models:  # it changes layers
-            unet, guidance_unet = _with_hooks_of_its_own(unet), _with_hooks_of_its_own(guidance_unet)
-        # Attributes with a weight of their own come in one after the other, over all that has the usual one
-        said, scales = guidance.attributes, guidance.attribute_scale or {}
-        nothing = usual = None
-        rungs: dict[str, tuple[float, torch.Tensor]] = {}
-        if said is not None:
-            nothing, usual, *more = (
-                attributes_without(self.unet.config.attributes, said, names)
-                for names in (self.unet.config.attributes, *(list(scales)[i:] for i in range(len(scales) + 1)))
-            )
-            rungs = {f"with {name}": (scales[name], vector) for name, vector in zip(scales, more, strict=True)}
-        branches = {
-            "both": (unet, slice(None), None if nothing is None else torch.cat([nothing, usual])),
-            "cond": (unet, rows, usual),
-            "uncond": (unet, negative_rows, nothing),
-            "all": (unet, rows, said),
-            **{name: (unet, rows, vector) for name, (_, vector) in rungs.items()},
-        }
-        if guidance_unet is not None:
-            branches["uncond"] = (guidance_unet, rows, usual)
-        dtype, texts = self.unet.dtype, {}
-        if condition is None and self.unet.config.in_channels > self.unet.config.out_channels:
-            channels = self.unet.config.in_channels - self.unet.config.out_channels
-            condition = latents.new_zeros(len(latents), channels, *latents.shape[2:])
-            condition[:, -1] = 1  # nothing is known
-
-        def predict(branch: str, model_input: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            network, rows, attributes = branches[branch]
-            if condition is not None:
-                beside = torch.cat([condition] * (len(model_input) // len(condition)))
-                model_input = torch.cat([model_input, beside], dim=1)
-            if branch not in texts:
-                text = (x if x is None else x[rows] for x in (prompt_embeds, prompt_attention_mask))
-                texts[branch] = self._read_text(network, *text)
-                if attributes is not None:
-                    texts[branch]["attributes"] = attributes.to(dtype)
-            with network.cache_context(branch) if caches else nullcontext():  # what it keeps is the branch's own
-                if evaluate is None:
-                    output = network(model_input.to(dtype), timestep, **texts[branch], return_dict=False)[0]
-                else:
-                    output = evaluate(network, model_input.to(dtype), timestep, **texts[branch])
-            return output.float()  # the steps are taken in float32 whatever the network's precision
-
-        # 3. Step by step
+        # 2. Step by step
         before: Any = None  # the scheduler as the step found it
         # below 0 are the corrector's, at the level that the step before led to
         counts = [range(-corrector_steps if i else 0, num_resamples) for i in range(len(schedule))]
         steps = [(i, t, again) for i, t in enumerate(schedule) for again in counts[i]]
-        with WITH_CACHE if caches else nullcontext(), self.progress_bar(total=len(steps)) as progress_bar:
+        with WITH_CACHE if network.caches else nullcontext(), self.progress_bar(total=len(steps)) as progress_bar:
             for i, t, again in steps:
                 if self.interrupt:
                     continue
@@ -551,35 +494,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                         latents, self.scheduler = self._noised_again(latents, schedule, i, before, generator), before
                     before = copy.deepcopy(self.scheduler)
                 model_input = self.scheduler.scale_model_input(latents, t)
-                if guider is not None:
-                    if guider_enabled:
-                        guider.enable() if within[i] else guider.disable()
-                    guider.set_state(step=i, num_inference_steps=len(schedule), timestep=t)
-                    batches = guider.prepare_inputs({"branch": ("cond", "uncond")})
-                    for batch in batches:
-                        network = branches[batch.branch][0]
-                        guider.prepare_models(network)
-                        batch.noise_pred = predict(batch.branch, model_input, t)
-                        guider.cleanup_models(network)
-                    model_output = guider(batches)[0]
-                elif within[i] and self.do_classifier_free_guidance:
-                    if guidance_unet is None:  # both branches in one batch
-                        uncond, cond = predict("both", torch.cat([model_input] * 2), t).chunk(2)
-                    else:
-                        uncond, cond = predict("uncond", model_input, t), predict("cond", model_input, t)
-                    # uncond + w (cond - uncond), to the bit, in one piece of memory
-                    model_output = (cond - uncond).mul_(self.guidance_scale).add_(uncond)
-                    if guidance.rescale > 0:
-                        model_output = rescale_noise_cfg(model_output, cond, guidance.rescale)
-                else:
-                    model_output = cond = predict("cond" if within[i] else "all", model_input, t)
-                if within[i] and guider is None:
-                    for branch, (scale, _) in rungs.items():
-                        found = predict(branch, model_input, t)
-                        model_output, cond = model_output + scale * (found - cond), found
-                if guidance.labels is not None and within[i]:
-                    gradient = self.classifier.score(model_input, t, guidance.labels)
-                    model_output = self.scheduler.guide(model_output, t, guidance.classifier_scale * gradient)
+                model_output = network(model_input, t, i)
                 if guidance.thresholding is not None:
                     model_output = self._thresholded(model_output, t, model_input, guidance.thresholding)
                 if again < 0:
@@ -588,31 +503,14 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                     latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
                 if after_step is not None:
                     latents = after_step(latents, i if again >= 0 else i - 1)
-
                 if callback_on_step_end is not None and again >= 0:
-                    callback_kwargs = {}
                     names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
+                    tensors = dict(zip(("prompt_embeds", "prompt_attention_mask"), network.text, strict=True))
+                    tensors["latents"] = latents
                     if "pred_original_sample" in names:
-                        pred_original_sample = self._predict_original_sample(model_output, t, model_input)  # noqa: F841
-                    for k in names:
-                        callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs) or {}
-                    if not isinstance(callback_outputs, dict):
-                        raise ValueError(f"a callback must return tensors by name: got {_shown(callback_outputs)}")
-                    latents, shape = callback_outputs.pop("latents", latents), latents.shape
-                    if not isinstance(latents, torch.Tensor) or latents.shape != shape:
-                        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else _shown(latents)
-                        raise ValueError(f"latents of a callback must have shape {tuple(shape)}: got {got}")
-                    if callback_outputs.keys() & {"prompt_embeds", "prompt_attention_mask"}:
-                        before = 0 if prompt_embeds is None else len(prompt_embeds)
-                        prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                        prompt_attention_mask = callback_outputs.pop("prompt_attention_mask", prompt_attention_mask)
-                        # without the negative ones it may go on where nothing needs them any more
-                        possible = {before, len(latents) if guider is None else before}
-                        if prompt_embeds is not None and len(prompt_embeds) not in possible:
-                            said, got = " or ".join(map(str, sorted(possible))), len(prompt_embeds)
-                            raise ValueError(f"prompt_embeds of a callback must have {said} rows: got {got}")
-                        texts.clear()
+                        tensors["pred_original_sample"] = self._predict_original_sample(model_output, t, model_input)
+                    returned = callback_on_step_end(self, i, t, {name: tensors[name] for name in names}) or {}
+                    latents = self._called_back(returned, latents, network)
                 progress_bar.update()
             self._origin.maybe_free_model_hooks()
         self._origin._guidance_scale = self._guidance_scale  # where a callback left it, as a stock pipeline says
@@ -623,6 +521,31 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 f"ended in others: there is no {self.word}"
             )
         return latents
+
+    @staticmethod
+    def _called_back(returned: Any, latents: torch.Tensor, network: MezzotintGuidedNetwork) -> torch.Tensor:
+        """The sample as a callback leaves it, by what it `returned`; another text is the `network`'s from here on.
+
+        Raises:
+            ValueError: for what a callback may not return.
+        """
+        if not isinstance(returned, dict):
+            raise ValueError(f"a callback must return tensors by name: got {_shown(returned)}")
+        found, shape = returned.pop("latents", latents), latents.shape
+        if not isinstance(found, torch.Tensor) or found.shape != shape:
+            got = tuple(found.shape) if isinstance(found, torch.Tensor) else _shown(found)
+            raise ValueError(f"latents of a callback must have shape {tuple(shape)}: got {got}")
+        if returned.keys() & {"prompt_embeds", "prompt_attention_mask"}:
+            embeds, mask = network.text
+            rows = 0 if embeds is None else len(embeds)
+            embeds, mask = returned.pop("prompt_embeds", embeds), returned.pop("prompt_attention_mask", mask)
+            # without the negative ones it may go on where nothing needs them any more
+            possible = {rows, len(found) if network.guider is None else rows}
+            if embeds is not None and len(embeds) not in possible:
+                said, got = " or ".join(map(str, sorted(possible))), len(embeds)
+                raise ValueError(f"prompt_embeds of a callback must have {said} rows: got {got}")
+            network.read(embeds, mask)
+        return found
 
     def putting_back(
         self, known: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, schedule: torch.Tensor
@@ -688,9 +611,3 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         pairs = ((one, zero), (zero, one))
         data, noise = (float(scheduler.add_noise(*pair, timestep.reshape(1))) for pair in pairs)
         return data, noise
-
-
-def _with_hooks_of_its_own(network: torch.nn.Module | None) -> torch.nn.Module | None:
-    """The modules again, around the same weights: what is hooked to them is not hooked to those of other calls."""
-    weights = [*network.parameters(), *network.buffers()] if network is not None else []
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in weights})
