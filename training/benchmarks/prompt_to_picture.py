@@ -7,7 +7,7 @@
     python training/benchmarks/prompt_to_picture.py model_cards/emoji-64 --train_data_dir path/to/emoji-64 --count 100
 
 Both sides have the same weights. The peer is `StableDiffusionPipeline` without an autoencoder around our text encoder
-and U-Net (`stock_pipeline.py`), with schedulers of diffusers in several settings, guided in every step or not at all.
+and U-Net (`stock_pipeline.py`), with schedulers of diffusers in several settings, guided in every step or in none.
 Ours is `MezzotintPipeline` with its default sampler, with guidance at some noise levels only, with fitted steps, and
 with distilled students.
 
@@ -30,6 +30,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import statistics
 import sys
 import time
@@ -52,15 +53,15 @@ from mezzotint_training.metrics.distances import kernel_distance, precision_reca
 from mezzotint_training.metrics.intervals import estimated, interval, left_out
 from mezzotint_training.networks.saved import load_pipeline
 
-# What people take, and what comes first or near it at few steps
-STOCK = (
-    "DDIM trailing set_alpha_to_one=True",
-    "DPMSolverMultistep dpmsolver++ solver_order=2 trailing final_sigmas_type=zero",
-    "DPMSolverMultistep dpmsolver++ solver_order=2 karras final_sigmas_type=zero",
-    "DPMSolverMultistep dpmsolver++ solver_order=2 lu final_sigmas_type=zero",
-    "UniPCMultistep bh2 solver_order=2 trailing final_sigmas_type=zero",
-    "UniPCMultistep solver_order=2 exponential sigma_min=0.03",
-)
+# What people take, and what comes first or near it at few steps: names in `few_steps/stock_solvers.py`
+STOCK = {
+    "DDIM": "DDIM trailing set_alpha_to_one=True",
+    "DPM-Solver++(2M)": "DPMSolverMultistep dpmsolver++ solver_order=2 trailing final_sigmas_type=zero",
+    "DPM-Solver++(2M) Karras": "DPMSolverMultistep dpmsolver++ solver_order=2 karras final_sigmas_type=zero",
+    "DPM-Solver++(2M) Lu": "DPMSolverMultistep dpmsolver++ solver_order=2 lu final_sigmas_type=zero",
+    "UniPC": "UniPCMultistep bh2 solver_order=2 trailing final_sigmas_type=zero",
+    "UniPC exponential": "UniPCMultistep solver_order=2 exponential sigma_min=0.03",
+}
 SLACK = {"kid": 0.05, "accuracy": 0.02}  # how much greater, as a share, and how much less, a figure may be
 MEASURED_OF = ("checkpoint", "train_data_dir", "fitted", "students", "count", "judge_steps", "cpu_time", "device")
 
@@ -148,6 +149,20 @@ def cheapest(ours: Row, stock: Iterable[Row], good: Callable[[Row, Row], bool] =
     return min((row for row in stock if good(row, ours)), key=lambda row: row.seconds or 0.0, default=None)
 
 
+# What a setting of ours is held against: which stock settings, and when one is as good
+MATCHES: dict[str, tuple[Callable[[Row], bool], Callable[[Row, Row], bool]]] = {
+    "as good, guided": (lambda stock: stock.guidance != "off", as_good),
+    "as good, guided or not": (lambda stock: True, as_good),
+    "not told to be worse, guided or not": (lambda stock: True, not_told_worse),
+}
+
+
+def matches(ours: Row, rows: Iterable[Row]) -> dict[str, Row | None]:
+    """The cheapest stock setting for each of `MATCHES`."""
+    stock = [row for row in rows if row.series == "stock"]
+    return {name: cheapest(ours, filter(chosen, stock), good) for name, (chosen, good) in MATCHES.items()}
+
+
 def closest(ours: Row, stock: Iterable[Row]) -> Row:
     """Where none is as good, the setting that is least behind in the kind of features in which it is most behind; of
     those that are read as often, if there are any."""
@@ -173,20 +188,23 @@ def plans_of(args: argparse.Namespace, judge: CheckpointJudge) -> list[Plan]:
     if pipe.unet.config.cross_attention_dim is None:
         raise UserError("the checkpoint must read text: got one that draws without a prompt")
     named = {str(setting): setting for setting in settings()}
+    named |= {name: named[full] for name, full in STOCK.items()}
     for name in args.stock:
         if name not in named and name != "common":
             hint = nearest(name, list(named))
             raise UserError(
                 f"--stock must name settings of few_steps/stock_solvers.py, or be 'common': got {name!r}{hint}"
             )
-    among = common_settings() if "common" in args.stock else tuple(named[name] for name in args.stock)
+    common = {str(setting): setting for setting in common_settings()}
+    peers = common if "common" in args.stock else {name: named[name] for name in args.stock}
     limit = pipe.tokenizer.model_max_length
     longest = min(limit, max(len(pipe.tokenizer(texts[0]).input_ids) for texts in judge.asked.captions))
-    peers = {str(x): StockPictures(pipe, x.scheduler(pipe.scheduler), longest) for x in among}
+    names = {setting: name for name, setting in peers.items()}
+    stock = {x: StockPictures(pipe, x.scheduler(pipe.scheduler), longest) for x in names}
     plans = []
     for count in args.counts:
-        for setting, steps in solvers_at(count, pipe.scheduler, among).steps.items():
-            plans += [Plan("stock", str(setting), peers[str(setting)], steps, w) for w in args.guidance_scales]
+        for setting, steps in solvers_at(count, pipe.scheduler, tuple(names)).steps.items():
+            plans += [Plan("stock", names[setting], stock[setting], steps, w) for w in args.guidance_scales]
         for w in args.guidance_scales:
             plans.append(Plan("default", "default sampler", pipe, count, w))
             if w > 1:
@@ -269,9 +287,6 @@ class Record:
             self.path.write_text(text + "\n", encoding="utf-8")
 
 
-RULES = {"as good": as_good, "not told to be worse": not_told_worse}
-
-
 def measure(args: argparse.Namespace, clock: Callable[[], float]) -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """The rows of a command, and the pairs that were timed by turns; what the record does not have is measured."""
     record = Record(args)
@@ -289,16 +304,14 @@ def measure(args: argparse.Namespace, clock: Callable[[], float]) -> tuple[list[
         for row, seconds in zip(rows, timed(list(plans.values()), prompts, args.calls, clock), strict=True):
             row.seconds = statistics.median(seconds)
         record.write()
-    stock = [row for row in rows if row.series == "stock"]
     for row in rows:
-        others = {rule: cheapest(row, stock, good) for rule, good in RULES.items()}
-        for other in {x.key: x for x in others.values() if x is not None and row.series != "stock"}.values():
+        found = [x for x in matches(row, rows).values() if x is not None and row.series != "stock"]
+        for other in {x.key: x for x in found}.values():
             if (name := f"{row} / {other}") not in record.pairs:
                 ours, theirs = timed([plans[row.key], plans[other.key]], prompts, args.repeats, clock)
                 ratio = median_interval([a / b for a, b in zip(ours, theirs, strict=True)])
-                record.pairs[name] = {
-                    "ratio": ratio, "seconds": [statistics.median(ours), statistics.median(theirs)]
-                }  # fmt: skip
+                seconds = [statistics.median(ours), statistics.median(theirs)]
+                record.pairs[name] = {"ratio": ratio, "seconds": seconds}
                 record.write()
     return rows, record.pairs
 
@@ -313,42 +326,37 @@ def cells(row: Row) -> list[str]:
 
 
 def table(rows: list[Row], pairs: dict[str, dict[str, Any]]) -> str:
-    """Markdown: each setting of ours beside the cheapest stock settings, and those stock settings that are cheapest for
-    their own quality."""
+    """Markdown: the quality of each setting of ours and of those of stock that are cheapest for their own quality; then
+    each of ours beside the stock settings that it is held against."""
     stock, kinds = [row for row in rows if row.series == "stock"], list(rows[0].kid)
     quality = [*(f"KID, {kind} features" for kind in kinds), "recall", "read as asked for"]
     head = ["", "guidance", "steps", "evaluations", "ms", *quality]
-    lines = [f"| {' | '.join([*head, 'cheapest stock setting that is as good', 'ms, by turns', *RATIOS])} |"]
-    lines.append("|---|---" + "|--:" * (len(head) - 2) + "|---|--:|---|---|")
-
-    def ratio(row: Row, other: Row | None) -> str:
-        if other is None:
-            return "no such setting"
-        median, low, high, _ = pairs[f"{row} / {other}"]["ratio"]
-        return f"{median:.2f} ({low:.2f} to {high:.2f})"
-
-    def figures(row: Row) -> list[str]:
-        return [row.guidance, str(row.steps), f"{row.evaluations:.1f}", f"{1000 * (row.seconds or 0):.1f}", *cells(row)]
-
-    for row in rows:
-        if row.series == "stock":
-            continue
-        match, lenient = (cheapest(row, stock, good) for good in RULES.values())
-        if match is not None:
-            ours, theirs = pairs[f"{row} / {match}"]["seconds"]
-            beside = [str(match), f"{1000 * ours:.1f}, {1000 * theirs:.1f}"]
-        else:
-            best = closest(row, stock)
-            beside = [f"none; closest {best}: {', '.join(cells(best))}", f"{1000 * (best.seconds or 0):.1f}"]
-        lines.append(f"| {' | '.join([row.name, *figures(row), *beside, ratio(row, match), ratio(row, lenient)])} |")
-    lines += ["", f"| {' | '.join(['stock', *head[1:]])} |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
+    lines = [f"| {' | '.join(head)} |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
     own = [row for row in stock if cheapest(row, stock) is row]
-    lines += [f"| {row.name} | {' | '.join(figures(row))} |" for row in sorted(own, key=lambda row: row.seconds or 0.0)]
+    ours = [row for row in rows if row.series != "stock"]
+    for row in [*sorted(own, key=lambda row: row.seconds or 0.0), *ours]:
+        figures = [row.guidance, str(row.steps), f"{row.evaluations:g}", f"{1000 * (row.seconds or 0):.1f}"]
+        lines.append(f"| {' | '.join([row.name, *figures, *cells(row)])} |")
+    lines += ["", f"| ours | {' | '.join(f'stock, {name} | ms | ratio' for name in MATCHES)} |"]
+    lines.append("|---" + "|---|--:|---" * len(MATCHES) + "|")
+    for row in ours:
+        beside = []
+        for name, other in matches(row, rows).items():
+            if other is None:
+                best = closest(row, filter(MATCHES[name][0], stock))
+                kid = " and ".join(f"{values[0]:.3f}" for values in best.kid.values())
+                beside += [f"none; closest {best} (KID {kid})", f"{1000 * (best.seconds or 0):.1f}", ""]
+            else:
+                median, low, high, _ = pairs[f"{row} / {other}"]["ratio"]
+                mine, theirs = pairs[f"{row} / {other}"]["seconds"]
+                beside += [str(other), f"{1000 * mine:.1f} / {1000 * theirs:.1f}"]
+                beside += [f"{median:.2f} ({low:.2f} to {high:.2f})"]
+        lines.append(f"| {' | '.join([str(row), *beside])} |")
     return "\n".join(lines)
 
 
+FLOOR = 1e-3  # of the plot's logarithmic axis: about no distance it is noise, and can be below zero
 LOOKS = {"default": ("tab:blue", "o", 4), "fitted": ("tab:orange", "D", 4), "distilled": ("tab:red", "*", 8)}
-RATIOS = ("ours / stock", "ours / the cheapest stock setting that is not told to be worse")
 
 
 def plot(rows: list[Row], path: Path, title: str) -> None:
@@ -359,26 +367,26 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     kinds = list(rows[0].kid)
-    figure, panels = pyplot.subplots(1, len(kinds), figsize=(5 * len(kinds), 4.2), sharex=True)
+    figure, panels = pyplot.subplots(1, len(kinds), figsize=(4.8 * len(kinds), 4.8), sharex=True)
     series: dict[tuple[str, str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.evaluations):
         series.setdefault((row.series, row.name, row.guidance), []).append(row)
+
+    def levels(values: Iterable[float]) -> list[float]:
+        return [max(value, FLOOR) for value in values]
+
     for kind, axes in zip(kinds, panels, strict=True):
-        least = min(max(row.kid[kind][0], 1e-4) for row in rows) / 2
-
-        def level(value: float, least: float = least) -> float:
-            return max(value, least)
-
         # 1. Each scheduler faintly, and the best of them at so many evaluations or fewer
         for style, guided in (("-", True), ("--", False)):
             lines = [line for key, line in series.items() if key[0] == "stock" and (key[2] != "off") == guided]
             for line in lines:
-                points = [row.evaluations for row in line], [level(row.kid[kind][0]) for row in line]
-                axes.plot(*points, style, color="0.8", linewidth=0.8)
+                points = [row.evaluations for row in line], levels(row.kid[kind][0] for row in line)
+                axes.plot(*points, style, color="0.85", linewidth=0.7, zorder=1)
             some = [row for line in lines for row in line]
             counts = sorted({row.evaluations for row in some})
-            best = [level(min(row.kid[kind][0] for row in some if row.evaluations <= n)) for n in counts]
-            axes.plot(counts, best, style, color="0.25", label=f"best stock, {'guided' if guided else 'not guided'}")
+            best = levels(min(row.kid[kind][0] for row in some if row.evaluations <= n) for n in counts)
+            label = f"best stock, {'guided' if guided else 'not guided'}"
+            axes.plot(counts, best, style, color="0.25", linewidth=1.6, label=label, zorder=2)
         # 2. Ours, with intervals
         for (kindred, name, guidance), line in series.items():
             if kindred == "stock":
@@ -387,22 +395,24 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
             style = (
                 "-" if kindred == "distilled" else "--" if guidance == "off" else ":" if "sigma" in guidance else "-"
             )
-            values, lows, highs = ([level(row.kid[kind][i]) for row in line] for i in range(3))
-            below = [value - low for value, low in zip(values, lows, strict=True)]
-            above = [high - value for value, high in zip(values, highs, strict=True)]
-            axes.errorbar(
-                [row.evaluations for row in line], values, (below, above), color=colour, linewidth=1.2, elinewidth=0.5,
-                marker=marker, markersize=size, markerfacecolor=colour if style == "-" else "white", linestyle=style,
+            values, lows, highs = (levels(row.kid[kind][i] for row in line) for i in range(3))
+            counts = [row.evaluations for row in line]
+            axes.plot(
+                counts, values, color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=size, zorder=4,
+                markerfacecolor=colour if style == "-" else "white",
                 label=name if kindred == "distilled" else f"{name}, guidance {guidance}",
             )  # fmt: skip
+            axes.vlines(counts, lows, highs, color=colour, linewidth=0.8, alpha=0.35, zorder=3)
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the network a picture", title=f"{kind} features")
-        axes.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"], minor=False)
-        axes.minorticks_off()
-    panels[0].set_ylabel("KID to held-out pictures")
-    panels[-1].legend(fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
+        ticks = [2**i for i in range(8) if 2**i <= 1.3 * max(row.evaluations for row in rows)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    panels[0].set_ylabel(f"KID to held-out pictures (lower ones at {FLOOR:g})")
+    figure.suptitle(title, fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.05 * math.ceil(len(labels) / 3), 1, 1))
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
@@ -412,8 +422,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train_data_dir", help="its set; digits need none")
     parser.add_argument("--fitted", help="a copy of the checkpoint whose scheduler is fitted (mezzotint fit-scheduler)")
     parser.add_argument("--students", nargs="+", default=[], help="checkpoints distilled from it (mezzotint distill)")
-    parser.add_argument("--stock", nargs="+", default=STOCK, help="settings of stock schedulers by their names in "
-                        "few_steps/stock_solvers.py, or 'common' for those that come out best there")  # fmt: skip
+    parser.add_argument("--stock", nargs="+", default=list(STOCK), help="settings of stock schedulers, by these names, "
+                        "those in few_steps/stock_solvers.py, or 'common': what comes out best there")  # fmt: skip
     parser.add_argument("--counts", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10, 15, 20, 30, 50],
                         help="steps of stock schedulers and of the default sampler")  # fmt: skip
     parser.add_argument("--guidance_scales", type=float, nargs="+", default=[1.0, 2.0],
