@@ -387,22 +387,21 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
             best = levels(min(row.kid[kind][0] for row in some if row.evaluations <= n) for n in counts)
             label = f"best stock, {'guided' if guided else 'not guided'}"
             axes.plot(counts, best, style, color="0.25", linewidth=1.6, label=label, zorder=2)
-        # 2. Ours, with intervals
-        for (kindred, name, guidance), line in series.items():
-            if kindred == "stock":
-                continue
-            colour, marker, size = LOOKS[kindred]
-            style = (
-                "-" if kindred == "distilled" else "--" if guidance == "off" else ":" if "sigma" in guidance else "-"
-            )
-            values, lows, highs = (levels(row.kid[kind][i] for row in line) for i in range(3))
-            counts = [row.evaluations for row in line]
-            axes.plot(
-                counts, values, color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=size, zorder=4,
-                markerfacecolor=colour if style == "-" else "white",
-                label=name if kindred == "distilled" else f"{name}, guidance {guidance}",
-            )  # fmt: skip
-            axes.vlines(counts, lows, highs, color=colour, linewidth=0.8, alpha=0.35, zorder=3)
+        # 2. Ours, with intervals; weaker guidance is paler
+        for look, (colour, marker, size) in LOOKS.items():
+            some = {key: line for key, line in sorted(series.items()) if key[0] == look}
+            strongest = max((guidance.split(",")[0] for *_, guidance in some if guidance != "off"), default="off")
+            for (_, name, guidance), line in some.items():
+                style = "--" if guidance == "off" else ":" if "sigma" in guidance else "-"
+                style, label = ("-", name) if look == "distilled" else (style, f"{name}, guidance {guidance}")
+                alpha = 1.0 if guidance == "off" or guidance.split(",")[0] == strongest else 0.4
+                values, lows, highs = (levels(row.kid[kind][i] for row in line) for i in range(3))
+                counts = [row.evaluations for row in line]
+                axes.plot(
+                    counts, values, style, color=colour, alpha=alpha, linewidth=1.2, marker=marker, markersize=size,
+                    markerfacecolor=colour if style == "-" else "white", label=label, zorder=4,
+                )  # fmt: skip
+                axes.vlines(counts, lows, highs, color=colour, linewidth=0.8, alpha=0.3 * alpha, zorder=3)
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the network a picture", title=f"{kind} features")
         ticks = [2**i for i in range(8) if 2**i <= 1.3 * max(row.evaluations for row in rows)]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
