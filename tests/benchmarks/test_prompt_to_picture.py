@@ -161,7 +161,8 @@ def test_record_is_taken_up_for_the_same_measurement_and_for_no_other(tmp_path):
 def test_table_and_plot_show_each_of_ours_beside_its_match(tmp_path):
     diffusers.utils.logging.set_verbosity_error()
     ours = [row(0.1, series="distilled", name="distilled", guidance="off", steps=1, seconds=0.01),
-            row(0.001, series="default", name="default sampler", steps=8, seconds=0.03)]  # fmt: skip
+            row(0.001, series="default", name="default sampler", guidance="2, 0.5 < sigma <= 5", seconds=0.03),
+            row(0.002, series="default", name="default sampler", seconds=0.03)]  # fmt: skip
     stock = [row(0.09, seconds=0.04), row(0.08, steps=6, seconds=0.05), row(0.1, steps=3, guidance="off", seconds=0.02)]
     pairs = {
         f"{ours[0]} / {x}": {"ratio": [r, 0.2, 0.5, 0.96], "seconds": [0.011, 0.044]}
