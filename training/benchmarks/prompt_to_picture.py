@@ -291,7 +291,9 @@ class Record:
             rows = [dataclasses.asdict(row) for row in self.rows.values()]
             text = json.dumps({"of": self.of, "rows": rows, "pairs": self.pairs}, indent=1)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(text + "\n", encoding="utf-8")
+            new = self.path.with_name(f"{self.path.name}.new")  # a run that is cut off leaves the figures so far
+            new.write_text(text + "\n", encoding="utf-8")
+            new.replace(self.path)
 
 
 def measure(args: argparse.Namespace, clock: Callable[[], float]) -> tuple[list[Row], dict[str, dict[str, Any]]]:
