@@ -576,6 +576,16 @@ def test_progress_bar_counts_the_networks_steps(make_pipe):
 # ------------------------------------------------------------------------------------ nothing but the network's work
 
 
+def test_device_is_looked_up_once_a_call_and_anew_in_the_next(make_pipe, monkeypatch):
+    pipe, looked = make_pipe(), []
+    found = DiffusionPipeline._execution_device.fget  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(DiffusionPipeline, "_execution_device", property(lambda x: looked.append(x) or found(x)))
+    first = draw(pipe)
+    assert len(looked) == 1
+    torch.testing.assert_close(draw(pipe), first)
+    assert len(looked) == 2
+
+
 def test_text_is_read_once_a_call_and_again_when_a_callback_replaces_it(make_pipe):
     pipe, calls = make_pipe(), []
     for name, module in pipe.unet.named_modules():

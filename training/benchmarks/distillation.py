@@ -30,14 +30,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from mezzotint_training import distill
+from mezzotint_training.benchmarks.checkpoint_judge import CheckpointJudge
 from mezzotint_training.config.flags import Help
-from mezzotint_training.config.recipe import data_of
-from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.learning.distillation import Distillation, pseudo_huber, times_of
-from mezzotint_training.metrics.accuracy import accuracy, distances
-from mezzotint_training.metrics.features import make_features
-from mezzotint_training.metrics.judges import LearnedFeatures
-from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
+from mezzotint_training.metrics.accuracy import distances
 from mezzotint_training.networks.saved import load_pipeline
 
 PASSES = 6  # of latent consistency distillation: two of the teacher, one of the target, three of the student
@@ -96,17 +92,8 @@ def main(argv: list[str] | None = None) -> int:
             train(name, folder, [*words, *rate], budget)
 
     # 2. Judges, and pictures for the same captions from the same noises
-    given = {"train_data_dir": args.train_data_dir} if args.train_data_dir else {}
-    names = ("image_column", "caption_column", "validation_split", "num_validation_samples", "max_train_samples")
-    real = TrainConfig(**data_of(args.checkpoint, given, names, "the benchmark"), report_to="none")
-    teacher: Any = load_pipeline(args.checkpoint)
-    images, classes = real_pictures(real, teacher, None, None)
-    known, held_out = (read(x, classes, "label") for x in images)
-    held_out = held_out.rows(shuffled(len(held_out.pixels), 0)[: args.count])
-    asked = known.rows(shuffled(len(known.pixels), 0)[torch.arange(args.count) % len(known.pixels)])
-    kinds = ["random", "classifier" if classes else "two-tower"]
-    features = {kind: make_features(kind, known, classes, "cpu", args.judge_steps, 0) for kind in kinds}
-    references = {kind: look(held_out.pixels) for kind, look in features.items()}
+    judge = CheckpointJudge(args.checkpoint, args.train_data_dir, args.count, args.judge_steps)
+    kinds, teacher = list(judge.features), judge.pipe
 
     # 3. The rows
     scale, results = config.teacher_guidance_scale, []
@@ -118,13 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     plans += [("teacher", teacher, n, scale) for n in args.steps]
     plans += [(name, load_pipeline(folder), n, 1.0) for name, folder in students.items() for n in args.steps]
     for name, pipe, n, w in plans:
-        pixels = draw(pipe, asked.captions, n, w, batch_size=100, seed=0, progress=False)
-        drawn = Real(pixels, asked.captions, asked.labels)
+        pixels = judge.draw(pipe, n, w)
         row: dict[str, Any] = {"row": name, "steps": n, "evaluations": n * (2 if w != 1 else 1)}
-        for kind, look in features.items():
-            row[kind] = {key: (x.value, *x.interval) for key, x in distances(look(pixels), references[kind]).items()}
-            if isinstance(look, LearnedFeatures) and (found := accuracy(look, drawn, None, held_out)):
-                row["accuracy"] = (found["value"], *found["interval"])
+        for kind, look in judge.features.items():
+            found = distances(look(pixels), judge.references[kind])
+            row[kind] = {key: (x.value, *x.interval) for key, x in found.items()}
+        if read := judge.accuracy(pixels):
+            row["accuracy"] = (read.value, *read.interval)
         results.append(row)
         print(line(row, results[0], kinds), flush=True)
         out.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UniPCMultistepScheduler
-from diffusers.configuration_utils import FrozenDict
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.utils import logging
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint_training.benchmarks.stock_pipeline import AsStock, stock_pipeline
 from mezzotint_training.benchmarks.train_speed import median_interval
 from mezzotint_training.config.flags import Help
 
@@ -43,20 +43,18 @@ def now(device: torch.device) -> float:
     return clock()
 
 
-class Timed(torch.nn.Module):
-    """A network that adds up the time spent in it, in `seconds`, and takes what `StableDiffusionPipeline` hands on."""
+class Timed(AsStock):
+    """A network that adds up the time spent in it, in `seconds`."""
 
     def __init__(self, network: torch.nn.Module):
-        super().__init__()
-        self.network, self.seconds, self.device, self.dtype = network, 0.0, network.device, network.dtype
-        self.config = FrozenDict(network.config | {"time_cond_proj_dim": None})
+        super().__init__(network)
+        self.seconds = 0.0
 
     def project_text(self, *args):
         return self.timed(self.network.project_text, *args)
 
-    # not `forward`, since what torch does around one would be timed as the sampler's
-    def __call__(self, *args, timestep_cond=None, cross_attention_kwargs=None, added_cond_kwargs=None, **kwargs):
-        return self.timed(self.network, *args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        return self.timed(super().__call__, *args, **kwargs)
 
     def timed(self, function: Callable, *args, **kwargs):
         started = now(self.device)
@@ -86,17 +84,15 @@ def samplers(
 ) -> dict[str, Callable[[], Any]]:
     """The calls to compare, by name; each returns the sample."""
     pipe = MezzotintPipeline(network, MezzotintScheduler(solver_order=2), None, None)
-    pipes = {"ours": pipe}
+    pipe.set_progress_bar_config(disable=True)
+    pipes: dict[str, Any] = {"ours": pipe}
     for name, scheduler in PEERS.items():
-        parts = {"scheduler": scheduler.from_config(pipe.scheduler.config), "unet": network}
-        absent = "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"
-        pipes[name] = StableDiffusionPipeline(**parts, **dict.fromkeys(absent), requires_safety_checker=False)
+        pipes[name] = stock_pipeline(network, scheduler.from_config(pipe.scheduler.config))
     call = {"prompt_embeds": prompt_embeds, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     call |= {"negative_prompt_embeds": negative_prompt_embeds if guidance_scale > 1 else None, "output_type": "latent"}
     device, size = network.device, network.config.sample_size
 
     def sampler(name: str) -> Callable[[], Any]:
-        pipes[name].set_progress_bar_config(disable=True)
         # a peer's pixels are eight times as many as its U-Net's
         pixels = {} if name == "ours" else {"height": 8 * size, "width": 8 * size}
         return lambda: pipes[name](**call, **pixels, generator=torch.Generator(device).manual_seed(0)).images

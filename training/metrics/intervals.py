@@ -52,10 +52,7 @@ def estimated(
         x (`torch.Tensor` of shape `(N, D)`), y (`torch.Tensor` of shape `(M, D)`): features, 40 or more of each.
         scale: of the interval, see `interval`; a `share` is a linear one between 0 and 1.
     """
-    enough(2 * GROUPS, x, y)
-    values = measure(x, y).reshape(-1)
-    rows = zip(jackknife(len(x)).to(x.device), jackknife(len(y)).to(y.device), strict=True)
-    left = torch.stack([measure(x[i], y[j]).reshape(-1) for i, j in rows])  # (groups, figures)
+    values, left = left_out(measure, x, y)
     found = []
     for value, one in zip(values.tolist(), left.T, strict=True):
         low, high = interval(value, one, "log" if scale == "log" else "linear")
@@ -63,6 +60,16 @@ def estimated(
             low, high = max(0.0, low), min(1.0, high)
         found.append(Figure(value, (low, high)))
     return found
+
+
+def left_out(
+    measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The figures of `measure(x, y)` and those with each group left out, (figures,) and (groups, figures). Groups are
+    the same rows for all sets of as many: figures of pictures for the same captions can be compared in pairs."""
+    enough(2 * GROUPS, x, y)
+    rows = zip(jackknife(len(x)).to(x.device), jackknife(len(y)).to(y.device), strict=True)
+    return measure(x, y).reshape(-1), torch.stack([measure(x[i], y[j]).reshape(-1) for i, j in rows])
 
 
 def share(hits: int, count: int) -> Figure:

@@ -125,7 +125,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0, do_resize=False)
         self._guidance_scale = 1.0
         self._interrupt = False
-        self._origin = None  # of the copy that a call makes, the pipeline
+        self._origin = self._device_of_call = None  # of the copy that a call makes: the pipeline, and where it works
         self._said: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------- conditioning
@@ -291,6 +291,11 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
             scale if guidance_scale is None else guidance_scale,
         )
 
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where a call works. In a call it is looked up once: diffusers goes through all modules each time."""
+        return self._device_of_call or super()._execution_device  # pyright: ignore[reportAttributeAccessIssue]
+
     def for_one_call(self, guidance: MezzotintGuidance, cross_attention_kwargs: dict[str, Any] | None = None):
         """A copy of the pipeline that holds what changes in a call, and that a callback is handed: calls of several
         threads, and one within a callback, leave each other alone. The pipeline itself says how the call that began
@@ -310,6 +315,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
                 setattr(run, name, network := _with_hooks_of_its_own(network))
                 scale_lora_layers(network, scale)
         run._origin = self
+        run._device_of_call = self._execution_device
         run._guidance_scale = guidance.scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         run._interrupt = False
         self._guidance_scale, self._interrupt = run._guidance_scale, False
