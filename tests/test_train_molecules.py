@@ -117,6 +117,14 @@ def test_what_a_saved_pipeline_cannot_read_is_refused_in_one_line(folder, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_adapters_are_trained_of_a_saved_pipeline(folder, tmp_path):
+    of_it = {"pretrained_model_name_or_path": folder, "unet": ..., "text_encoder": ..., "validation_prompts": []}
+    tuned = trained(tmp_path / "tuned", **CHAINS | of_it | {"adapter": "lora", "max_train_steps": 1})
+    pipe = MezzotintMoleculePipeline.from_pretrained(folder)
+    pipe.load_lora_weights(tuned)
+    assert [*pipe.unet.peft_config] == [*pipe.get_list_adapters()["unet"]]
+
+
 def test_a_stream_of_molecules_has_the_same_samples():
     config = TrainConfig(
         dataset_name="chains", modality="molecules", streaming=True, validation_split="test", shuffle_buffer_size=40

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.source import look_at, open_rows
 from mezzotint_training.data.streaming import CaptionedStream
 from mezzotint_training.modalities.contents import whole
+from mezzotint_training.networks.saved import load_pipeline
 
 COMMON = {
     "recipe": ...,
@@ -114,6 +116,15 @@ def test_sample_writes_files_or_a_picture_of_them(made, tmp_path, capsys):
     assert Image.open(tmp_path / "all.png").size == {"video": (64, 32), "voxels": (128, 256)}[kind]
     assert cli.main([*argv, str(tmp_path / "x.wav")]) == 2
     assert "output must be a picture file" in capsys.readouterr().err
+
+
+def test_adapters_are_trained_of_a_saved_pipeline(made, tmp_path):
+    kind, folder = made
+    of_it = {"pretrained_model_name_or_path": folder, "unet": ..., "text_encoder": ..., "validation_prompts": []}
+    tuned = trained(tmp_path / "tuned", **COMMON | RUNS[kind] | of_it | {"adapter": "lora", "max_train_steps": 1})
+    pipe: Any = load_pipeline(str(folder))
+    pipe.load_lora_weights(tuned)
+    assert [*pipe.unet.peft_config] == [*pipe.get_list_adapters()["unet"]] and pipe.modality == kind
 
 
 @pytest.mark.parametrize("name, size", [("squares", (3, 4, 16, 16)), ("blocks", (4, 8, 8, 8))])
