@@ -77,17 +77,17 @@ def test_ratio_of_an_ablation():
 
 
 def test_steps_that_fit(monkeypatch, tmp_path):
-    """Of a program that takes 5 s and 0.25 s an update."""
+    """Of a program that takes 5 s and 0.25 s an update, the first time 100 s more, for what it keeps."""
     asked = []
 
     def run(side, config, threads):
         asked.append((side, config.max_train_steps, threads))
-        return quality.Run([], 1000.0, 5 + 0.25 * config.max_train_steps)
+        return quality.Run([], 1000.0, 5 + 0.25 * config.max_train_steps + (100 if len(asked) == 1 else 0))
 
     monkeypatch.setattr(quality, "run", run)
     config = TrainConfig(dataset_name="digits", output_dir=str(tmp_path / "x"), train_batch_size=32)
     assert quality.steps_within([65, 1], "ours", config, 3) == [240, 2]
-    assert asked == [("ours", 2, 3), ("ours", 80, 3)]
+    assert asked == [("ours", 2, 3), ("ours", 2, 3), ("ours", 80, 3)]
     assert quality.update_seconds("ours", config, 3) == pytest.approx(0.25)
 
 
