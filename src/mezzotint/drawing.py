@@ -82,13 +82,14 @@ class Keeping:
 
 def class_of(source: str | Path, revision: str | None = None) -> Any:
     """The pipeline of the package to load a folder or a Hub repository by: the one that its index names, if that has
-    components of its own, and `MezzotintPipeline` for all whose components are alike."""
+    components of its own or draws no pictures, and `MezzotintPipeline` for all others, whose components are alike."""
     try:
         name = MezzotintPipeline.load_config(source, revision=revision)["_class_name"]
     except (OSError, ValueError):  # which whoever loads it says
         return MezzotintPipeline
     plain, cls = MezzotintPipeline, getattr(mezzotint, str(name), MezzotintPipeline)
-    return cls if cls._get_signature_types().keys() > plain._get_signature_types().keys() else plain
+    own = cls._get_signature_types().keys() > plain._get_signature_types().keys()
+    return cls if own or cls.modality != plain.modality else plain
 
 
 def tasks_of(pipe: Any) -> list[Any]:

@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw
 
 ENDINGS = (".vox", ".glb", ".ply")
 SIDE = 128  # pixels of a picture of one
-# How bright the faces of a voxel are that a picture shows: above, on the front, on the right
-SHADES = {"top": 1.0, "front": 0.8, "right": 0.62}
 # The six sides of a voxel, by the axis and the direction in which its neighbour lies: corners in the order in which
 # they are seen from there, counter-clockwise, in (depth, height, width)
 SIDES = {
@@ -23,6 +21,8 @@ SIDES = {
     (2, -1): ((1, 1, 0), (0, 1, 0), (0, 0, 0), (1, 0, 0)),
     (2, 1): ((0, 1, 1), (1, 1, 1), (1, 0, 1), (0, 0, 1)),
 }
+# How bright those are that a picture shows: above, on the front, on the right
+SHADES = {(1, -1): 1.0, (0, -1): 0.8, (2, 1): 0.62}
 
 
 def measured(pipe: Any) -> str:
@@ -50,26 +50,25 @@ def show(drawn: np.ndarray, about: Mapping[str, Any], size: tuple[int, ...]) -> 
     unit = SIDE / max(across, down)  # pixels: half the width of a voxel's top
     left, above = (SIDE - across * unit) / 2, (SIDE - down * unit + depth * unit) / 2
 
-    def at(z: float, y: float, x: float) -> tuple[float, float]:
-        return left + (x + z) * unit, above + (x - z) * unit / 2 + y * unit
-
     picture = Image.new("RGB", (SIDE, SIDE), "white")
-    draw, there = ImageDraw.Draw(picture), voxels[..., 3] > 0
-    for z in reversed(range(depth)):
-        for x in range(width):
-            for y in reversed(range(height)):
-                if not there[z, y, x]:
-                    continue
-                faces = {
-                    "top": (y == 0 or not there[z, y - 1, x], ((0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0))),
-                    "front": (z == 0 or not there[z - 1, y, x], ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0))),
-                    "right": (x + 1 == width or not there[z, y, x + 1], ((0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1))),
-                }
-                for name, (seen, corners) in faces.items():
-                    if seen:
-                        colour = tuple(int(SHADES[name] * c) for c in voxels[z, y, x, :3])
-                        draw.polygon([at(z + a, y + b, x + c) for a, b, c in corners], fill=colour)
+    draw, faces, colours, order = ImageDraw.Draw(picture), [], [], []
+    for number, (side, shade) in enumerate(SHADES.items()):
+        seen = _seen(voxels, *side)
+        places = np.argwhere(seen)  # (sides, 3)
+        z, y, x = np.moveaxis(places[:, None] + np.array(SIDES[side]), -1, 0)  # of each corner, (sides, 4)
+        faces.append(np.stack([left + (x + z) * unit, above + (x - z) * unit / 2 + y * unit], -1))
+        colours.append((shade * voxels[seen][:, :3]).astype(int))
+        order.append(np.stack([np.full(len(places), number), -places[:, 1], places[:, 2], -places[:, 0]]))
+    faces, colours = np.concatenate(faces).reshape(-1, 8).tolist(), np.concatenate(colours).tolist()
+    for face in np.lexsort(np.concatenate(order, 1)):  # from behind, from the left and from below
+        draw.polygon(faces[face], fill=tuple(colours[face]))
     return picture
+
+
+def _seen(voxels: np.ndarray, axis: int, way: int) -> np.ndarray:
+    """The voxels (depth, height, width) behind whose side, of `SIDES`, there is nothing."""
+    there = np.pad(voxels[..., 3] > 0, 1)
+    return (there & ~np.roll(there, -way, axis))[1:-1, 1:-1, 1:-1]
 
 
 def states(pipe: Any, data: torch.Tensor) -> np.ndarray:
@@ -104,11 +103,10 @@ def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:
 
 def _surface(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sides of voxels behind which there is nothing: their corners (sides, 4, 3) and their colours (sides, 4)."""
-    there, corners, colours = np.pad(voxels[..., 3] > 0, 1), [], []
-    for (axis, way), square in SIDES.items():
-        seen = (there & ~np.roll(there, -way, axis))[1:-1, 1:-1, 1:-1]
-        places = np.argwhere(seen)
-        corners.append(places[:, None] + np.array(square))
+    corners, colours = [], []
+    for side, square in SIDES.items():
+        seen = _seen(voxels, *side)
+        corners.append(np.argwhere(seen)[:, None] + np.array(square))
         colours.append(voxels[seen])
     return np.concatenate(corners), np.concatenate(colours)
 
