@@ -150,4 +150,4 @@ def test_an_animation_has_every_state_and_rests_on_the_last(make_pipe, tmp_path,
 def test_a_grid_is_as_square_as_can_be():
     state = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) + np.zeros((5, 2, 3, 1), dtype=np.uint8)
     grid = np.asarray(drawing.as_grid(state).convert("L"))
-    np.testing.assert_array_equal(grid, np.kron([[0, 1], [2, 3], [4, 0]], np.ones((2, 3))))
+    np.testing.assert_array_equal(grid, np.kron([[0, 1], [2, 3], [4, 255]], np.ones((2, 3))))

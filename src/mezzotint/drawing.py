@@ -185,7 +185,7 @@ def as_grid(state: np.ndarray) -> Image.Image:
     width, height = pictures[0].size
     columns = min(len(pictures), int(np.ceil(np.sqrt(len(pictures) * height / width))))
     rows = -(-len(pictures) // columns)
-    pictures += [Image.new(pictures[0].mode, pictures[0].size)] * (rows * columns - len(pictures))
+    pictures += [Image.new(pictures[0].mode, pictures[0].size, "white")] * (rows * columns - len(pictures))
     return make_image_grid(pictures, rows=rows, cols=columns)
 
 

@@ -258,6 +258,7 @@ class Controls:
             )  # fmt: skip
         elif "image" in self.takes:
             label = "First frame, if there is one" if self._may_begin else "Picture"
+            side |= {"height": CANVAS // 2} if self._may_begin else {}
             self.picture = gr.Image(type="pil", sources=["upload", "clipboard"], label=label, **side)
         elif "mask_image" in self.takes:
             colours = [
@@ -276,20 +277,25 @@ class Controls:
         """Add controls of what stands beside the text: classes and numbers that the network reads, or the classifier's
         classes."""
         known = self.about.attributes if "attributes" in self.takes else {}
-        for i, (name, about) in enumerate(sorted(known.items())):
-            self.attributes[name] = f"attribute_{i}"
-            label = "Class" if name == "class_labels" else name[:1].upper() + name[1:].replace("_", " ")
-            if isinstance(about[0], str):
-                component: Any = gr.Dropdown([UNKNOWN, *about], value=UNKNOWN, label=label)
-            else:
-                usual = f"a number, usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
-                component = gr.Textbox("", label=label, info=usual, max_lines=1)  # a Number is never empty
-            self.inputs[self.attributes[name]] = component
+        with gr.Row(visible=bool(known)):
+            self._attributes(known)
         classifier = self.about.pipe.classifier
         if classifier is not None and "class_labels" in self.takes and "class_labels" not in known:
             names = dict(classifier.config.id2label or {}) or {i: i for i in range(classifier.config.num_classes)}
             choices = [(UNKNOWN, -1), *((str(label), int(number)) for number, label in names.items())]
             self.inputs["class_labels"] = gr.Dropdown(choices, value=-1, label="Class, as the classifier sees it")
+
+    def _attributes(self, known: Mapping[str, Any]) -> None:
+        for i, (name, about) in enumerate(sorted(known.items())):
+            self.attributes[name] = f"attribute_{i}"
+            label = "Class" if name == "class_labels" else name[:1].upper() + name[1:].replace("_", " ")
+            if isinstance(about[0], str):
+                component: Any = gr.Dropdown([UNKNOWN, *about], value=UNKNOWN, label=label, min_width=180)
+            else:
+                usual = f"a number, usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
+                # a Number is never empty
+                component = gr.Textbox("", label=label, info=usual, max_lines=1, min_width=180)
+            self.inputs[self.attributes[name]] = component
 
     def _add(self, name: str) -> None:
         if name in self.inputs or name not in self.takes:

@@ -30,11 +30,16 @@ class Results:
         )  # fmt: skip
         self.players, self.solid, self.strings, self.files = [], None, None, None
         if pipe.modality == "audio":
-            self.players = [gr.Audio(visible=False, interactive=False, buttons=["download"]) for _ in range(most)]
+            player = {"visible": False, "interactive": False, "buttons": ["download"], "min_width": 260}
+            with gr.Row():
+                self.players = [gr.Audio(**player) for _ in range(most)]
         elif pipe.modality == "voxels":
-            if importlib.util.find_spec("trimesh") is not None:
-                self.solid = gr.Model3D(label="The chosen one, to turn", interactive=False, visible=False, height=320)
-            self.files = gr.File(label="To be saved", file_count="multiple", interactive=False, visible=False)
+            if (
+                importlib.util.find_spec("trimesh") is not None
+            ):  # in sight from the start, or it stays empty (Gradio 6.31)
+                self.solid = gr.Model3D(label="The chosen one, to turn", interactive=False, height=320)
+            saved = {"file_count": "multiple", "interactive": False, "visible": False, "height": 180}
+            self.files = gr.File(label="To be saved", **saved)
         elif pipe.modality == "molecules":
             label = f"{self.words}, in {pipe.notation.upper()}"
             self.strings = gr.Textbox(label=label, interactive=False, visible=False, buttons=["copy"])
@@ -63,9 +68,9 @@ class Results:
             values.append(gr.File(self._written(drawing), visible=True))
         return values
 
-    def turned(self, drawing: Drawing, chosen: int) -> Any:
-        """One of the solids of a drawing as a mesh."""
-        return gr.Model3D(self._written(drawing, ".glb", slice(chosen, chosen + 1))[0], visible=True)
+    def turned(self, drawing: Drawing, chosen: int) -> str:
+        """The path of one of the solids of a drawing as a mesh."""
+        return self._written(drawing, ".glb", slice(chosen, chosen + 1))[0]
 
     def in_one(self) -> Any:
         """A component for all samples of a drawing, which programs and language models are given: pictures side by
