@@ -22,10 +22,10 @@ class Results:
     """
 
     def __init__(self, pipe: Any, name: str, most: int):
-        self.pipe, self.kind, self.words = pipe, samples.of(pipe.modality), f"{pipe.word.capitalize()}s"
-        self.about = pipe.unet.config.get("modality") or {}
+        self.pipe, self.kind, self.about = pipe, samples.of(pipe.modality), pipe.unet.config.get("modality") or {}
+        words = f"{pipe.word.capitalize()}s"
         self.gallery = gr.Gallery(
-            label=self.words, columns=4, height="auto", object_fit="contain", format="png", elem_classes="pixels",
+            label=words, columns=4, height="auto", object_fit="contain", format="png", elem_classes="pixels",
             elem_id=f"{name}_pictures", buttons=["download", "fullscreen"], interactive=False,
         )  # fmt: skip
         self.players, self.solid, self.strings, self.files = [], None, None, None
@@ -34,14 +34,13 @@ class Results:
             with gr.Row():
                 self.players = [gr.Audio(**player) for _ in range(most)]
         elif pipe.modality == "voxels":
-            if (
-                importlib.util.find_spec("trimesh") is not None
-            ):  # in sight from the start, or it stays empty (Gradio 6.31)
+            if importlib.util.find_spec("trimesh") is not None:
+                # in sight from the start: one that comes later stays empty (Gradio 6.31)
                 self.solid = gr.Model3D(label="The chosen one, to turn", interactive=False, height=320)
             saved = {"file_count": "multiple", "interactive": False, "visible": False, "height": 180}
             self.files = gr.File(label="To be saved", **saved)
         elif pipe.modality == "molecules":
-            label = f"{self.words}, in {pipe.notation.upper()}"
+            label = f"{words}, in {pipe.notation.upper()}"
             self.strings = gr.Textbox(label=label, interactive=False, visible=False, buttons=["copy"])
 
     @property
