@@ -19,8 +19,8 @@ VOCABULARY = {"": 0, "[C]": 0xFFFF, "[O]": 0x00FF, "[=C]": 0x0F0F, "[Branch1]": 
 FREQUENCIES = {"": 0.5, "[C]": 0.3, "[O]": 0.15, "[=C]": 0.0499, "[Branch1]": 0.0001}
 
 
-def sound(channels: int = 2, n_fft: int | None = None, **config) -> MezzotintAudioPipeline:
-    about = {"name": "audio", "sampling_rate": RATE} | ({"n_fft": n_fft} if n_fft else {})
+def sound(channels: int = 2, n_fft: int | None = None, rate: int = RATE, **config) -> MezzotintAudioPipeline:
+    about = {"name": "audio", "sampling_rate": rate} | ({"n_fft": n_fft} if n_fft else {})
     scale = {"sample_mean": (0.0,) * (channels - 1) + (0.2,), "sample_std": (0.1,) * (channels - 1) + (0.9,)}
     return _make(MezzotintAudioPipeline, channels, (LENGTH,), **scale, patch_size=4, modality=about, **config)
 
