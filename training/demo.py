@@ -75,7 +75,7 @@ def demo(args: argparse.Namespace) -> None:
     if folder is not None:
         from mezzotint_training.publishing.space import write_space
 
-        write_space(folder, args.checkpoint, name)
+        write_space(folder, args.checkpoint, name, pipe.modality)
         print(f"{folder}: a Space; `python app.py` there, or `hf upload user/name {folder} . --repo-type space`")
         return
 

@@ -2,7 +2,6 @@
 """Sounds that were drawn, arrays `(channels, samples)` in [-1, 1]: as spectrograms, and as files."""
 
 import io
-import wave
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +65,8 @@ def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:
     if ending == ".flac":
         soundfile().write(file, sound, about["sampling_rate"], subtype="PCM_16", format="FLAC")
     else:
+        import wave
+
         with wave.open(file, "wb") as written:
             written.setparams((sound.shape[1], 2, about["sampling_rate"], len(sound), "NONE", ""))
             written.writeframes(sound.tobytes())
