@@ -169,6 +169,18 @@ def test_a_space_of_a_pipeline_on_the_hub_names_it(tmp_path, monkeypatch):
     assert not (tmp_path / "space" / "checkpoint").exists()
 
 
+def test_a_space_brings_what_shows_its_samples_where_it_is_installed(monkeypatch):
+    pytest.importorskip("gradio", reason="its version is named")
+    from mezzotint_training.publishing.space import requirements
+
+    plain, molecules = requirements(), requirements("molecules")
+    there = {name for name in ("rdkit", "selfies") if importlib.util.find_spec(name)}
+    assert {line.partition("==")[0] for line in set(molecules) - set(plain)} == there
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rdkit" else find(name))
+    assert not any(line.startswith("rdkit") for line in requirements("molecules"))
+
+
 def test_adapters_have_no_space(tmp_path):
     pytest.importorskip("gradio", reason="its version is named")
     from mezzotint_training.config.errors import UserError

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import tiny_pipes
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from PIL import Image
 
 from mezzotint import (
+    MezzotintAudioPipeline,
     MezzotintImg2ImgPipeline,
     MezzotintInpaintPipeline,
     MezzotintLayoutPipeline,
@@ -150,4 +152,20 @@ def test_an_animation_has_every_state_and_rests_on_the_last(make_pipe, tmp_path,
 def test_a_grid_is_as_square_as_can_be():
     state = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) + np.zeros((5, 2, 3, 1), dtype=np.uint8)
     grid = np.asarray(drawing.as_grid(state).convert("L"))
-    np.testing.assert_array_equal(grid, np.kron([[0, 1, 2], [3, 4, 0]], np.ones((2, 3))))
+    np.testing.assert_array_equal(grid, np.kron([[0, 1], [2, 3], [4, 255]], np.ones((2, 3))))
+
+
+def test_states_of_what_is_diffused_as_a_spectrogram_are_spectrograms():
+    pipe = tiny_pipes.sound(n_fft=8)
+    drawn = drawing.draw(pipe, MezzotintAudioPipeline, count=2, num_inference_steps=2)
+    call = {"num_waveforms_per_prompt": 2, "num_inference_steps": 2, "output_type": "latent"}
+    (latents,) = pipe(**call, generator=[torch.Generator().manual_seed(i) for i in (0, 1)], return_dict=False)
+    data = pipe.decode(latents, (tiny_pipes.LENGTH,))[:, 0].clamp(-1, 1)
+    for picture, one in zip(drawn.noisy[-1], data, strict=True):
+        windows = one.view(16, 4).flip(1).T  # the highest pitch above
+        np.testing.assert_array_equal(picture[..., 0], ((windows + 1) * 127.5).round().byte())
+
+
+def test_a_folder_is_loaded_as_what_draws_its_modality(tmp_path):
+    tiny_pipes.sound().save_pretrained(tmp_path / "sound")
+    assert drawing.class_of(tmp_path / "sound") is MezzotintAudioPipeline

@@ -136,9 +136,9 @@ def test_relative_import_is_seen(tmp_path, line):
 
 def test_importing_the_package_loads_nothing_that_its_base_classes_do_not():
     base = "from diffusers import DiffusionPipeline, ModelMixin\nfrom transformers import PreTrainedModel"
-    assert loaded_by("import mezzotint, mezzotint.hub, mezzotint.drawing, mezzotint.demo.pictures", after=base) == {
-        "mezzotint"
-    }
+    every = "import mezzotint, mezzotint.hub, mezzotint.drawing, mezzotint.demo.pictures"
+    every += "".join(f", mezzotint.samples.{name}" for name in ("image", "audio", "video", "voxels", "molecules"))
+    assert loaded_by(every, after=base) == {"mezzotint"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["no-such-command"]])

@@ -12,6 +12,7 @@ from strangers import forked
 from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
 
 from mezzotint import MezzotintMoleculePipeline
+from mezzotint.samples.molecules import smiles_of
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.chains import chains
 from mezzotint_training.data.source import look_at, open_rows
@@ -63,7 +64,7 @@ def test_a_finished_run_is_a_pipeline_of_molecules_that_a_stranger_loads(folder)
         attributes={"heavy_atoms": 7},
         attribute_guidance_scale={"heavy_atoms": 3.0},
     ).molecules
-    assert all(one.startswith("[O]") and molecules.smiles_of(one, "selfies") for one in found)
+    assert all(one.startswith("[O]") and smiles_of(one, "selfies") for one in found)
     assert set(logged(folder, "held_out_loss")) == {2, 4}
 
 

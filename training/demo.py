@@ -62,7 +62,7 @@ def demo(args: argparse.Namespace) -> None:
     # Late, so that help and refusals come at once; Gradio last, which a checkpoint that cannot be loaded never needs
     import torch
 
-    from mezzotint_training.networks.saved import check_pictures, load_pipeline
+    from mezzotint_training.networks.saved import load_pipeline
 
     name = (
         args.checkpoint if not os.path.exists(args.checkpoint) else os.path.basename(os.path.abspath(args.checkpoint))
@@ -72,11 +72,10 @@ def demo(args: argparse.Namespace) -> None:
     folder = None if args.space is None else new_folder("space", Path(args.space))
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe = load_pipeline(args.checkpoint, device=device, trust_remote_code=args.trust_remote_code)
-    check_pictures(pipe)
     if folder is not None:
         from mezzotint_training.publishing.space import write_space
 
-        write_space(folder, args.checkpoint, name)
+        write_space(folder, args.checkpoint, name, pipe.modality)
         print(f"{folder}: a Space; `python app.py` there, or `hf upload user/name {folder} . --repo-type space`")
         return
 

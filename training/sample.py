@@ -45,6 +45,7 @@ from mezzotint import (
     MezzotintSegmentPipeline,
     MezzotintUpscalePipeline,
     MezzotintVariationPipeline,
+    samples,
 )
 from mezzotint.drawing import Keeping, animate, arguments_of, sampler_of, samplers_of
 from mezzotint_training.config.arguments import parser_of
@@ -113,7 +114,7 @@ def sample(args: argparse.Namespace) -> None:
     output, animation = None, None
     if args.output is not None:
         output = writable_file("output", Path(args.output))
-        endings = [ending for kind in MODALITIES.values() for ending in kind.reader.ENDINGS]
+        endings = [ending for name in MODALITIES for ending in samples.of(name).ENDINGS]
         if output.suffix.lower() not in (*EXTENSIONS, *endings):
             raise UserError(f"output must end in one of {', '.join((*EXTENSIONS, *endings))}: got {output}")
     if args.animation is not None:
@@ -136,9 +137,10 @@ def sample(args: argparse.Namespace) -> None:
         said[name] = value
     pipe: Any = load_pipeline(args.checkpoint, device=args.device)
     kind = MODALITIES[pipe.modality]
-    output = output or writable_file("output", Path(f"sample{(*kind.reader.ENDINGS, '.png')[0]}"))
-    if output.suffix.lower() not in (*EXTENSIONS, *kind.reader.ENDINGS):
-        own = f", or end in {' or '.join(kind.reader.ENDINGS)}" if kind.reader.ENDINGS else ""
+    own_endings = samples.of(pipe.modality).ENDINGS
+    output = output or writable_file("output", Path(f"sample{(*own_endings, '.png')[0]}"))
+    if output.suffix.lower() not in (*EXTENSIONS, *own_endings):
+        own = f", or end in {' or '.join(own_endings)}" if own_endings else ""
         raise UserError(f"output must be a picture file{own}, as {kind.word}s are drawn: got {output}")
     if args.sampler is not None:
         try:
@@ -277,14 +279,14 @@ def write(picture: Image.Image, output: Path, given: dict[str, Any]) -> None:
 
 def write_samples(drawn: list[Any], output: Path, pipe: Any, rows: int, given: dict[str, Any]) -> None:
     """Write what is no picture: each as a file of its own, or all as one picture, by the ending of `output`."""
-    reader, about = MODALITIES[pipe.modality].reader, pipe.unet.config.modality
+    kind, about = samples.of(pipe.modality), pipe.unet.config.modality
     word = f"{len(drawn)} {pipe.word}{'s' if len(drawn) > 1 else ''}"
-    if output.suffix.lower() not in reader.ENDINGS:
-        pictures = [reader.show(one, about, pipe.default_size) for one in drawn]
+    if output.suffix.lower() not in kind.ENDINGS:
+        pictures = [kind.show(one, about, pipe.default_size) for one in drawn]
         write(make_image_grid(pictures, rows=rows, cols=len(pictures) // rows), output, given)
         print(f"{word}, shown: {output}")
         return
-    files, names = [reader.encoded(one, output.suffix.lower(), about) for one in drawn], [output]
+    files, names = [kind.encoded(one, output.suffix.lower(), about) for one in drawn], [output]
     if output.suffix.lower() in LINES:
         files = [b"".join(files)]
     if len(files) > 1:

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Draws with a pipeline and shows how: the tasks that its weights allow, the samplers that it can take, and all the
-states that pictures came through, also as an animation."""
+states that samples came through, also as an animation."""
 
 import inspect
 from collections.abc import Callable
@@ -14,9 +14,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
 import mezzotint
-from mezzotint import MezzotintPipeline
-from mezzotint.pipelines.conditions_mezzotint import bits_to_classes
-from mezzotint.pipelines.pipeline_mezzotint_segment import painted
+from mezzotint import MezzotintPipeline, samples
 
 SHOWN = 256  # pixels to which small pictures are enlarged in an animation
 
@@ -24,16 +22,18 @@ SHOWN = 256  # pixels to which small pictures are enlarged in an animation
 class Drawing(NamedTuple):
     """
     Attributes:
-        pictures: what was drawn, each with a caption.
+        pictures: of each sample that was drawn, with a caption.
         timesteps: of each step, the timestep at which it began.
-        noisy: the sample x_t after each step, uint8 of shape `(pictures, height, width, channels)`.
+        noisy: the sample x_t after each step, uint8 of shape `(samples, height, width, channels)`.
         clean: x_0 as predicted at each step, likewise.
+        samples: what was drawn, as the pipeline gives it.
     """
 
     pictures: list[tuple[Image.Image, str]]
     timesteps: list[float]
     noisy: list[np.ndarray]
     clean: list[np.ndarray]
+    samples: list[Any]
 
 
 class Keeping:
@@ -61,29 +61,35 @@ class Keeping:
     def keep(self, run: Any, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
         for states, name in ((self.noisy, "latents"), (self.clean, "pred_original_sample")):
             del states[step:]  # of a step that is taken again
-            states.append(_as_pixels(run, tensors[name]))
+            spatial = [size * run.vae_scale_factor for size in tensors[name].shape[2:]]
+            states.append(samples.of(run.modality).states(run, run.decode(tensors[name].float(), spatial)))
         del self.timesteps[step:]
         self.timesteps.append(float(timestep))
         self.progress(step + 1, run.num_timesteps)
         run._interrupt = run._interrupt or self.stopped()
         return {}
 
-    def drawing(self, pictures: list[tuple[Image.Image, str]]) -> Drawing:
-        """The states that were kept, with the pictures that came of them."""
-        width, height = pictures[0][0].size  # the network may have drawn them larger, to be cropped
-        noisy, clean = ([state[:, :height, :width] for state in states] for states in (self.noisy, self.clean))
-        return Drawing(pictures, self.timesteps, noisy, clean)
+    def drawing(self, pictures: list[tuple[Image.Image, str]], drawn: list[Any] | None = None) -> Drawing:
+        """The states that were kept, with the samples that came of them, `drawn`, by default `pictures`. The states of
+        videos become the frames side by side."""
+        drawn, states = drawn or [picture for picture, _ in pictures], [self.noisy, self.clean]
+        frame = drawn[0][0] if isinstance(drawn[0], list) else drawn[0]
+        if isinstance(frame, Image.Image):  # the network may have drawn it larger, to be cropped
+            states = [[state[:, : frame.height, ..., : frame.width, :] for state in kept] for kept in states]
+        noisy, clean = ([state.reshape(*state.shape[:2], -1, state.shape[-1]) for state in kept] for kept in states)
+        return Drawing(pictures, self.timesteps, noisy, clean, drawn)
 
 
 def class_of(source: str | Path, revision: str | None = None) -> Any:
     """The pipeline of the package to load a folder or a Hub repository by: the one that its index names, if that has
-    components of its own, and `MezzotintPipeline` for all whose components are alike."""
+    components of its own or draws no pictures, and `MezzotintPipeline` for all others, whose components are alike."""
     try:
         name = MezzotintPipeline.load_config(source, revision=revision)["_class_name"]
     except (OSError, ValueError):  # which whoever loads it says
         return MezzotintPipeline
     plain, cls = MezzotintPipeline, getattr(mezzotint, str(name), MezzotintPipeline)
-    return cls if cls._get_signature_types().keys() > plain._get_signature_types().keys() else plain
+    own = cls._get_signature_types().keys() > plain._get_signature_types().keys()
+    return cls if own or cls.modality != plain.modality else plain
 
 
 def tasks_of(pipe: Any) -> list[Any]:
@@ -141,10 +147,10 @@ def draw(
     stopped: Callable[[], bool] = lambda: False,
     **arguments: Any,
 ) -> Drawing:
-    """Draw pictures with the pipeline `cls` and the components of `pipe`, and keep the states that they came through.
+    """Draw samples with the pipeline `cls` and the components of `pipe`, and keep the states that they came through.
 
     Args:
-        count: pictures, the first by the seed `seed`, the next by `seed + 1`, ...
+        count: samples, the first by the seed `seed`, the next by `seed + 1`, ...
         sampler: name of one of `samplers_of`, by default the pipeline's own.
         progress: is called with each step and their number.
         stopped: is asked after each step; where it says so, no more are taken, and what was reached comes back.
@@ -156,39 +162,30 @@ def draw(
     run = cls(**{**pipe.components, "scheduler": sampler_of(pipe, sampler or type(pipe.scheduler).__name__)})
     run.set_progress_bar_config(disable=True)
     kept = Keeping(progress, stopped)
-    number = "ensemble_size" if "ensemble_size" in arguments_of(cls) else "num_images_per_prompt"
+    number = "ensemble_size" if "ensemble_size" in arguments_of(cls) else cls.per_prompt
     result = run(
         **{number: count},
         **arguments,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(count)],
         **kept.arguments,
     )
-    if "images" in result:
-        pictures = [(picture, f"seed {seed + i}") for i, picture in enumerate(result.images)]
-    else:
+    if "uncertainty" in result:
         doubt = Image.fromarray((255 * result.uncertainty[0]).round().astype(np.uint8))
-        pictures = [(result.prediction[0].convert("RGB"), "classes"), (doubt, "doubt: bright where drawings differ")]
-    return kept.drawing(pictures)
-
-
-def _as_pixels(run: Any, sample: torch.Tensor) -> np.ndarray:
-    """A normalised sample as uint8 of shape `(pictures, height, width, channels)`; bits of several classes in the
-    classes' colours."""
-    data = run.decode(sample.float(), [size * run.vae_scale_factor for size in sample.shape[2:]])
-    if run.trained_for["task"] == "segment" and run.trained_for["num_classes"] > 2:
-        num_classes = run.trained_for["num_classes"]
-        maps = bits_to_classes(data, num_classes).cpu().numpy()
-        return np.stack([np.asarray(painted(classes, num_classes).convert("RGB")) for classes in maps])
-    pixels = (data.clamp(-1, 1) + 1) * 127.5
-    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return kept.drawing(
+            [(result.prediction[0].convert("RGB"), "classes"), (doubt, "doubt: bright where drawings differ")]
+        )
+    drawn, about = list(result.to_tuple()[0]), pipe.unet.config.get("modality") or {}
+    pictures = [samples.of(cls.modality).show(one, about, run.default_size) for one in drawn]
+    return kept.drawing([(picture, f"seed {seed + i}") for i, picture in enumerate(pictures)], drawn)
 
 
 def as_grid(state: np.ndarray) -> Image.Image:
-    """The pictures of one state side by side, in as many rows as columns if possible."""
+    """The pictures of one state side by side, in as many columns as make a square of them, if possible."""
     pictures = [Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels) for pixels in state]
-    columns = int(np.ceil(np.sqrt(len(pictures))))
+    width, height = pictures[0].size
+    columns = min(len(pictures), int(np.ceil(np.sqrt(len(pictures) * height / width))))
     rows = -(-len(pictures) // columns)
-    pictures += [Image.new(pictures[0].mode, pictures[0].size)] * (rows * columns - len(pictures))
+    pictures += [Image.new(pictures[0].mode, pictures[0].size, "white")] * (rows * columns - len(pictures))
     return make_image_grid(pictures, rows=rows, cols=columns)
 
 

@@ -11,10 +11,12 @@ import queue
 import re
 import shutil
 import threading
+import wave
 from time import sleep
 
 import numpy as np
 import pytest
+import tiny_pipes
 from PIL import Image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -345,6 +347,46 @@ def test_every_tab_at_every_size_of_window(tiny, tmp_path, size):
     visitor.wait_for_function(f"before => {said} !== before", arg=before)
     visitor.context.close()
     assert tiny.errors == []
+
+
+def test_a_sound_is_drawn_and_can_be_played(served):
+    page = served("sound", lambda: tiny_pipes.sound(rate=8000))  # browsers play from 3,000 Hz on
+    visitor = page.visit()
+    settle(visitor, steps=2, pictures=2, number="Sounds")
+    fill(visitor, "Seconds", 0.03)
+    assert len(draw(visitor)) == 2
+    players = visitor.locator("audio[src]")
+    sync_api.expect(players).to_have_count(2)
+    for player in players.all():
+        content = player.evaluate("async one => [...new Uint8Array(await (await fetch(one.src)).arrayBuffer())]")
+        with wave.open(io.BytesIO(bytes(content))) as sound:
+            assert sound.getnframes() == 240 and sound.getframerate() == 8000
+    visitor.locator(".play-pause-button").filter(visible=True).first.click()
+    played = players.first.evaluate(
+        """async one => {
+            for (let i = 0; i < 200 && !one.played.length; i++) await new Promise(go => setTimeout(go, 50))
+            return one.played.length
+        }"""
+    )
+    assert played == 1
+    assert len(gallery(visitor, "text_to_sound")) == 2
+    visitor.context.close()
+    assert page.errors == []
+    assert {url.split("/")[2] for url in page.requests if url.startswith("http")} == {page.address.split("/")[2]}
+
+
+def test_a_video_moves_in_the_gallery(served):
+    page = served("video", tiny_pipes.video)
+    visitor = page.visit()
+    settle(visitor, steps=2, pictures=2, number="Videos")
+    assert len(draw(visitor)) == 2
+    shown = visitor.locator("#text_to_video_pictures button img").filter(visible=True)
+    assert shown.count() == 2
+    data = visitor.request.get(shown.first.get_attribute("src")).body()
+    with Image.open(io.BytesIO(data)) as moving:
+        assert moving.format == "WEBP" and moving.n_frames == 3 and moving.size == (12, 8)
+    visitor.context.close()
+    assert page.errors == []
 
 
 def test_the_readme_shows_the_page(request, browser):

@@ -1,15 +1,21 @@
 """The page without a browser: which controls there are, what its functions make of their values, what they refuse."""
 
+import functools
 import inspect
+import io
 import os
 import socket
+import sys
+import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_pipes
 import torch
 from PIL import Image
 
-from mezzotint import MezzotintClassifier, MezzotintLayoutPipeline
+from mezzotint import MezzotintClassifier, MezzotintLayoutPipeline, samples
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install 'mezzotint[demo]'")
@@ -18,6 +24,7 @@ from mezzotint import drawing  # noqa: E402
 from mezzotint.demo.controls import UNKNOWN, Checkpoint  # noqa: E402
 from mezzotint.demo.page import launch, make_page  # noqa: E402
 from mezzotint.demo.pictures import noised  # noqa: E402
+from mezzotint.demo.results import Results  # noqa: E402
 
 KNOWN = {"class_labels": ["cat", "dog"], "age": [3.0, 1.0]}
 RED = Image.new("RGB", (8, 8), "red")
@@ -350,3 +357,144 @@ def test_a_pipeline_of_the_page_is_never_changed(page_of):
     assert pipe.scheduler is scheduler
     np.testing.assert_array_equal(own, again)
     assert not np.array_equal(own, other)
+
+
+# ----------------------------------------------------------------------------- sounds, videos, solids and molecules
+
+OTHERS = {
+    "text_to_sound": tiny_pipes.sound,
+    "text_to_video": tiny_pipes.video,
+    "text_to_solid": tiny_pipes.solid,
+    "text_to_molecule": functools.partial(tiny_pipes.molecules, attributes={"logP": [2.0, 1.0]}),
+}
+
+
+@pytest.fixture
+def other(make_pipe):
+    """`other(name)`: the page of a tiny pipeline of another modality by its tab's name, and the pipeline."""
+
+    def make(name: str):
+        if name not in MADE:
+            text = make_pipe()
+            pipe = OTHERS[name](text=(text.text_encoder, text.tokenizer), cross_attention_dim=16)
+            MADE[name] = make_page(Checkpoint(pipe, "tiny")), pipe
+        return MADE[name]
+
+    return make
+
+
+def drawn_by(pipe, seeds: list[int], **call) -> list:
+    """The samples of a call of a pipeline by hand."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return list(pipe(**call, **{pipe.per_prompt: len(seeds)}, generator=generators, return_dict=False)[0])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_drawn_is_the_pipelines_whatever_the_modality(other, name):
+    page, pipe = other(name)
+    assert [fn.api_name for fn in page.fns.values() if fn.api_visibility == "public"] == [name]
+    call = {"num_inference_steps": 3, "guidance_scale": 3.0, "negative_prompt": "green"}
+    gallery, seed, drawn, *more = Handler(page, name)(prompt=" a ", count=2, seed=7, new_seed=False, **call)
+    expected = drawn_by(pipe, [7, 8], prompt="a", **call)
+    assert seed == 7 and len(drawn.samples) == 2 and [caption for _, caption in drawn.pictures] == ["seed 7", "seed 8"]
+    for found, wanted in zip(drawn.samples, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    kind, about = samples.of(pipe.modality), pipe.unet.config.modality
+    for (picture, _), wanted in zip(drawn.pictures, expected, strict=True):
+        np.testing.assert_array_equal(picture, kind.show(wanted, about, pipe.default_size))
+    assert len(drawn.timesteps) == len(drawn.noisy) == len(drawn.clean) == 3
+    if name in ("text_to_video", "text_to_solid"):
+        for states, (picture, _) in zip(drawn.noisy[-1], drawn.pictures, strict=True):
+            np.testing.assert_array_equal(states, picture)
+    (unfold, *_) = [fn.fn for fn in page.fns.values() if fn.name == "_unfold"]
+    assert unfold(drawn)[3].count("data:image/webp;base64,") == 2
+
+    (asked,) = [fn for fn in page.fns.values() if fn.api_name == name]
+    values = Handler(page, name).values(prompt="a", count=2, seed=7, new_seed=False, **call)
+    found = asked.fn(*values, lambda *args, **kwargs: None, None)
+    if name == "text_to_molecule":
+        assert found == "\n".join(expected) == more[0].value
+    else:
+        contents = [kind.encoded(wanted, kind.ENDINGS[0], about) for wanted in expected]
+        assert [Path(path).read_bytes() for path in found] == contents
+
+
+def test_each_sound_has_a_player_of_its_own(other):
+    page, _ = other("text_to_sound")
+    call = {"count": 3, "num_inference_steps": 2, "audio_length_in_s": 0.3, "seed": 1, "new_seed": False}
+    _, _, drawn, *players = Handler(page, "text_to_sound")(**call)
+    assert [player.visible for player in players] == [True] * 3 + [False] * 13
+    for sound, player in zip(drawn.samples, players, strict=False):
+        with wave.open(player.value["path"]) as written:
+            assert written.getframerate() == tiny_pipes.RATE and written.getnframes() == 30
+            found = np.frombuffer(written.readframes(30), "<i2")
+        np.testing.assert_allclose(found / 32768, sound[0], atol=1 / 32768)
+    assert [player.label for player in players[:3]] == ["seed 1", "seed 2", "seed 3"]
+
+
+def test_a_video_is_shown_moving_and_begins_with_the_frame_that_is_given(other):
+    page, pipe = other("text_to_video")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 10, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((100, 90), Image.Resampling.NEAREST)
+    call = {"count": 1, "num_inference_steps": 2, "num_frames": 4, "height": 9, "width": 10, "new_seed": False}
+    gallery, _, drawn = Handler(page, "text_to_video")(picture=large, **call)
+    (frames,) = drawn.samples
+    assert len(frames) == 4
+    np.testing.assert_array_equal(frames[0], pixels)
+    np.testing.assert_array_equal(drawn.noisy[-1][0], drawn.pictures[0][0])  # though 9x10 is drawn larger, and cropped
+    with Image.open(gallery.value[0]["image"]["path"]) as moving:
+        assert moving.format == "WEBP" and moving.n_frames == 4
+        for i, frame in enumerate(frames):
+            moving.seek(i)
+            np.testing.assert_array_equal(moving.convert("RGB"), frame)
+            assert moving.info["duration"] == 125
+    controls_there = controls(page, "text_to_video")
+    assert "keep_size" not in controls_there and "strength" not in controls_there
+
+
+def test_a_chosen_solid_can_be_turned_where_there_is_trimesh(other, monkeypatch):
+    trimesh = pytest.importorskip("trimesh")
+    page, pipe = other("text_to_solid")
+    drawn, mesh, files = Handler(page, "text_to_solid")(count=2, num_inference_steps=2)[2:]
+    (turned,) = [fn.fn for fn in page.fns.values() if fn.name == "turned"]
+    for number, path in enumerate((mesh, turned(drawn, 1))):
+        found = trimesh.load(io.BytesIO(Path(path).read_bytes()), file_type="glb", force="mesh")
+        assert found.volume == pytest.approx(drawn.samples[number][..., -1].sum())
+    assert len(files.value) == 2
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    monkeypatch.setattr("mezzotint.demo.results.importlib.util.find_spec", lambda name: None)
+    with gr.Blocks():
+        plain = Results(pipe, "text_to_solid", 16)
+    assert plain.more == [plain.files] and len(plain.shown(drawn)) == 2
+
+
+def test_a_molecule_has_the_numbers_and_the_beginning_that_are_asked_for(other):
+    page, pipe = other("text_to_molecule")
+    assert controls(page, "text_to_molecule")["attribute_0"].label == "LogP"
+    call = {"num_inference_steps": 3, "fragment": "[O][C]"}
+    said = {"attribute_0": "3.5", "count": 2, "seed": 4, "new_seed": False}
+    _, _, drawn, strings = Handler(page, "text_to_molecule")(**call | said | {"fragment": " [O][C]\n"})
+    assert drawn.samples == drawn_by(pipe, [4, 5], prompt="", attributes={"logP": 3.5}, **call)
+    assert all(one.startswith("[O][C]") for one in drawn.samples) and strings.value.split("\n") == drawn.samples
+
+
+@pytest.mark.parametrize(
+    "name, values, line",
+    [
+        ("text_to_sound", {"count": 17}, "count must be from 1 to 16: got 17"),
+        ("text_to_sound", {"audio_length_in_s": -1}, "audio_length_in_s must be a number of seconds above 0: got -1"),
+        ("text_to_video", {"num_frames": None}, "num frames must be a number: got nothing"),
+        ("text_to_video", {"num_frames": 0}, "num_frames must be a positive whole number: got 0"),
+        ("text_to_solid", {"guidance_rescale": 7}, "guidance_rescale must be a finite number in [0, 1]: got 7"),
+        (
+            "text_to_molecule",
+            {"fragment": "CC"},
+            "fragment must be tokens that the network knows, in selfies: got &#x27;CC&#x27;",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_whatever_the_modality(other, name, values, line):
+    page, _ = other(name)
+    with pytest.raises(gr.Error) as error:
+        Handler(page, name)(**{"new_seed": False, "prompt": "a"} | values)
+    assert error.value.message == line and not error.value.print_exception

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mezzotint.samples import audio as writer
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedSamples
@@ -236,15 +237,15 @@ def test_bad_rows_are_named_and_skipped_and_oddities_are_found():
 
 
 def test_a_spectrogram_is_brightest_at_the_pitch_and_dark_where_there_is_nothing():
-    shown = np.asarray(audio.show(sine(1000, 4096)[None], {"sampling_rate": RATE}, (8192,)))
+    shown = np.asarray(writer.show(sine(1000, 4096)[None], {"sampling_rate": RATE}, (8192,)))
     assert shown.shape == (128, 128)
     assert 127 - shown[:, 20].argmax() == pytest.approx(1000 / (RATE / 2) * 128, abs=1.5)
     assert not shown[:, 80:].any()
 
 
-@pytest.mark.parametrize("ending", audio.ENDINGS)
+@pytest.mark.parametrize("ending", writer.ENDINGS)
 def test_a_sound_is_written_and_read_back(ending):
     sound = np.stack([sine(200, 500), sine(300, 500)])
-    found, rate = soundfile.read(io.BytesIO(audio.encoded(sound, ending, {"sampling_rate": 2000})))
+    found, rate = soundfile.read(io.BytesIO(writer.encoded(sound, ending, {"sampling_rate": 2000})))
     assert rate == 2000
     np.testing.assert_allclose(found.T, sound, atol=1 / 32768)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mezzotint.samples import molecules as writer
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.chains import chains
@@ -27,8 +28,8 @@ ABOUT = {"notation": "selfies", "vocabulary": molecules.code_words({"[C]": 2, "[
 
 def test_the_embedded_set_says_the_same_in_both_notations_and_holds_no_molecule_twice():
     rows = [row for split in chains().values() for row in split]
-    smiles = [molecules.smiles_of(row["smiles"], "smiles") for row in rows]
-    assert smiles == [molecules.smiles_of(row["selfies"], "selfies") for row in rows]
+    smiles = [writer.smiles_of(row["smiles"], "smiles") for row in rows]
+    assert smiles == [writer.smiles_of(row["selfies"], "selfies") for row in rows]
     assert len(set(smiles)) == len(rows) == 95
     assert [Chem.MolFromSmiles(one).GetNumHeavyAtoms() for one in smiles] == [row["heavy_atoms"] for row in rows]
     alcohol = Chem.MolFromSmarts("[OX2H]")
@@ -155,11 +156,11 @@ def test_bad_rows_are_named_by_their_number_and_skipped():
 
 
 def test_a_molecule_is_drawn_or_written_and_kept_as_a_line():
-    drawn = np.asarray(molecules.show(selfies.encoder(ASPIRIN), {"notation": "selfies"}, (8,)))
+    drawn = np.asarray(writer.show(selfies.encoder(ASPIRIN), {"notation": "selfies"}, (8,)))
     assert drawn.shape == (160, 160, 3) and (drawn[..., 0] > drawn[..., 2] + 100).sum() > 20  # red are its oxygens
-    written = np.asarray(molecules.show("C1CC", {"notation": "smiles"}, (8,)))
+    written = np.asarray(writer.show("C1CC", {"notation": "smiles"}, (8,)))
     assert written.shape == drawn.shape and written.min() < 128
     selfie = selfies.encoder(ASPIRIN)
-    kept = molecules.encoded(selfie, ".smi", {"notation": "selfies"}).decode()
+    kept = writer.encoded(selfie, ".smi", {"notation": "selfies"}).decode()
     assert Chem.CanonSmiles(kept) == Chem.CanonSmiles(ASPIRIN) and kept.endswith("\n")
-    assert molecules.encoded(selfie, ".txt", {"notation": "selfies"}).decode() == selfie + "\n"
+    assert writer.encoded(selfie, ".txt", {"notation": "selfies"}).decode() == selfie + "\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mezzotint.samples import video as writer
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedSamples
@@ -34,7 +35,7 @@ def stacked(frames: list[Image.Image]) -> np.ndarray:
 
 
 def file(frames: list[Image.Image], rate: float) -> dict:
-    return {"bytes": video.encoded(frames, ".mp4", {"frame_rate": rate}), "path": None}
+    return {"bytes": writer.encoded(frames, ".mp4", {"frame_rate": rate}), "path": None}
 
 
 def test_a_list_of_frames_comes_through_to_the_bit():
@@ -62,7 +63,7 @@ def test_a_file_is_shown_at_another_rate_for_as_long(rate, shown):
 
 @pytest.mark.parametrize("ending", [".webp", ".gif"])
 def test_what_is_written_goes_round_with_the_same_frames_and_rate(ending):
-    written = Image.open(io.BytesIO(video.encoded(FRAMES, ending, {"frame_rate": 10.0})))
+    written = Image.open(io.BytesIO(writer.encoded(FRAMES, ending, {"frame_rate": 10.0})))
     assert written.n_frames == 6 and written.info["loop"] == 0
     for number, frame in enumerate(FRAMES):
         written.seek(number)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mezzotint.samples import voxels as writer
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.augment import turned
@@ -73,7 +74,7 @@ def test_four_quarter_turns_bring_a_solid_back_and_none_has_labels_of_zero():
 
 def test_a_vox_file_holds_every_voxel_with_its_colour():
     """Read by the format's own page: chunks of a name, two lengths and a content."""
-    file = voxels.encoded(SOLID / 255, ".vox", {})
+    file = writer.encoded(SOLID / 255, ".vox", {})
     assert file[:8] == b"VOX " + struct.pack("<i", 150) and file[8:12] == b"MAIN"
     place, chunks = 20, {}
     while place < len(file):
@@ -90,22 +91,22 @@ def test_a_vox_file_holds_every_voxel_with_its_colour():
 def test_more_colours_than_a_palette_has_come_out_near():
     many = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 4)).astype(np.uint8)
     many[..., 3] = 255
-    assert len(voxels.encoded(many / 255, ".vox", {})) > 8**3 * 4
+    assert len(writer.encoded(many / 255, ".vox", {})) > 8**3 * 4
 
 
 @pytest.mark.parametrize("ending", [".glb", ".ply"])
 def test_a_mesh_is_the_surface_of_the_solid(ending):
     """Its volume is the number of voxels, its area that of the sides that are seen: 3 cubes in an L have 14."""
     trimesh = pytest.importorskip("trimesh")
-    mesh = trimesh.load(io.BytesIO(voxels.encoded(SOLID / 255, ending, {})), file_type=ending[1:], force="mesh")
+    mesh = trimesh.load(io.BytesIO(writer.encoded(SOLID / 255, ending, {})), file_type=ending[1:], force="mesh")
     assert mesh.volume == pytest.approx(3) and mesh.area == pytest.approx(14)
     np.testing.assert_allclose(mesh.bounds, [[1, 0, -2], [2, 2, 0]])  # right, up, towards us
 
 
 def test_a_picture_shows_the_sides_that_are_seen_from_the_front_the_right_and_above():
-    picture = np.asarray(voxels.show(SOLID / 255, {}, (4, 4, 4)).convert("RGB")).reshape(-1, 3)
+    picture = np.asarray(writer.show(SOLID / 255, {}, (4, 4, 4)).convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in picture.tolist()}
-    shades = [int(255 * shade) for shade in voxels.SHADES.values()]
+    shades = [int(255 * shade) for shade in writer.SHADES.values()]
     assert colours == {(255, 255, 255)} | {(x, 0, 0) for x in shades} | {(0, 0, x) for x in shades} | {
         (0, shades[2], 0)
     }
@@ -133,4 +134,4 @@ def test_grids_are_told_to_be_solids_and_a_bad_row_is_named(tmp_path):
 def test_without_the_library_one_line_says_what_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trimesh", None)
     with pytest.raises(ImportError, match=r"^meshes need trimesh; pip install 'mezzotint\[voxels\]' brings it$"):
-        voxels.encoded(SOLID / 255, ".glb", {})
+        writer.encoded(SOLID / 255, ".glb", {})

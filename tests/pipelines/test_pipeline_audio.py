@@ -4,32 +4,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from tiny_pipes import LENGTH, RATE
+from tiny_pipes import sound as sound_pipe
 
 from mezzotint import MezzotintAudioPipeline, MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
 from mezzotint.pipelines.spectrograms_mezzotint import to_spectrogram
 
-RATE, LENGTH = 100, 64
-
-
-def make(channels: int = 2, n_fft: int | None = None, **changes) -> MezzotintAudioPipeline:
-    torch.manual_seed(0)
-    about = {"name": "audio", "sampling_rate": RATE} | ({"n_fft": n_fft} if n_fft else {})
-    unet = MezzotintUNetModel(
-        sample_size=LENGTH, in_channels=channels, out_channels=channels, spatial_dims=1, block_out_channels=(8, 16),
-        layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4, patch_size=4,
-        sample_mean=(0.0,) * (channels - 1) + (0.2,), sample_std=(0.1,) * (channels - 1) + (0.9,),
-        modality=about, **changes,
-    )  # fmt: skip
-    for parameter in unet.parameters():  # no layer is zero any more
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipe = MezzotintAudioPipeline(unet, MezzotintScheduler(), None, None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
 
 @pytest.fixture(scope="module", params=[None, 8], ids=["waveforms", "spectrograms"])
 def pipe(request) -> MezzotintAudioPipeline:
-    return make(n_fft=request.param)
+    return sound_pipe(n_fft=request.param)
 
 
 def call(pipe, seed: int = 0, steps: int = 3, **arguments):
@@ -95,7 +79,7 @@ def test_the_less_strength_the_nearer_to_the_sound(pipe):
 
 
 def test_of_a_spectrogram_the_windows_that_are_known_whole_are_put_back():
-    pipe, sound = make(n_fft=8), torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) - 0.5
+    pipe, sound = sound_pipe(n_fft=8), torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) - 0.5
     drawn = torch.zeros(50, dtype=torch.bool)
     drawn[21:30] = True
     start, known = pipe.known(sound, drawn, 50, torch.zeros(1, 2, LENGTH))
@@ -113,7 +97,7 @@ def test_forms_of_the_result(pipe):
     assert [tuple(one.shape) for one in result.audios] == [(1, 20)] * 2
     (latent,) = pipe(num_inference_steps=2, output_type="latent", return_dict=False)
     assert latent.shape == (1, 2, LENGTH)
-    (stereo,) = call(make(channels=3), audio_length_in_s=0.2)
+    (stereo,) = call(sound_pipe(channels=3), audio_length_in_s=0.2)
     assert stereo.shape == (2, 20)
 
 

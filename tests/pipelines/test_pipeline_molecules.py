@@ -5,35 +5,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_pipes import FREQUENCIES, VOCABULARY, molecules
 
-from mezzotint import MezzotintAudioPipeline, MezzotintMoleculePipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint import MezzotintAudioPipeline, MezzotintMoleculePipeline
 from mezzotint.pipelines.conditions_mezzotint import classes_to_bits
 from mezzotint.pipelines.pipeline_mezzotint_molecules import MezzotintMoleculePipelineOutput
 
-VOCABULARY = {"": 0, "[C]": 0xFFFF, "[O]": 0x00FF, "[=C]": 0x0F0F, "[Branch1]": 0x3333}
-FREQUENCIES = {"": 0.5, "[C]": 0.3, "[O]": 0.15, "[=C]": 0.0499, "[Branch1]": 0.0001}
 LENGTH = 8
-
-
-def make(**changes) -> MezzotintMoleculePipeline:
-    torch.manual_seed(0)
-    unet = MezzotintUNetModel(
-        sample_size=LENGTH, in_channels=16, out_channels=16, spatial_dims=1, block_out_channels=(8, 16),
-        layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4,
-        sample_mean=(-0.2,) * 16, sample_std=(0.9,) * 16,
-        modality={"name": "molecules", "notation": "selfies", "vocabulary": VOCABULARY, "frequencies": FREQUENCIES}
-        | changes,
-    )  # fmt: skip
-    for parameter in unet.parameters():  # no layer is zero any more
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipe = MezzotintMoleculePipeline(unet, MezzotintScheduler(), None, None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
 def pipe() -> MezzotintMoleculePipeline:
-    return make()
+    return molecules()
 
 
 def call(pipe, seed: int = 0, **arguments):
@@ -108,7 +91,7 @@ def test_selfies_become_smiles_where_the_package_is_there(pipe, monkeypatch):
     assert isinstance(call(pipe)[0], str)  # SELFIES need nothing
     with pytest.raises(ValueError, match="^SMILES of SELFIES need the package selfies; pip install selfies brings it$"):
         call(pipe, output_type="smiles")
-    assert call(make(notation="smiles"), output_type="smiles") == call(make(notation="smiles"))
+    assert call(molecules(notation="smiles"), output_type="smiles") == call(molecules(notation="smiles"))
 
 
 @pytest.mark.parametrize(

@@ -2,41 +2,24 @@
 
 import numpy as np
 import pytest
+import tiny_pipes
 import torch
 from PIL import Image
 
 from mezzotint import (
     MezzotintPipeline,
-    MezzotintScheduler,
-    MezzotintUNetModel,
-    MezzotintVideoPipeline,
     MezzotintVoxelPipeline,
 )
 
 
-def make(cls, channels: int, size: tuple[int, ...], **config):
-    torch.manual_seed(0)
-    unet = MezzotintUNetModel(
-        sample_size=size, in_channels=channels, out_channels=channels, spatial_dims=3, block_out_channels=(8, 16),
-        layers_per_block=1, transformer_layers_per_block=(0, 1), attention_head_dim=8, norm_num_groups=4,
-        sample_mean=(0.1,) * channels, sample_std=(0.6,) * channels, **config,
-    )  # fmt: skip
-    for parameter in unet.parameters():  # no layer is zero any more
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipe = cls(unet, MezzotintScheduler(), None, None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def video():
-    modality = {"name": "video", "frame_rate": 8.0}
-    return make(MezzotintVideoPipeline, 3, (3, 8, 12), modality=modality, downsample_axes=(1, 2))
+    return tiny_pipes.video()
 
 
 @pytest.fixture(scope="module")
 def solid():
-    return make(MezzotintVoxelPipeline, 4, (8, 8, 8), modality={"name": "voxels"})
+    return tiny_pipes.solid()
 
 
 def call(pipe, seed: int = 0, **arguments):

@@ -20,12 +20,12 @@ import sys
 import torch
 from diffusers.utils import make_image_grid
 
+from mezzotint.samples import voxels
 from mezzotint_training.benchmarks.judged import Figures, arguments, prepared, program
 from mezzotint_training.metrics.copies import retrieved
 from mezzotint_training.metrics.intervals import Figure, average, share
 from mezzotint_training.metrics.judges import train_caption_judge
 from mezzotint_training.metrics.pictures import Real, shuffled
-from mezzotint_training.modalities import voxels
 
 CHANNELS, SHADE = 4, 32  # of a solid; the difference of colours, of 255, up to which they are alike
 COPY, CHOICES = 0.1, 8

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from mezzotint.samples.molecules import chemistry, smiles_of
 from mezzotint_training.metrics.distances import frechet_distance, gaussian
 from mezzotint_training.metrics.intervals import Figure, average, enough, share
-from mezzotint_training.modalities.molecules import chemistry, smiles_of
 
 
 def canonical(drawn: Sequence[str], notation: str) -> list[str | None]:

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 
 from mezzotint.pipelines.spectrograms_mezzotint import to_spectrogram
+from mezzotint.samples.audio import soundfile
 from mezzotint_training.modalities.contents import faults_in_one_line, file_of, whole
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 CHANNELS = (2, 3)  # of one or two channels of sound, and one that says where there is any
-ENDINGS = (".wav", ".flac")  # of files that drawn sounds are written to
 # The type of a cell as it is on disk. `datasets.Audio(decode=False)` would be another, but needs torchcodec in a stream
 FILE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 UNKNOWN_LENGTH = (0, 2**32 - 1)  # of a RIFF file that was written to a pipe
-SIDE, RANGE = 128, 80  # of a picture of a sound: pixels, and decibels from black to white
 
 
 class Header(NamedTuple):
@@ -55,19 +53,6 @@ class Header(NamedTuple):
         if self.sampling_rate != self.trained_at:
             found.append(f"a sound of another sampling rate, which is brought to {self.trained_at:,} Hz")
         return found
-
-
-def soundfile() -> Any:
-    """The library that reads and writes sounds.
-
-    Raises:
-        ImportError: where it is not installed, in one line.
-    """
-    try:
-        import soundfile
-    except (ImportError, OSError):  # the latter without libsndfile
-        raise ImportError("sounds need soundfile; pip install 'mezzotint[audio]' brings it") from None
-    return soundfile
 
 
 def holds(feature: Any) -> bool:
@@ -197,24 +182,3 @@ def _opened(cell: dict | None) -> Any:
     if told not in UNKNOWN_LENGTH and told + 8 > len(file):
         raise ValueError(f"it is cut short: {len(file):,} of {told + 8:,} bytes are there")
     return soundfile().SoundFile(io.BytesIO(file))
-
-
-def show(drawn: np.ndarray, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """A sound (channels, samples) as a picture: its spectrogram, time to the right and pitch upwards, the louder the
-    brighter, as wide as samples of a size are long."""
-    length, window = size[0], 2 * SIDE
-    wave = torch.zeros(max(length, drawn.shape[1]))
-    wave[: drawn.shape[1]] = torch.from_numpy(np.asarray(drawn, np.float32)).mean(0)
-    hop = max(1, round(len(wave) / SIDE))
-    found = torch.stft(wave, window, hop, window=torch.hann_window(window), return_complex=True).abs()
-    decibels = 20 * (found / window).clamp(min=1e-6).log10()  # 0 of a sound at its loudest is about -12
-    bright = ((decibels[1:, :SIDE] + RANGE) / RANGE).clamp(0, 1)
-    return Image.fromarray((255 * bright.flip(0)).round().byte().numpy())
-
-
-def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:
-    """A sound (channels, samples) in [-1, 1] as a file, with 16 bits, of one of `ENDINGS`."""
-    sound, file = whole(torch.from_numpy(np.asarray(drawn, np.float32)), torch.int16), io.BytesIO()
-    kind = ending.removeprefix(".").upper()
-    soundfile().write(file, sound.T.numpy(), about["sampling_rate"], subtype="PCM_16", format=kind)
-    return file.getvalue()

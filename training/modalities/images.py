@@ -19,7 +19,6 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Pillow goes by a file's content, whatever its name, and knows formats for which it starts other programs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 CHANNELS = (1, 3)
-ENDINGS = ()  # of files that what is drawn is written to, beside a picture of it: it is one
 
 
 class Header(NamedTuple):
@@ -192,11 +191,6 @@ class _Mapped(io.RawIOBase):
         target[: len(part)] = part
         self.place += len(part)
         return len(part)
-
-
-def show(drawn: Image.Image, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """What a pipeline drew, to be looked at."""
-    return drawn
 
 
 def as_picture(pixels: torch.Tensor) -> Image.Image:

@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from mezzotint.pipelines.conditions_mezzotint import class_bits, classes_to_bits
+from mezzotint.samples.molecules import chemistry, smiles_of
 from mezzotint_training.modalities.contents import whole
 
 EXTENSIONS = (".csv", ".jsonl")
 CODES = 2**16
 CHANNELS = (class_bits(CODES),)
-ENDINGS = (".smi", ".txt")  # of files that drawn molecules are written to: SMILES, or strings as they are drawn
-SIDE = 160  # pixels of a picture of a molecule
 STEP = 8  # positions, of which the length of a sample is a multiple: a network can halve it three times
 
 SELFIES = re.compile(r"\[[^\[\]]+\]|\.")
@@ -48,20 +46,6 @@ class Header(NamedTuple):
     def findings(self, size: tuple[int, ...]) -> list[str]:
         """What is odd with it for molecules of a size."""
         return []
-
-
-def chemistry() -> tuple[Any, Any]:
-    """The libraries that read and draw molecules: RDKit and selfies.
-
-    Raises:
-        ImportError: where they are not installed, in one line.
-    """
-    try:
-        import selfies
-        from rdkit import Chem
-    except ImportError:
-        raise ImportError("molecules need rdkit and selfies; pip install 'mezzotint[molecules]' brings them") from None
-    return Chem, selfies
 
 
 def holds(feature: Any) -> bool:
@@ -194,40 +178,3 @@ def _is_atom(token: str) -> bool:
         return token != "." and bool(selfies.decoder(token))
     except selfies.DecoderError:
         raise ValueError(f"its symbols must be those of SELFIES: got {token!r}") from None
-
-
-def smiles_of(drawn: str, notation: str) -> str | None:
-    """The canonical SMILES of a string, by which molecules are compared; `None` for what is no molecule."""
-    Chem, selfies = chemistry()
-    from rdkit import rdBase
-
-    try:
-        smiles = selfies.decoder(drawn) if notation == "selfies" else drawn
-    except selfies.DecoderError:
-        return None
-    with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles) if smiles else None
-        return Chem.MolToSmiles(molecule) if molecule is not None and molecule.GetNumAtoms() else None
-
-
-def show(drawn: str, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """A molecule as a picture: its structure, or where there is none, or nothing that could draw one, its string."""
-    try:
-        smiles = smiles_of(drawn, about["notation"])
-        if smiles is not None:
-            from rdkit.Chem.Draw import MolToImage  # which needs libraries of the system
-
-            return MolToImage(chemistry()[0].MolFromSmiles(smiles), size=(SIDE, SIDE)).convert("RGB")
-    except ImportError:
-        pass
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    lines = [drawn[start : start + 24] for start in range(0, len(drawn), 24)] or ["(nothing)"]
-    ImageDraw.Draw(picture).multiline_text((6, 6), "\n".join(lines), fill="black")
-    return picture
-
-
-def encoded(drawn: str, ending: str, about: Mapping[str, Any]) -> bytes:
-    """A molecule as a line of a file of one of `ENDINGS`; SELFIES become SMILES in a `.smi`."""
-    if ending == ".smi" and about["notation"] == "selfies":
-        drawn = chemistry()[1].decoder(drawn)
-    return f"{drawn}\n".encode()

@@ -6,33 +6,17 @@ Axes are depth from the front backwards, height from the top down, and width fro
 blue and whether there is anything (alpha, 0 or 255), or the last alone; where there is nothing its colour is 0.
 """
 
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from mezzotint_training.modalities.contents import faults_in_one_line
 
 EXTENSIONS = ()  # solids come as columns of arrays
 CHANNELS = (1, 4)
-ENDINGS = (".vox", ".glb", ".ply")  # of files that drawn solids are written to
-SIDE = 128  # pixels of a picture of one
-# How bright the faces of a voxel are that a picture shows: above, on the front, on the right
-SHADES = {"top": 1.0, "front": 0.8, "right": 0.62}
-# The six sides of a voxel, by the axis and the direction in which its neighbour lies: corners in the order in which
-# they are seen from there, counter-clockwise, in (depth, height, width)
-SIDES = {
-    (0, -1): ((0, 1, 0), (0, 1, 1), (0, 0, 1), (0, 0, 0)),
-    (0, 1): ((1, 1, 1), (1, 1, 0), (1, 0, 0), (1, 0, 1)),
-    (1, -1): ((0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0)),
-    (1, 1): ((1, 1, 0), (1, 1, 1), (0, 1, 1), (0, 1, 0)),
-    (2, -1): ((1, 1, 0), (0, 1, 0), (0, 0, 0), (1, 0, 0)),
-    (2, 1): ((0, 1, 1), (1, 1, 1), (1, 0, 1), (0, 0, 1)),
-}
 
 
 class Header(NamedTuple):
@@ -143,105 +127,3 @@ def _voxels(cell: Any) -> np.ndarray:
     if voxels.min() < 0 or voxels.max() > 255:
         raise ValueError(f"its numbers must be bytes, 0 to 255: got {voxels.min()} to {voxels.max()}")
     return voxels.astype(np.uint8)
-
-
-def coloured(drawn: np.ndarray) -> np.ndarray:
-    """A drawn solid (depth, height, width, 1 or 4) in [0, 1] as bytes (depth, height, width, 4); one without colours is
-    grey."""
-    voxels = (255 * np.asarray(drawn)).round().astype(np.uint8)
-    if voxels.shape[3] == 1:
-        voxels = np.concatenate([np.full((*voxels.shape[:3], 3), 200, np.uint8), voxels], -1)
-    voxels[voxels[..., 3] < 128] = 0
-    return voxels
-
-
-def show(drawn: np.ndarray, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """A solid as a picture, seen from the front, the right and above, in parallel perspective. Nearer voxels are
-    painted over those behind them."""
-    voxels = coloured(drawn)
-    depth, height, width = voxels.shape[:3]
-    # A step to the right goes right and down, one backwards right and up, one down down: two pixels to one
-    across, down = width + depth, (width + depth) / 2 + height  # of the whole grid
-    unit = SIDE / max(across, down)  # pixels: half the width of a voxel's top
-    left, above = (SIDE - across * unit) / 2, (SIDE - down * unit + depth * unit) / 2
-
-    def at(z: float, y: float, x: float) -> tuple[float, float]:
-        return left + (x + z) * unit, above + (x - z) * unit / 2 + y * unit
-
-    picture = Image.new("RGB", (SIDE, SIDE), "white")
-    draw, there = ImageDraw.Draw(picture), voxels[..., 3] > 0
-    for z in reversed(range(depth)):
-        for x in range(width):
-            for y in reversed(range(height)):
-                if not there[z, y, x]:
-                    continue
-                faces = {
-                    "top": (y == 0 or not there[z, y - 1, x], ((0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0))),
-                    "front": (z == 0 or not there[z - 1, y, x], ((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0))),
-                    "right": (x + 1 == width or not there[z, y, x + 1], ((0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1))),
-                }
-                for name, (seen, corners) in faces.items():
-                    if seen:
-                        colour = tuple(int(SHADES[name] * c) for c in voxels[z, y, x, :3])
-                        draw.polygon([at(z + a, y + b, x + c) for a, b, c in corners], fill=colour)
-    return picture
-
-
-def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:
-    """A solid as a file of one of `ENDINGS`: voxels (MagicaVoxel), or the mesh of its surface (glTF, PLY).
-
-    Raises:
-        ImportError: for a mesh where nothing is installed that writes one, in one line.
-    """
-    voxels = coloured(drawn)
-    if ending == ".vox":
-        return _vox(voxels)
-    try:
-        import trimesh
-    except ImportError:
-        raise ImportError("meshes need trimesh; pip install 'mezzotint[voxels]' brings it") from None
-    corners, colours = _surface(voxels)
-    count = np.arange(len(corners)) * 4
-    triangles = np.concatenate([count[:, None] + x for x in ((0, 1, 2), (0, 2, 3))])
-    places = corners.reshape(-1, 3)[:, ::-1] * (1, -1, -1)  # x to the right, y upwards, z to the front
-    mesh = trimesh.Trimesh(
-        places + (0, voxels.shape[1], 0), triangles, vertex_colors=colours.repeat(4, 0), process=False
-    )
-    return bytes(mesh.export(file_type=ending[1:]))
-
-
-def _surface(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sides of voxels behind which there is nothing: their corners (sides, 4, 3) and their colours (sides, 4)."""
-    there, corners, colours = np.pad(voxels[..., 3] > 0, 1), [], []
-    for (axis, way), square in SIDES.items():
-        seen = (there & ~np.roll(there, -way, axis))[1:-1, 1:-1, 1:-1]
-        places = np.argwhere(seen)
-        corners.append(places[:, None] + np.array(square))
-        colours.append(voxels[seen])
-    return np.concatenate(corners), np.concatenate(colours)
-
-
-def _vox(voxels: np.ndarray) -> bytes:
-    """A solid in MagicaVoxel's format (github.com/ephtracy/voxel-model, version 150), which has up to 256 voxels along
-    an axis and 255 colours; of more the nearest."""
-    if max(voxels.shape[:3]) > 256:
-        raise ValueError(f"a .vox file has up to 256 voxels along an axis: got {voxels.shape[:3]}")
-    places = np.argwhere(voxels[..., 3] > 0)
-    strip = Image.fromarray(voxels[tuple(places.T)][None, :, :3])
-    if len(np.unique(np.asarray(strip).reshape(-1, 3), axis=0)) <= 255:
-        palette, index = np.unique(np.asarray(strip).reshape(-1, 3), axis=0, return_inverse=True)
-    else:
-        few = strip.quantize(255, dither=Image.Dither.NONE)
-        palette, index = np.array(few.getpalette()).reshape(-1, 3), np.asarray(few).ravel()
-    depth, height, width = voxels.shape[:3]
-    # its axes are to the right, backwards and upwards
-    found = np.stack([places[:, 2], places[:, 0], height - 1 - places[:, 1], index.ravel() + 1], 1).astype(np.uint8)
-    colours = np.full((256, 4), 255, np.uint8)
-    colours[: len(palette), :3] = palette
-
-    def chunk(name: bytes, content: bytes, children: bytes = b"") -> bytes:
-        return name + struct.pack("<ii", len(content), len(children)) + content + children
-
-    parts = chunk(b"SIZE", struct.pack("<iii", width, depth, height))
-    parts += chunk(b"XYZI", struct.pack("<i", len(found)) + found.tobytes()) + chunk(b"RGBA", colours.tobytes())
-    return b"VOX " + struct.pack("<i", 150) + chunk(b"MAIN", b"", parts)

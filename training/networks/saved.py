@@ -81,7 +81,8 @@ def load_pipeline(
         if Path(source).exists():
             raise
         raise UserError(f"{error} (there is no folder of that name)") from None
-    if cls is MezzotintPipeline and task.pipeline != "MezzotintPipeline":
+    alike = cls is MezzotintPipeline or cls.modality != MezzotintPipeline.modality  # in their components
+    if alike and task.pipeline != cls.__name__:
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
     return pipe.to(place)
 

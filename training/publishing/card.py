@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
-from mezzotint import hub, markdown
+from mezzotint import hub, markdown, samples
 from mezzotint.hub import is_path, public, signed
 from mezzotint_training.config import tasks
 from mezzotint_training.config.errors import UserError, loading
@@ -229,7 +229,7 @@ def front_matter(
     prompts, base = settings.get("validation_prompts") or [], settings.get("pretrained_model_name_or_path")
     dataset, task = _on_the_hub(settings.get("dataset_name")), tasks.of(settings)
     source = dataset or _source(settings)
-    endings = tasks.MODALITIES[settings.get("modality") or "image"].reader.ENDINGS
+    endings = samples.of(settings.get("modality") or "image").ENDINGS
     first = grid.replace(".png", f"-1{endings[0]}") if grid and endings else grid  # to be heard, not seen
     measured = evaluation is not None and bool(source)
     return ModelCardData(

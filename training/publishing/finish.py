@@ -22,7 +22,7 @@ from diffusers.utils import make_image_grid
 from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
-from mezzotint_training.config import tasks
+from mezzotint import samples
 from mezzotint_training.config.errors import CannotGoOn, UserError, one_line
 from mezzotint_training.config.recipe import versions
 from mezzotint_training.config.settings import TrainConfig
@@ -52,7 +52,7 @@ def draw_samples(
         the PNG's path, relative to `output_dir`; `None` where the network draws nothing that is finite, which is said.
     """
     pipe.set_progress_bar_config(disable=True)
-    rows, reader, about = config.num_validation_images, tasks.reader(config), pipe.unet.config.get("modality") or {}
+    rows, kind, about = config.num_validation_images, samples.of(pipe.modality), pipe.unet.config.get("modality") or {}
     images, first = [], []
     try:
         for row in range(rows):
@@ -66,7 +66,7 @@ def draw_samples(
                     return_dict=False,
                 )
                 first = first or list(drawn)
-                images += [reader.show(one, about, pipe.default_size) for one in drawn]
+                images += [kind.show(one, about, pipe.default_size) for one in drawn]
     except ValueError as error:
         accelerator.print(f"the validation prompts are not drawn at step {step}: {one_line(error)}")
         return None
@@ -75,11 +75,11 @@ def draw_samples(
         return name
     rows = rows + bool(shown.given) + bool(shown.truth)
     save_grid([*shown.given, *images, *shown.truth], rows, output_dir / name, step, accelerator)
-    if reader.ENDINGS:
+    if kind.ENDINGS:
         for number, one in enumerate(first, 1):
-            file = name.replace(".png", f"-{number}{reader.ENDINGS[0]}")
-            new = aside(output_dir, f"sample{reader.ENDINGS[0]}")
-            new.write_bytes(reader.encoded(one, reader.ENDINGS[0], about))
+            file = name.replace(".png", f"-{number}{kind.ENDINGS[0]}")
+            new = aside(output_dir, f"sample{kind.ENDINGS[0]}")
+            new.write_bytes(kind.encoded(one, kind.ENDINGS[0], about))
             sync(new)
             new.replace(output_dir / file)
     return name

@@ -3,6 +3,7 @@
 published files and the package's own code beside it, so that it needs nothing but what its `requirements.txt` names."""
 
 import importlib.metadata
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -36,13 +37,14 @@ if __name__ == "__main__":
 '''
 
 
-def write_space(folder: Path, checkpoint: str, name: str) -> None:
+def write_space(folder: Path, checkpoint: str, name: str, modality: str = "image") -> None:
     """Write the Space of a pipeline into `folder`, which is new or empty.
 
     Args:
         checkpoint: the pipeline's folder, of which what is published is copied, or its name on the Hub, where the Space
             will load it from.
         name: its title.
+        modality: of what it draws.
 
     Raises:
         UserError: for a folder that holds no pipeline that could be published.
@@ -70,15 +72,18 @@ def write_space(folder: Path, checkpoint: str, name: str) -> None:
     source = CHECKPOINT if files else checkpoint
     app = APP.format(source=markdown.literal(source), name=markdown.literal(name))
     (folder / "app.py").write_text(app, encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements(modality)) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_readme(name, metadata), encoding="utf-8")
 
 
-def requirements() -> list[str]:
-    """What the page runs on, in the versions that are installed: the package's own requirements, and Gradio."""
-    names = [Requirement(line) for line in importlib.metadata.requires("mezzotint") or ()]
-    names = [x.name for x in names if x.marker is None]
-    return [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in [*names, "gradio"]]
+def requirements(modality: str = "image") -> list[str]:
+    """What the page runs on, in the versions that are installed: the package's own requirements, Gradio, and of the
+    extra of a modality, without which its samples are drawn all the same, what there is."""
+    asked = [Requirement(line) for line in importlib.metadata.requires("mezzotint") or ()]
+    names = [x.name for x in asked if x.marker is None]
+    extra = [x.name for x in asked if x.marker is not None and x.marker.evaluate({"extra": modality})]
+    names += ["gradio", *(name for name in extra if importlib.util.find_spec(name) is not None)]
+    return [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in names]
 
 
 def _license(recipe: bytes) -> dict[str, Any]:

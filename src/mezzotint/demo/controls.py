@@ -72,8 +72,8 @@ class Checkpoint:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the network was trained at."""
-        height, width = self.pipe.default_size
+        """Height and width in pixels, of a video's frames too, that the network was trained at."""
+        height, width = self.pipe.default_size[-2:]
         return height or 64, width or 64
 
 
@@ -101,8 +101,24 @@ def blank(width: int, height: int) -> Image.Image:
 # By argument, what sets it: a function of the checkpoint and the default, None where the checkpoint cannot follow.
 # Those of `AT_HAND` are always in sight
 CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
-    "strength": lambda about, default: gr.Slider(
-        0, 1, default, label="Strength", info="how far what is drawn may go from the picture"
+    "strength": lambda about, default: (
+        gr.Slider(0, 1, default, label="Strength", info="how far what is drawn may go from the picture")
+        if about.pipe.modality == "image"
+        else None
+    ),
+    "fragment": lambda about, default: gr.Textbox(
+        "", label="Fragment", info="what each begins with, in the notation that is drawn; empty: nothing", max_lines=1
+    ),
+    # an empty number is shown, and then sent, as 0 (Gradio 6.31)
+    "audio_length_in_s": lambda about, default: gr.Number(
+        0,
+        label="Seconds",
+        info="of each; 0: as long as it is drawn",
+        minimum=0,
+        maximum=4 * about.pipe.default_size[0] / about.pipe.sampling_rate,
+    ),
+    "num_frames": lambda about, default: gr.Number(
+        about.pipe.default_size[0], label="Frames", precision=0, minimum=1, maximum=4 * about.pipe.default_size[0]
     ),
     "noise_level": lambda about, default: gr.Slider(
         0, 0.95, default, label="Noise level", info="noise mixed into the small picture, so that faults are drawn anew"
@@ -150,7 +166,7 @@ CONTROLS: dict[str, Callable[[Checkpoint, Any], Any]] = {
         about.size[1], label="Width", precision=0, minimum=1, maximum=min(LARGEST, 4 * about.size[1])
     ),
 }
-AT_HAND = ("strength", "noise_level", "num_inference_steps", "guidance_scale")
+AT_HAND = ("strength", "noise_level", "num_inference_steps", "guidance_scale", "fragment", "audio_length_in_s")
 
 
 class Controls:
@@ -170,7 +186,7 @@ class Controls:
         if about.reads_text and "prompt" in self.takes:
             self.inputs["prompt"] = gr.Textbox(
                 about.prompts[0] if about.prompts else "", label="Prompt", lines=1, max_lines=3, max_length=2000,
-                placeholder="what the picture shows; empty: anything",
+                placeholder=f"what {about.pipe.word} to draw; empty: any",
             )  # fmt: skip
             if len(about.prompts) > 1:
                 gr.Examples([[text] for text in about.prompts], self.inputs["prompt"], label="Prompts to try")
@@ -179,7 +195,7 @@ class Controls:
             self.draw = gr.Button("Draw", variant="primary", size="lg", scale=4, min_width=160)
             self.stop = gr.Button("Stop", size="lg", scale=1, min_width=80)
         with gr.Row():
-            number = "Drawings" if "ensemble_size" in self.takes else "Pictures"
+            number = "Drawings" if "ensemble_size" in self.takes else f"{about.pipe.word.capitalize()}s"
             usual = self.takes.get("ensemble_size", about.defaults.get("count", 4))
             self.inputs["count"] = gr.Slider(1, MOST_PICTURES, usual, step=1, label=number, min_width=120)
             self._add("num_inference_steps")
@@ -198,12 +214,11 @@ class Controls:
                 with gr.Row():
                     low = {"label": "Guide above noise level", "info": "sigma, the ratio of noise to signal"}
                     self.inputs["guidance_low"] = gr.Number(0, minimum=0, min_width=140, **low)
-                    # an empty number is shown, and then sent, as 0 (Gradio 6.31)
                     high = {"label": "and up to", "info": "0: up to the highest"}
                     self.inputs["guidance_high"] = gr.Number(0, minimum=0, min_width=140, **high)
             for name in CONTROLS:
                 self._add(name)
-            if self.picture is not None and not self._paints_classes:
+            if self.picture is not None and not self._paints_classes and not self._may_begin:
                 self.inputs["keep_size"] = gr.Checkbox(
                     False, label="Keep the picture's size", info=f"{self._size_said}, unless this is ticked"
                 )
@@ -211,6 +226,11 @@ class Controls:
     @property
     def _paints_classes(self) -> bool:
         return "mask_image" in self.takes and "image" not in self.takes
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether the picture is a first frame, which need not be given."""
+        return self.about.pipe.modality == "video"
 
     @property
     def read_size(self) -> tuple[int, int]:
@@ -237,7 +257,9 @@ class Controls:
                 placeholder="Drop in a picture,\nthen paint over a part", canvas_size=(CANVAS, CANVAS), **side,
             )  # fmt: skip
         elif "image" in self.takes:
-            self.picture = gr.Image(type="pil", sources=["upload", "clipboard"], label="Picture", **side)
+            label = "First frame, if there is one" if self._may_begin else "Picture"
+            side |= {"height": CANVAS // 2} if self._may_begin else {}
+            self.picture = gr.Image(type="pil", sources=["upload", "clipboard"], label=label, **side)
         elif "mask_image" in self.takes:
             colours = [
                 f"#{r:02x}{g:02x}{b:02x}" for r, g, b in class_colours(self.about.pipe.trained_for["num_classes"])
@@ -255,20 +277,25 @@ class Controls:
         """Add controls of what stands beside the text: classes and numbers that the network reads, or the classifier's
         classes."""
         known = self.about.attributes if "attributes" in self.takes else {}
-        for i, (name, about) in enumerate(sorted(known.items())):
-            self.attributes[name] = f"attribute_{i}"
-            label = "Class" if name == "class_labels" else name.replace("_", " ").capitalize()
-            if isinstance(about[0], str):
-                component: Any = gr.Dropdown([UNKNOWN, *about], value=UNKNOWN, label=label)
-            else:
-                usual = f"a number, usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
-                component = gr.Textbox("", label=label, info=usual, max_lines=1)  # a Number is never empty
-            self.inputs[self.attributes[name]] = component
+        with gr.Row(visible=bool(known)):
+            self._attributes(known)
         classifier = self.about.pipe.classifier
         if classifier is not None and "class_labels" in self.takes and "class_labels" not in known:
             names = dict(classifier.config.id2label or {}) or {i: i for i in range(classifier.config.num_classes)}
             choices = [(UNKNOWN, -1), *((str(label), int(number)) for number, label in names.items())]
             self.inputs["class_labels"] = gr.Dropdown(choices, value=-1, label="Class, as the classifier sees it")
+
+    def _attributes(self, known: Mapping[str, Any]) -> None:
+        for i, (name, about) in enumerate(sorted(known.items())):
+            self.attributes[name] = f"attribute_{i}"
+            label = "Class" if name == "class_labels" else name[:1].upper() + name[1:].replace("_", " ")
+            if isinstance(about[0], str):
+                component: Any = gr.Dropdown([UNKNOWN, *about], value=UNKNOWN, label=label, min_width=180)
+            else:
+                usual = f"a number, usually {about[0] - about[1]:.3g} to {about[0] + about[1]:.3g}; empty: not said"
+                # a Number is never empty
+                component = gr.Textbox("", label=label, info=usual, max_lines=1, min_width=180)
+            self.inputs[self.attributes[name]] = component
 
     def _add(self, name: str) -> None:
         if name in self.inputs or name not in self.takes:
@@ -291,7 +318,7 @@ class Controls:
         """
         values = dict(values)
         call = {name: values[name] for name in ("count", "sampler", *CONTROLS) if name in values}
-        for name in ("count", "seed", "num_inference_steps", "height", "width", "num_resamples"):
+        for name in ("count", "seed", "num_inference_steps", "height", "width", "num_frames", "num_resamples"):
             if name in values and values[name] is None:
                 raise ValueError(f"{name.replace('_', ' ')} must be a number: got nothing")
         call["seed"] = random.randrange(NEW_SEEDS) if values["new_seed"] else int(values["seed"])
@@ -299,9 +326,9 @@ class Controls:
             if not 1 <= call[name] <= most:
                 raise ValueError(f"{name.replace('_', ' ')} must be from 1 to {most}: got {call[name]}")
             call[name] = int(call[name])
-        if "prompt" in values:
-            call["prompt"] = values["prompt"].strip()
-        for name in ("negative_prompt", "dynamic_thresholding_ratio"):  # where there is none
+        call |= {name: values[name].strip() for name in ("prompt", "fragment") if name in values}
+        # where there is none
+        for name in ("negative_prompt", "dynamic_thresholding_ratio", "fragment", "audio_length_in_s"):
             if not call.get(name):
                 call.pop(name, None)
         if values.get("guidance_low") or values.get("guidance_high"):
@@ -326,6 +353,8 @@ class Controls:
             return {}
         given = values["picture"]
         size = None if values.get("keep_size") else self.read_size
+        if self._may_begin:
+            return {} if given is None else {"image": fitted(given, (values["height"], values["width"]))}
         if not isinstance(self.picture, gr.ImageEditor):
             if given is None:
                 raise ValueError("a picture must be dropped in: got none")

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""The page: a tab for each task, with the steps of the reverse process to leaf through, and one for the forward
-process. Nothing goes to the network but what a visitor is sent, and a visitor's drawings are nobody else's."""
+"""The page: a tab for each task, with the steps of the reverse process to leaf through, and of pictures one for the
+forward process. Nothing goes to the network but what a visitor is sent, and a visitor's drawings are nobody else's."""
 
 import base64
 import contextlib
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from mezzotint.demo.controls import CANVAS, Checkpoint, Controls, in_our_words
+from mezzotint import samples
+from mezzotint.demo.controls import CANVAS, MOST_PICTURES, Checkpoint, Controls, in_our_words
 from mezzotint.demo.pictures import curves_of, fitted, noised, schedule_of
+from mezzotint.demo.results import Results
 from mezzotint.drawing import Drawing, animate, as_grid, draw, tasks_of
 
 HOUR = 3600
@@ -61,10 +62,12 @@ def make_page(about: Checkpoint, concurrency_limit: int = 1) -> gr.Blocks:
             for task in tasks_of(about.pipe):
                 with gr.Tab(task.title, id=task.title):
                     shown.append(_TaskTab(about, task, concurrency_limit))
-            with gr.Tab("Forward process", id="forward"):
-                forward = _ForwardTab(about)
+            forward = None
+            if about.pipe.modality == "image":
+                with gr.Tab("Forward process", id="forward"):
+                    forward = _ForwardTab(about)
         targets = [(tab.controls.task.title, tab.controls.picture) for tab in shown if tab.takes_pictures]
-        for tab in shown:
+        for tab in shown if forward is not None else ():
             tab.pass_on(tabs, [target for target in targets if target[1] is not tab.controls.picture], forward)
     page.queue(max_size=64, api_open=False)
     return page
@@ -78,12 +81,13 @@ def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str | None]:
 
 
 def _head(about: Checkpoint) -> str:
-    pipe, (height, width) = about.pipe, about.size
+    pipe = about.pipe
+    measured = samples.of(pipe.modality).measured(pipe) if all(pipe.default_size) else "any size"
     unets = [network for name, network in pipe.components.items() if name.startswith("unet") and network is not None]
     parameters = sum(p.numel() for unet in unets for p in unet.parameters())
     amount = f"{parameters / 1e6:.3g} million" if parameters >= 1e6 else f"{parameters:,}"
     where = f"the U-Net{'s' if len(unets) > 1 else ''}"
-    facts = f"{tasks_of(pipe)[0].title} · {width}x{height} pixels · {amount} weights in {where}"
+    facts = f"{tasks_of(pipe)[0].title} · {measured} · {amount} weights in {where}"
     return f"<h1>{html.escape(about.name)}</h1><p>{html.escape(facts)}</p>"
 
 
@@ -97,7 +101,7 @@ def refusing() -> Iterator[None]:
     except ValueError as error:
         raise _refusal(" ".join(str(error).split())) from None
     except (MemoryError, torch.OutOfMemoryError):
-        raise _refusal("the memory is full: fewer or smaller pictures need less") from None
+        raise _refusal("the memory is full: fewer or smaller ones need less") from None
     except Exception as error:
         traceback.print_exc()
         raise _refusal(f"this was a mistake of the program, which its log tells of ({type(error).__name__})") from None
@@ -118,11 +122,7 @@ class _TaskTab:
             with gr.Column(scale=2, min_width=300):
                 self.controls = Controls(about, task)
             with gr.Column(scale=3, min_width=300):
-                self.gallery = gr.Gallery(
-                    label="Pictures", columns=4, height="auto", object_fit="contain", format="png",
-                    elem_classes="pixels", elem_id=f"{name}_pictures", buttons=["download", "fullscreen"],
-                    interactive=False,
-                )  # fmt: skip
+                self.results = Results(about.pipe, name, MOST_PICTURES)
                 self.row = gr.Row(visible=False)
                 with gr.Group(visible=False) as self.process:
                     self.step = gr.Slider(1, 2, 2, step=1, label="The reverse process, step by step", interactive=True)
@@ -136,12 +136,11 @@ class _TaskTab:
         private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         drawing = {
             "fn": self._handler(name), "inputs": list(self.controls.inputs.values()),
-            "outputs": [self.gallery, self.controls.inputs["seed"], self.drawing],
-            "concurrency_limit": concurrency_limit, "concurrency_id": "draw", "show_progress_on": self.gallery,
+            "outputs": [self.results.gallery, self.controls.inputs["seed"], self.drawing, *self.results.more],
+            "concurrency_limit": concurrency_limit, "concurrency_id": "draw",
+            "show_progress_on": self.results.gallery,
         }  # fmt: skip
-        # Programs and language models get all pictures in one, which is what Gradio's tools can hand on as a picture
-        grid = gr.Image(label="All pictures", format="png", visible=False)
-        asked = {"fn": self._handler(name, to_the_page=False), "outputs": grid}
+        asked = {"fn": self._handler(name, to_the_page=False), "outputs": self.results.in_one()}
         gr.Button(visible=False).click(**drawing | asked | {"api_name": name})
         drawing["api_visibility"] = "private"
         shown = [self.step, self.noisy, self.clean, self.animation, self.chosen, self.row, self.process]
@@ -155,7 +154,9 @@ class _TaskTab:
         self.controls.stop.click(self._stop, cancels=under_way, queue=False, api_visibility="private")
         states = [self.noisy, self.clean, self.step]
         self.step.input(self._leaf, [self.drawing, self.step], states, trigger_mode="always_last", **private)
-        self.gallery.select(_choose, None, self.chosen, **private)
+        chosen = self.results.gallery.select(_choose, None, self.chosen, **private)
+        if self.results.solid is not None:
+            chosen.success(self.results.turned, [self.drawing, self.chosen], self.results.solid, **private)
 
     @property
     def takes_pictures(self) -> bool:
@@ -163,7 +164,7 @@ class _TaskTab:
 
     def _handler(self, name: str, to_the_page: bool = True) -> Callable:
         """A function of the values of the inputs by their names, as Gradio's API and MCP describe it, that gives the
-        pictures, the seed and the drawing `to_the_page`, and otherwise all pictures in one."""
+        pictures, the seed, the drawing and what else is shown `to_the_page`, and otherwise all samples in one."""
         inputs = self.controls.inputs
 
         def handler(*values):
@@ -176,10 +177,11 @@ class _TaskTab:
 
                 drawing = draw(self.about.pipe, self.controls.task, progress=step, stopped=stopped.is_set, **call)
                 if stopped.is_set():
-                    return gr.skip() if not to_the_page else [gr.skip()] * 3
+                    return gr.skip() if not to_the_page else [gr.skip()] * (3 + len(self.results.more))
                 if not to_the_page:
-                    return as_grid(np.stack([np.asarray(picture.convert("RGB")) for picture, _ in drawing.pictures]))
-                return gr.Gallery(drawing.pictures, columns=min(4, len(drawing.pictures))), call["seed"], drawing
+                    return self.results.all_in_one(drawing)
+                gallery, *more = self.results.shown(drawing)
+                return gallery, call["seed"], drawing, *more
 
         usual = {x: None if component is self.controls.picture else component.value for x, component in inputs.items()}
         handler.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
