@@ -12,7 +12,7 @@ from strangers import forked
 from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
 
 from mezzotint import MezzotintMoleculePipeline
-from mezzotint.samples.molecules import smiles_of
+from mezzotint.samples.molecules import SIDE, smiles_of
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.chains import chains
 from mezzotint_training.data.source import look_at, open_rows
@@ -98,7 +98,7 @@ def test_its_card_and_its_drawings(folder):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-to-molecule" in card and "of up to 16 tokens of 6 kinds" in card
     assert "76 captioned molecules of `chains`" in card and "a picture" not in card
-    assert Image.open(folder / "samples/step-000004.png").size[0] > 2 * molecules.SIDE
+    assert Image.open(folder / "samples/step-000004.png").size[0] > 2 * SIDE
     for number in (1, 2):
         assert (folder / f"samples/step-000004-{number}.smi").read_text().count("\n") == 1
 
