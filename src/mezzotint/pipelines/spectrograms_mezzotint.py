@@ -43,8 +43,8 @@ def from_spectrogram(
     spectrogram: torch.Tensor, n_fft: int, waves: torch.Tensor | None = None, stays: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Waveforms whose spectrogram is as near to this one as can be found: the inverse of `to_spectrogram`, with phases
-    by the fast algorithm of Griffin and Lim (Perraudin, Balazs and Sondergaard 2013, algorithm 2), always from the same
-    random ones.
+    by the algorithm of Griffin and Lim, sped up by a momentum (Perraudin, Balazs and Sondergaard 2013), always from the
+    same random ones.
 
     Args:
         spectrogram (`torch.Tensor` of shape `(sounds, channels, samples)`): as `to_spectrogram` returns it.
