@@ -192,8 +192,9 @@ def test_the_type_of_a_column_tells_the_modality_and_settings_of_pictures_are_re
     for setting in ({"random_flip": True}, {"resolution": [8]}, {"task": "inpaint"}, {"augment_probability": 0.1}):
         with pytest.raises(UserError, match=rf"^{next(iter(setting))} is not for sounds \(modality audio\): got "):
             load_splits(TrainConfig(dataset_name="tones", **setting))
-    with pytest.raises(UserError, match=r"^sampling_rate is not for pictures \(modality image\): got 8000$"):
-        load_splits(TrainConfig(dataset_name="digits", modality="image", sampling_rate=8000))
+    for told in (None, "image"):
+        with pytest.raises(UserError, match=r"^sampling_rate is not for pictures \(modality image\): got 8000$"):
+            load_splits(TrainConfig(dataset_name="digits", modality=told, sampling_rate=8000))
     with pytest.raises(UserError, match="audio_length_in_s, in samples, must be a multiple of 1024 for a model of 11"):
         level_factor(TrainConfig(dataset_name="tones", modality="audio", unet={"block_out_channels": [8] * 11}), facts)
 

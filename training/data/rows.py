@@ -58,10 +58,9 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
     Raises:
         UserError: for settings that are not for such samples.
     """
-    if config.modality is None and isinstance(features.get(config.image_column), datasets.Image):
-        return
+    pictures = config.modality is None and isinstance(features.get(config.image_column), datasets.Image)
     for name, kind in MODALITIES.items():
-        if name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
+        if pictures or name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
             continue
         columns = [column for column, feature in features.items() if kind.reader.holds(feature)]
         if config.modality is None:  # bytes and a path may be any file's
@@ -71,14 +70,14 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
         config.modality = name
         if config.sample_column is None and kind.column not in columns and len(columns) == 1:
             config.sample_column = columns[0]
-    if config.modality is None:
+    if config.modality is None and not pictures:
         return
     word = modality(config).word
-    if config.modality != "image" and config.program != "train":
+    if not pictures and config.modality != "image" and config.program != "train":
         raise UserError(f"{config.program} is for pictures: got {word}s (modality {config.modality})")
     for name in modality(config).without:
         if (value := getattr(config, name)) != default(name, type(config)):
-            raise UserError(f"{name} is not for {word}s (modality {config.modality}): got {shown(value)}")
+            raise UserError(f"{name} is not for {word}s (modality {config.modality or 'image'}): got {shown(value)}")
 
 
 def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:
