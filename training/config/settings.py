@@ -181,8 +181,8 @@ class TrainConfig:
     )
     n_fft: int | None = setting(
         None,
-        "samples of a window of the spectrogram that is drawn in place of a waveform, which learns sooner and is heard "
-        "by phases that are guessed; by default the waveform itself is drawn",
+        "window, in samples, of the spectrogram that is drawn in place of a waveform: it is learned sooner, and its "
+        "phases are guessed; by default the waveform itself is drawn",
         Rule("a power of 2", lambda x: x > 0 and math.log2(x).is_integer()),
         at_least(4),
         at_most(2**16),

@@ -58,9 +58,22 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
     Raises:
         UserError: for settings that are not for such samples.
     """
-    pictures = config.modality is None and isinstance(features.get(config.image_column), datasets.Image)
+    if config.modality is not None or not isinstance(features.get(config.image_column), datasets.Image):
+        _settle_other_modality(config, features)
+        if config.modality is None:
+            return
+    name, word = config.modality or "image", modality(config).word
+    if name != "image" and config.program != "train":
+        raise UserError(f"{config.program} is for pictures: got {word}s (modality {name})")
+    for setting in modality(config).without:
+        if (value := getattr(config, setting)) != default(setting, type(config)):
+            raise UserError(f"{setting} is not for {word}s (modality {name}): got {shown(value)}")
+
+
+def _settle_other_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
+    """Note in `config` the modality, which is none of pictures, and the column that the types of columns tell."""
     for name, kind in MODALITIES.items():
-        if pictures or name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
+        if name == "image" or (config.modality or name) != name or not (kind.told or config.modality):
             continue
         columns = [column for column, feature in features.items() if kind.reader.holds(feature)]
         if config.modality is None:  # bytes and a path may be any file's
@@ -70,14 +83,6 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
         config.modality = name
         if config.sample_column is None and kind.column not in columns and len(columns) == 1:
             config.sample_column = columns[0]
-    if config.modality is None and not pictures:
-        return
-    word = modality(config).word
-    if not pictures and config.modality != "image" and config.program != "train":
-        raise UserError(f"{config.program} is for pictures: got {word}s (modality {config.modality})")
-    for name in modality(config).without:
-        if (value := getattr(config, name)) != default(name, type(config)):
-            raise UserError(f"{name} is not for {word}s (modality {config.modality or 'image'}): got {shown(value)}")
 
 
 def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableDatasetDict:

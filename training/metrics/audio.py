@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from mezzotint.pipelines.spectrograms_mezzotint import loudness
+from mezzotint.pipelines.spectrograms_mezzotint import by_windows, loudness
 
 BANDS, RANGE = 32, 80  # pitches of a picture of a sound; decibels from black to white
 WINDOW, HOP = 0.032, 0.016  # seconds
@@ -50,8 +50,7 @@ def seen(content: torch.Tensor, sampling_rate: int, n_fft: int | None = None) ->
         spectrum = torch.stft(waves, window, hop, window=shape, pad_mode="constant", return_complex=True).abs() / window
     else:
         window = n_fft
-        loud = loudness(sounds) / 4  # of the loudest sine 1/4, as above
-        spectrum = loud.mean(1).unflatten(1, (-1, n_fft // 2)).transpose(1, 2)  # (N, frequencies, windows)
+        spectrum = by_windows(loudness(sounds).mean(1) / 4, n_fft)  # of the loudest sine 1/4, as above
         spectrum = torch.nn.functional.pad(spectrum, (0, 0, 1, 0))  # no frequency 0
     power = mel_filters(sampling_rate, window).to(sounds.device) @ spectrum.square()  # (N, bands, times)
     decibels = 10 * power.clamp(min=1e-12).log10()

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from mezzotint import MezzotintScheduler
 from mezzotint.drawing import as_grid
 from mezzotint.pipelines.pipeline_mezzotint_segment import class_colours
+from mezzotint.samples import as_bytes
 
 LARGEST = 512  # pixels of a given picture's sides
 
@@ -83,8 +84,7 @@ def noised(pipe: Any, picture: Image.Image, timestep: float, seed: int = 0) -> I
         sample = pipe.encode(sample.to(pipe.device), pipe.padded(spatial))
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(seed)).to(sample)
     sample = schedule_of(pipe).add_noise(sample, noise, torch.tensor([float(timestep)]))
-    data = (sample if beside else pipe.decode(sample, spatial)).clamp(-1, 1)
-    return as_grid(((data + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return as_grid(as_bytes(sample if beside else pipe.decode(sample, spatial)))
 
 
 class Curves(NamedTuple):

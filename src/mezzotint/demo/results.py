@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a tab shows of the samples that were drawn: a picture of each in a gallery, with players of sounds, solids to
-turn, the strings of molecules, and files of what is no picture."""
+"""Results of a tab: a picture of each drawn sample in a gallery, with players of sounds, solids to turn, the strings
+of molecules, and files of what is no picture."""
 
 import importlib.util
 from typing import Any
@@ -49,7 +49,7 @@ class Results:
         return [x for x in (*self.players, self.solid, self.strings, self.files) if x is not None]
 
     def shown(self, drawing: Drawing) -> list[Any]:
-        """What a drawing puts into the gallery, and into those beside it."""
+        """The values of the gallery and of the components beside it (`more`) for a drawing."""
         media, captions = [picture for picture, _ in drawing.pictures], [caption for _, caption in drawing.pictures]
         if self.pipe.modality == "video":
             media = self._written(drawing)
@@ -82,7 +82,7 @@ class Results:
         return gr.Image(label=label, format="png", visible=False)
 
     def all_in_one(self, drawing: Drawing) -> Any:
-        """What a drawing puts into that component."""
+        """The value of the component that `in_one` makes for a drawing."""
         if self.strings is not None:
             return "\n".join(drawing.samples)
         if self.kind.ENDINGS:

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What guidance makes of a network's output at a step: the branches of a call, each a network with its rows of the text
-and what is said beside it, and how their predictions are combined.
+"""The guided prediction at one step: the branches of a call, each a network with its rows of the text and what is said
+beside it, and how their predictions are combined.
 
 Only this lives here; which steps are taken, and what follows from the output, is `sampling_mezzotint.py`'s. The file
 travels inside checkpoints, joined with the pipelines.

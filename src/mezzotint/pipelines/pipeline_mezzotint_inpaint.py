@@ -202,7 +202,7 @@ class MezzotintInpaintPipeline(
         return self._finished(latents, given, num_images_per_prompt)
 
     def _finished(self, latents: torch.Tensor, given: "_Given", num_images_per_prompt: int) -> torch.Tensor:
-        """As `to_pictures`, of what `_picture_and_mask` read."""
+        """The pictures of a last sample, as of `to_pictures`, for inputs that `_picture_and_mask` has read."""
         prompts = len(latents) // num_images_per_prompt
 
         def of_all(pictures: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,8 +34,14 @@ def to_spectrogram(waves: torch.Tensor, n_fft: int) -> torch.Tensor:
     return (1 + (loud + SILENCE).log10() / 2).transpose(1, 2).reshape(waves.shape)
 
 
+def by_windows(spectrogram: torch.Tensor, n_fft: int) -> torch.Tensor:
+    """A spectrogram of shape `(..., samples)` as it is drawn on paper, `(..., n_fft / 2, windows)`: a row for each
+    frequency, the lowest first, and a column for each window."""
+    return spectrogram.unflatten(-1, (-1, n_fft // 2)).transpose(-1, -2)
+
+
 def loudness(spectrogram: torch.Tensor) -> torch.Tensor:
-    """What a spectrogram says in decibels, as shares of a sine that is as loud as can be, of the same shape."""
+    """Amplitudes of a spectrogram, which is in decibels: 1 is a sine as loud as can be. Of the same shape."""
     return (10 ** (2 * (spectrogram.clamp(-1, 1.25) - 1)) - SILENCE).clamp(min=0)
 
 
@@ -56,8 +62,7 @@ def from_spectrogram(
         `torch.Tensor` of shape `(sounds, channels, samples)`.
     """
     samples = spectrogram.shape[-1]
-    loud = loudness(spectrogram.flatten(0, 1).float()) * (n_fft / 4)
-    loud = loud.unflatten(1, (-1, n_fft // 2)).transpose(1, 2)  # (waves, frequencies, windows)
+    loud = by_windows(loudness(spectrogram.flatten(0, 1).float()), n_fft) * (n_fft / 4)
     loud = torch.nn.functional.pad(loud, (0, 1, 1, 0))  # a silent window at the end, and no frequency 0
     turns = torch.rand(loud.shape[1:], generator=torch.Generator().manual_seed(0)).to(loud.device)
     phases, before = torch.polar(torch.ones_like(turns), 2 * math.pi * turns), torch.zeros(())

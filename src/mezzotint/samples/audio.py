@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mezzotint.pipelines.spectrograms_mezzotint import by_windows
+from mezzotint.samples import as_bytes
+
 ENDINGS = (".wav", ".flac")
 SIDE, RANGE = 128, 80  # of a picture of a sound: pixels, and decibels from black to white
 
 
 def measured(pipe: Any) -> str:
-    """What a sound of a pipeline measures, in words."""
+    """The length and the sampling rate of a pipeline's sounds, in words."""
     return f"{pipe.default_size[0] / pipe.sampling_rate:.3g} s at {pipe.sampling_rate:,} Hz"
 
 
@@ -51,8 +54,7 @@ def states(pipe: Any, data: torch.Tensor) -> np.ndarray:
     if n_fft is None:
         pictures = [np.asarray(show(one.numpy(), {}, pipe.default_size)) for one in waves]
         return np.stack(pictures)[..., None]
-    bright = waves.mean(1).unflatten(1, (-1, n_fft // 2)).transpose(1, 2).flip(1)  # (sounds, frequencies, windows)
-    return ((bright + 1) * 127.5).round().byte().numpy()[..., None]
+    return as_bytes(by_windows(waves.mean(1), n_fft).flip(1)[:, None])
 
 
 def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:

@@ -10,12 +10,13 @@ from PIL import Image
 
 from mezzotint.pipelines.conditions_mezzotint import bits_to_classes
 from mezzotint.pipelines.pipeline_mezzotint_segment import painted
+from mezzotint.samples import as_bytes
 
 ENDINGS = ()
 
 
 def measured(pipe: Any) -> str:
-    """What a picture of a pipeline measures, in words."""
+    """The size of a pipeline's pictures, in words."""
     height, width = pipe.default_size
     return f"{width}x{height} pixels"
 
@@ -32,5 +33,4 @@ def states(pipe: Any, data: torch.Tensor) -> np.ndarray:
         num_classes = pipe.trained_for["num_classes"]
         maps = bits_to_classes(data, num_classes).cpu().numpy()
         return np.stack([np.asarray(painted(classes, num_classes).convert("RGB")) for classes in maps])
-    pixels = (data.clamp(-1, 1) + 1) * 127.5
-    return pixels.round().byte().movedim(1, -1).cpu().numpy()
+    return as_bytes(data)

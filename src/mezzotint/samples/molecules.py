@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from mezzotint.samples import as_bytes
+
 ENDINGS = (".smi", ".txt")  # SMILES, or strings as they are drawn
 SIDE = 160  # pixels of a picture of a molecule
 
 
 def measured(pipe: Any) -> str:
-    """What a molecule of a pipeline measures, in words."""
+    """The length and the notation of a pipeline's molecules, in words."""
     return f"{pipe.default_size[0]} tokens of {pipe.notation.upper()}"
 
 
@@ -64,7 +66,7 @@ def show(drawn: str, about: Mapping[str, Any], size: tuple[int, ...]) -> Image.I
 def states(pipe: Any, data: torch.Tensor) -> np.ndarray:
     """Decoded samples (molecules, channels, positions) as bytes (molecules, channels, positions, 1): analog bits, those
     of a token above each other."""
-    return ((data.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()[..., None]
+    return as_bytes(data[:, None])
 
 
 def encoded(drawn: str, ending: str, about: Mapping[str, Any]) -> bytes:

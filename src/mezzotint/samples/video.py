@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mezzotint.samples import as_bytes
+
 ENDINGS = (".webp", ".gif", ".mp4")
 FRAME_RATE = 8.0  # frames a second where nothing says it
 
 
 def measured(pipe: Any) -> str:
-    """What a video of a pipeline measures, in words."""
+    """The size and the frame rate of a pipeline's videos, in words."""
     frames, height, width = pipe.default_size
     return f"{frames} frames of {width}x{height} pixels, {pipe.frame_rate:g} a second"
 
@@ -33,7 +35,7 @@ def av() -> Any:
 
 
 def show(drawn: list[Image.Image], about: Mapping[str, Any], size: tuple[int, ...]) -> Image.Image:
-    """What a pipeline drew, to be looked at: its frames side by side."""
+    """A video as a picture: its frames side by side."""
     width, height = drawn[0].size
     strip = Image.new("RGB", (width * len(drawn), height))
     for number, frame in enumerate(drawn):
@@ -43,8 +45,7 @@ def show(drawn: list[Image.Image], about: Mapping[str, Any], size: tuple[int, ..
 
 def states(pipe: Any, data: torch.Tensor) -> np.ndarray:
     """Decoded samples (videos, channels, frames, height, width) as bytes (videos, height, frames, width, channels)."""
-    pixels = (data.clamp(-1, 1) + 1) * 127.5
-    return pixels.round().byte().permute(0, 3, 2, 4, 1).cpu().numpy()
+    return as_bytes(data).swapaxes(1, 2)
 
 
 def encoded(drawn: list[Image.Image], ending: str, about: Mapping[str, Any]) -> bytes:

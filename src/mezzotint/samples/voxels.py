@@ -26,7 +26,7 @@ SHADES = {(1, -1): 1.0, (0, -1): 0.8, (2, 1): 0.62}
 
 
 def measured(pipe: Any) -> str:
-    """What a solid of a pipeline measures, in words."""
+    """The grid of a pipeline's solids, in words."""
     return f"{'x'.join(map(str, pipe.default_size))} voxels"
 
 
