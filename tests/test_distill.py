@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from strangers import forked
 from tiny_run import Run, called, distance, logged, run, saved, trained, tree
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline, MezzotintScheduler
@@ -29,7 +30,8 @@ def teacher(tmp_path_factory) -> Path:
 def distilled(teacher: Path | str, output_dir: Path, *argv: str, **settings) -> Run:
     settings = {"report_to": "none", "train_batch_size": 4, "teacher_steps": 4} | LENGTH | settings
     flags = [text for name, value in settings.items() if value is not ... for text in (f"--{name}", str(value))]
-    return called(distill, str(teacher), "--output_dir", str(output_dir), *flags, *argv)
+    with forked():
+        return called(distill, str(teacher), "--output_dir", str(output_dir), *flags, *argv)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from strangers import forked
 from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
 
 from mezzotint import MezzotintAudioPipeline
@@ -44,7 +45,8 @@ TONES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("audio") / "tones", **TONES | {"load_back": True})
+    with forked():
+        return trained(tmp_path_factory.mktemp("audio") / "tones", **TONES | {"load_back": True})
 
 
 def test_a_finished_run_is_a_pipeline_of_sounds_that_a_stranger_loads(folder):
@@ -151,7 +153,8 @@ def test_a_stream_of_sounds_has_the_same_samples():
 
 def test_a_run_on_spectrograms_is_a_pipeline_that_is_tuned_as_one_and_draws_sounds(tmp_path):
     of_spectrograms = {"n_fft": 32, "unet": UNET | {"patch_size": 16}, "max_train_steps": 1, "validation_prompts": []}
-    folder = trained(tmp_path / "made", **TONES | of_spectrograms | {"load_back": True})
+    with forked():
+        folder = trained(tmp_path / "made", **TONES | of_spectrograms | {"load_back": True})
     assert json.loads((folder / "metrics.json").read_text())["load_back"]["moved"] == 0  # by a stranger
     like = {"pretrained_model_name_or_path": folder, "unet": ..., "text_encoder": ..., "n_fft": ...}
     tuned = trained(tmp_path / "tuned", **TONES | of_spectrograms | like)

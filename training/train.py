@@ -54,10 +54,10 @@ from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
 from mezzotint_training.metrics.onset import CopyWatch
 from mezzotint_training.networks.components import make_trainable, new_components
-from mezzotint_training.networks.latents import Latents, load_autoencoder
+from mezzotint_training.networks.frozen import Frozen
+from mezzotint_training.networks.latents import load_autoencoder
 from mezzotint_training.networks.saved import pretrained_components
 from mezzotint_training.networks.text import TextEncoding
-from mezzotint_training.networks.towers import Embeddings, towers_for
 from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
@@ -94,32 +94,20 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     config, derived = sized(config, facts)
     previous = previous_run(config, output_dir, world)
     source = Source(rows, config, facts, accelerator)
-    digests, latents, embeddings = fingerprint(rows, config), None, None
-    if config.task == "unclip":
-        embeddings = Embeddings(towers_for(config, components), config, accelerator)
-        digests["two towers"] = embeddings.fingerprint()
-    if vae is not None:
-        latents = Latents(vae, config, accelerator)
-        digests["autoencoder"] = latents.fingerprint()
+    frozen = Frozen(config, components, vae, accelerator)
+    digests = fingerprint(rows, config) | frozen.fingerprints()
     if previous is not None:
         same_data(previous[1], digests, config.resume_from_checkpoint or output_dir, accelerator.print)
 
     # 2. The models, what trains them, and how they are looked at
     place = config.cache_dir or output_dir / CACHE
-    if latents is not None:
-        source.take(latents)
-    for computed in (latents, embeddings):
-        if computed is not None and not config.plan:
-            sets = (source.known, source.held_out)
-            computed.prepare(sets, digests, place, progress=accelerator.is_local_main_process)
+    frozen.prepare(source, digests, place)
     torch.manual_seed(config.seed)
-    components = components or new_components(config, source.data, source.attributes, vae, embeddings)
+    components = components or new_components(config, source.data, source.attributes, vae, frozen.embeddings)
     size = tuple(side // facts.latent_factor for side in source.data.size)
     components["unet"].register_to_config(sample_size=size[0] if len(set(size)) == 1 else size)
     source.normalise(components["unet"].config)
-    if embeddings is not None:
-        about = components["unet"].config.condition
-        source.embed(embeddings, about["embeds_mean"], about["embeds_std"])
+    frozen.embed(source, components["unet"].config)
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
     number("num_inference_steps", int, config.num_inference_steps, at_most(len(scheduler)))
@@ -177,11 +165,9 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
 
     found = source.facts(components["tokenizer"])
     planned = foresee(config, found, derived, components, learner, try_batch)
-    if latents is not None and config.plan:
-        latents.estimating = True
-        seconds = latents.seconds * len(source.known) / world
-        tell(f"{'latents':<12} of {len(source.known):,} pictures, about {seconds:,.0f} s before the first step")
     if config.plan:
+        for line in frozen.foretell(len(source.known)):
+            tell(line)
         plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir
     if main:

@@ -40,11 +40,11 @@ def test_without_the_dial_nothing_is_derived():
 @pytest.mark.parametrize("side", [8, 64])
 @pytest.mark.parametrize("size, wanted", [("tiny", 1e6), ("small", 1e7), ("base", 1e8), ("large", 3e8)])
 def test_a_size_is_a_number_of_parameters_at_any_resolution(size, wanted, side):
-    config = dialled("--size", size, facts=Facts(10_000, (side, side), 3))
-    assert wanted / 2 <= parameters(config) <= wanted * 2
-    derived = {one.name: one for one in derive(settings("--size", size), Facts(10_000, (side, side), 3))}
-    said = derived["unet.block_out_channels"].reason
-    assert said.startswith(f"{parameters(config) / 1e6:.1f} M parameters")
+    derived = derive(settings("--size", size), Facts(10_000, (side, side), 3))
+    count = parameters(applied(settings("--size", size), derived))
+    assert wanted / 2 <= count <= wanted * 2
+    (said,) = (one.reason for one in derived if one.name == "unet.block_out_channels")
+    assert said.startswith(f"{count / 1e6:.1f} M parameters")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+# Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
+"""What frozen networks make of a run's pictures before the U-Net sees them: latents of an autoencoder, embeddings of a
+two-tower encoder, both or neither."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.data.source import Source
+from mezzotint_training.networks.latents import Latents
+from mezzotint_training.networks.towers import Embeddings, towers_for
+
+
+class Frozen:
+    """The frozen networks of a run that read its pictures.
+
+    Attributes:
+        latents (`Latents`, *optional*): with an autoencoder.
+        embeddings (`Embeddings`, *optional*): of `--task unclip`.
+
+    Args:
+        config: the run's settings.
+        components: of the saved pipeline that the run goes on from, if there is one.
+        vae: the autoencoder, if there is one.
+        accelerator: of the run.
+
+    Raises:
+        UserError: for a two-tower encoder that cannot be loaded.
+    """
+
+    def __init__(self, config: TrainConfig, components: dict[str, Any] | None, vae: Any, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        towers = towers_for(config, components) if config.task == "unclip" else None
+        self.embeddings = None if towers is None else Embeddings(towers, config, accelerator)
+        self.latents = None if vae is None else Latents(vae, config, accelerator)
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each network, by its name."""
+        named = {"two towers": self.embeddings, "autoencoder": self.latents}
+        return {name: one.fingerprint() for name, one in named.items() if one is not None}
+
+    def prepare(self, source: Source, digests: dict[str, Any], folder: Path | str) -> None:
+        """Give `source` the latents in place of pixels, and compute all now, into files below `folder`, unless a plan
+        is all that was asked for. All processes call this.
+
+        Args:
+            source: of the run.
+            digests: of its data.
+            folder: for the files.
+
+        Raises:
+            UserError: for a folder that cannot be written to, or has no room left.
+        """
+        if self.latents is not None:
+            source.take(self.latents)
+        for computed in (self.latents, self.embeddings):
+            if computed is not None and not self.config.plan:
+                sets = (source.known, source.held_out)
+                computed.prepare(sets, digests, folder, progress=self.accelerator.is_local_main_process)
+
+    def embed(self, source: Source, unet: Any) -> None:
+        """Give `source` the embeddings, at the scale that the config of the U-Net says."""
+        if self.embeddings is not None:
+            source.embed(self.embeddings, unet.condition["embeds_mean"], unet.condition["embeds_std"])
+
+    def foretell(self, pictures: int) -> list[str]:
+        """The lines of a plan that say how long so many pictures take; from now on a row may have what is of another of
+        its size."""
+        if self.latents is None:
+            return []
+        self.latents.estimating = True
+        seconds = self.latents.seconds * pictures / self.accelerator.num_processes
+        return [f"{'latents':<12} of {pictures:,} pictures, about {seconds:,.0f} s before the first step"]
