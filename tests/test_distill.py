@@ -11,13 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from strangers import forked
-from tiny_run import Run, called, distance, logged, run, saved, trained, tree
+from tiny_run import called, distance, distilled, logged, run, saved, trained, tree
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline, MezzotintScheduler
 from mezzotint_training import distill, fit_scheduler
 from mezzotint_training.learning.distillation import evaluations
 
-LENGTH = {"max_train_steps": 4, "checkpointing_steps": 2, "logging_steps": 2, "checkpoints_total_limit": "null"}
 PROMPTS = ["a handwritten three", "7"]
 
 
@@ -27,17 +26,11 @@ def teacher(tmp_path_factory) -> Path:
                    validation_steps=3, num_inference_steps=2, guidance_scale=3.0)  # fmt: skip
 
 
-def distilled(teacher: Path | str, output_dir: Path, *argv: str, **settings) -> Run:
-    settings = {"report_to": "none", "train_batch_size": 4, "teacher_steps": 4} | LENGTH | settings
-    flags = [text for name, value in settings.items() if value is not ... for text in (f"--{name}", str(value))]
-    with forked():
-        return called(distill, str(teacher), "--output_dir", str(output_dir), *flags, *argv)
-
-
 @pytest.fixture(scope="module")
 def student(teacher, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "tiny-distilled"
-    result = distilled(teacher, folder)
+    with forked():
+        result = distilled(teacher, folder)
     assert result.code == 0, result.err
     assert "4 updates of 4 pictures, 20 passes of a network for each\n" in result.out
     return folder
@@ -89,7 +82,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_alike(student, teacher, tmp_path
     folder = tmp_path / "run"
     for name in ("checkpoint-2", "recipe.yaml"):
         (shutil.copytree if (student / name).is_dir() else shutil.copy)(student / name, _made(folder) / name)
-    result = distilled(teacher, folder)
+    result = distilled(teacher, folder, "--no-load_back")
     assert result.code == 0 and "going on from step 2\n" in result.out, result.err
     for name in ("weights", "optimizer", "ema"):
         assert distance(saved(folder, 4, name), saved(student, 4, name)) == 0
@@ -104,11 +97,22 @@ def _made(folder: Path) -> Path:
 
 
 def test_a_student_begins_as_its_teacher(teacher, tmp_path):
-    result = distilled(teacher, tmp_path / "run", "--steps", "3", learning_rate=1e-30, max_train_steps=1)
+    result = distilled(
+        teacher, tmp_path / "run", "--no-load_back", "--steps", "3", learning_rate=1e-30, max_train_steps=1
+    )
     assert result.code == 0, result.err
     weights = [load_file(next((folder / "unet").glob("*.safetensors"))) for folder in (teacher, tmp_path / "run")]
     assert distance(*weights) < 1e-6
     assert MezzotintScheduler.from_pretrained(tmp_path / "run" / "scheduler").consistency_steps == [3]
+
+
+def test_a_plan_says_what_the_run_then_does_and_touches_nothing(teacher, student, tmp_path):
+    result = distilled(teacher, tmp_path / "out", "--plan")
+    assert result.code == 0 and not (tmp_path / "out").exists(), result.err
+    planned, measured = json.loads(result.out.splitlines()[-1]), json.loads((student / "metrics.json").read_text())
+    assert planned["networks"] == measured["plan"]["networks"] and planned["batches"]["update"] == 4
+    assert planned["memory"].keys() == measured["plan"]["memory"].keys() and planned["time"]["total"] > 0
+    assert "4 updates of 4 pictures, 20 passes of a network for each\n" in result.out
 
 
 def test_it_costs_a_fifth_of_the_teachers_training_by_default(teacher, monkeypatch):

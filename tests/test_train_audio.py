@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
 
 from mezzotint import MezzotintAudioPipeline
 from mezzotint_training import cli
-from mezzotint_training.config.distillation import DistillConfig
+from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedSamples
@@ -165,6 +165,18 @@ def test_a_run_on_spectrograms_is_a_pipeline_that_is_tuned_as_one_and_draws_soun
     assert pixels.shape == (2, 1, 32, 32) and pixels.dtype == torch.uint8  # bands, windows
 
 
+def test_it_is_distilled_to_two_steps(folder, tmp_path):
+    result = distilled(folder, tmp_path / "student", "--no-load_back")
+    assert result.code == 0, result.err
+    pipe, evaluations = MezzotintAudioPipeline.from_pretrained(tmp_path / "student"), []
+    pipe.unet.register_forward_pre_hook(lambda _, inputs: evaluations.append(inputs[0].shape))
+    drawn = pipe("a low tone", audio_length_in_s=0.1, output_type="np").audios
+    assert drawn[0].shape == (1, 200) and evaluations == [(1, 2, 512)] * 2
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "A text-to-sound diffusion pipeline, distilled from" in card and "It draws in 2 steps by default" in card
+    assert "picture" not in card.partition("## How it was trained")[0]
+
+
 def test_a_saved_pipeline_is_tuned_on_sounds_and_on_nothing_else(folder, tmp_path):
     like = {"pretrained_model_name_or_path": folder, "unet": ..., "text_encoder": ..., "max_train_steps": 1}
     tuned = trained(tmp_path / "tuned", **TONES | like | {"adapter": "lora", "validation_prompts": []})
@@ -173,5 +185,5 @@ def test_a_saved_pipeline_is_tuned_on_sounds_and_on_nothing_else(folder, tmp_pat
     assert (tuned / "pytorch_lora_weights.safetensors").is_file() and pipe.unet.peft_config
     result = run(output_dir=tmp_path / "other", **{"pretrained_model_name_or_path": folder, "unet": ...})
     assert result.code == 2 and "draws samples of modality audio: got a set of modality image" in result.err
-    with pytest.raises(UserError, match=r"^distill is for pictures: got sounds \(modality audio\)$"):
-        load_splits(DistillConfig(dataset_name="tones"))
+    with pytest.raises(UserError, match=r"^train-autoencoder is for pictures: got sounds \(modality audio\)$"):
+        load_splits(AutoencoderConfig(dataset_name="tones"))

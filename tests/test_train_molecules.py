@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
 
 from mezzotint import MezzotintMoleculePipeline
 from mezzotint.samples.molecules import SIDE, smiles_of
@@ -92,6 +92,14 @@ def test_a_run_that_is_stopped_ends_bit_for_bit_as_one_that_was_not(folder, tmp_
         before, after = saved(folder, 4, name), saved(again, 4, name)
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert logged(folder) == logged(again)
+
+
+def test_they_are_distilled_to_two_steps(folder, tmp_path):
+    result = distilled(folder, tmp_path / "student", "--no-load_back")
+    assert result.code == 0, result.err
+    pipe, evaluations = MezzotintMoleculePipeline.from_pretrained(tmp_path / "student"), []
+    pipe.unet.register_forward_pre_hook(lambda _, inputs: evaluations.append(len(inputs[0])))
+    assert smiles_of(*pipe("an alcohol", attributes={"heavy_atoms": 7}).molecules, "selfies") and evaluations == [1, 1]
 
 
 def test_its_card_and_its_drawings(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
 
 import mezzotint
 from mezzotint_training import cli
@@ -84,6 +84,17 @@ def test_a_run_that_is_stopped_ends_bit_for_bit_as_one_that_was_not(made, tmp_pa
         before, after = saved(folder, 4, name), saved(again, 4, name)
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert logged(folder) == logged(again)
+
+
+def test_it_is_distilled_to_two_steps(made, tmp_path):
+    kind, folder = made
+    result = distilled(folder, tmp_path / "student", "--no-load_back")
+    assert result.code == 0, result.err
+    name = {"video": "MezzotintVideoPipeline", "voxels": "MezzotintVoxelPipeline"}[kind]
+    pipe, evaluations = getattr(mezzotint, name).from_pretrained(tmp_path / "student"), []
+    pipe.unet.register_forward_pre_hook(lambda _, inputs: evaluations.append(len(inputs[0])))
+    (drawn, *_) = pipe("red", output_type="np", return_dict=False)
+    assert drawn.shape == {"video": (1, 4, 16, 16, 3), "voxels": (1, 8, 8, 8, 4)}[kind] and evaluations == [1, 1]
 
 
 def test_its_card_shows_what_is_drawn_and_links_to_files_of_it(made):

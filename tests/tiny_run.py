@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from mezzotint_training import train
+from mezzotint_training import distill, train
 from mezzotint_training.data import rows
 
 # `transformer_layers_per_block` is the recipe's; the drop-out makes every run sensitive to stray random numbers
@@ -115,6 +115,16 @@ def trained(output_dir: Path, *argv: str, **settings) -> Path:
     result = run(*argv, output_dir=output_dir, **settings)
     assert result.code == 0, result.err
     return output_dir
+
+
+def distilled(teacher: Path | str, output_dir: Path, *argv: str, **settings) -> Run:
+    """`mezzotint distill` in four updates, with checkpoints after every other one."""
+    settings = {
+        "report_to": "none", "train_batch_size": 4, "teacher_steps": 4, "max_train_steps": 4, "checkpointing_steps": 2,
+        "logging_steps": 2, "checkpoints_total_limit": "null",
+    } | settings  # fmt: skip
+    flags = [text for name, value in settings.items() if value is not ... for text in (f"--{name}", str(value))]
+    return called(distill, str(teacher), "--output_dir", str(output_dir), *flags, *argv)
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ from accelerate import Accelerator
 
 import mezzotint
 from mezzotint import MezzotintScheduler
+from mezzotint_training.config import tasks
 from mezzotint_training.config.arguments import parser_of
 from mezzotint_training.config.distillation import COURSE, DATA, DistillConfig
 from mezzotint_training.config.errors import UserError, exit_code, loading
@@ -46,12 +47,13 @@ from mezzotint_training.engine.process import (
     under_way,
 )
 from mezzotint_training.engine.report import Meter, Report
-from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
+from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
 from mezzotint_training.learning.distillation import Distillation, evaluations, times_of
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.components import make_trainable
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
 from mezzotint_training.networks.text import TextEncoding
+from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
 
@@ -138,6 +140,7 @@ def distill(config: DistillConfig) -> Path:
 
 def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, began: float) -> Path:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    config, stop_at_bad_rows = plan.listing_all(config)
 
     # 1. The teacher and the data
     components = teacher_of(config)
@@ -163,7 +166,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
     learner = Learner(config, make_trainable(config, components, accelerator), accelerator)
     encode = TextEncoding(components["text_encoder"], components["tokenizer"], accelerator, trained=False)
     target = Distillation(config, teacher, components["scheduler"], encode, accelerator)
-    shown = Examples(config.validation_prompts)
+    shown, pipeline = Examples(config.validation_prompts), getattr(mezzotint, tasks.of(vars(config)).pipeline)
 
     # 3. Go on where an earlier session of the run stopped
     position = Position(config, began)
@@ -171,54 +174,79 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
     parts = (position, meter, source)
     if previous is not None:
         go_on(previous, learner, parts, accelerator.print)
-    batches = source.batches(position.step)
+    batches, tell = source.batches(position.step), accelerator.print
+
+    # -------------------------------------------------------------------------------------------------- 4. one update
+    def update() -> float:
+        """One update of the weights. Returns the norm of its gradient; where that is not finite, it was skipped."""
+        norm = math.nan
+        for micro in range(config.gradient_accumulation_steps):
+            seed_dropout(config.seed, position.step, micro, rank)  # the only randomness that is not in the batch
+            batch = meter.waiting(batches)
+            for line in source.new_bad_rows(batch):
+                tell(f"skipped: {line}")
+            with accelerator.accumulate(*learner.models.values()):
+                loss = target.loss(learner.models["unet"], batch)  # (B,)
+                accelerator.backward(loss.mean())
+                norm = learner.step(position.step + 1)
+            meter.add(loss, batch["uniform"])
+        position.advance(norm)
+        meter.advance(norm)
+        return norm
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    # 5. What the run will do and cost, before it does
+    def try_batch(size: int) -> None:
+        target.loss(learner.models["unet"], source.usual_batch(size)).mean().backward()
+        learner.optimizer.zero_grad()
+
+    def tell_time(step: int) -> None:
+        planned["time"] = plan.seconds(config, *zip(*meter.timed, strict=True), step, world, evaluations=cost)
+        for line in plan.time_lines(planned["time"]):
+            tell(line)
+
+    cost = evaluations(config)
+    planned = foresee(config, source.facts(components["tokenizer"]), [], components, learner, try_batch)
+    tell(f"{config.max_train_steps:,} updates of {meter.pictures} pictures, {cost} passes of a network for each")
+    if config.plan:
+        plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
+        return output_dir
     if main:
         write_recipe(config, output_dir)
     if not config.streaming:
-        place = config.cache_dir or output_dir / "cache"
+        place = config.cache_dir or output_dir / CACHE
         encode.prepare(source.texts(), place, progress=accelerator.is_local_main_process)
     report = Report.of(config, accelerator, position.step)
-    cost = evaluations(config)
-    report.say(f"{config.max_train_steps:,} updates of {meter.pictures} pictures, {cost} passes of a network for each")
+    tell = report.say
 
-    # 4. The loop
+    # 6. The loop
     with signals() as caught:
         while not position.finished:
-            # ---------------------------------------------------------------------------------------------- one update
-            norm = math.nan
-            for micro in range(config.gradient_accumulation_steps):
-                seed_dropout(config.seed, position.step, micro, rank)  # the only randomness that is not in the batch
-                batch = meter.waiting(batches)
-                for line in source.new_bad_rows(batch):
-                    report.say(f"skipped: {line}")
-                with accelerator.accumulate(*learner.models.values()):
-                    loss = target.loss(learner.models["unet"], batch)  # (B,)
-                    accelerator.backward(loss.mean())
-                    norm = learner.step(position.step + 1)
-                meter.add(loss, batch["uniform"])
-            position.advance(norm)
-            meter.advance(norm)
-            # --------------------------------------------------------------------------------------------------------
+            norm = update()
             report.advance()
             if meter.updates == plan.STEPS:
-                timed = zip(*meter.timed, strict=True)
-                for line in plan.time_lines(plan.seconds(config, *timed, position.step, world)):
-                    report.say(line)
+                tell_time(position.step)
+            # All processes end at the same step
             position.late, stopped = agreed(accelerator, position.out_of_time(), bool(caught))
             position.check(output_dir, accelerator)
+
             line: dict[str, Any] = {}
+            # Once in a while: what the log says
             if position.due(config.logging_steps):
                 line = meter.figures(norm, learner.learning_rate, position.skipped_steps)
                 del line["loss_by_noise_level"]  # all levels are in every loss
                 position.loss = line["loss"]
+            # Once in a while: drawings
             if position.due(config.validation_steps) and shown.prompts and not position.finished:
                 with learner.averaged():
                     if learner.sharded or main:
-                        pipe = mezzotint.MezzotintPipeline(**components).to(accelerator.device)
+                        pipe = pipeline(**components).to(accelerator.device)
                         draw_samples(pipe, config, shown, output_dir, position.step, accelerator)
                         encode.release()
             if line:
                 report.write(position.step, **line)
+            # Once in a while: a checkpoint
             if position.due(config.checkpointing_steps) or stopped:
                 about = {"config": asdict(config), "update_size": meter.pictures, "data": digests, "course": None}
                 keep(output_dir, position.step, learner, parts, about, config.checkpoints_total_limit, accelerator)
@@ -226,17 +254,17 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
                 stop_at(position.step, report, accelerator)
     report.close()
 
-    # 5. The finished pipeline
+    # 7. The finished pipeline
     bad_rows = source.bad_rows()
     with learner.averaged():
         published = learner.whole_models()
         if main:
             counts = {"pictures": len(source.known), "bad_rows": len(bad_rows), "held_out": None}
-            measured = figures(position, meter, learner, components, **counts, plan={})
+            measured = figures(position, meter, learner, components, **counts, plan=planned)
             measured["evaluations"] = cost
             if (of_teacher := cost_of_teacher(config)) is not None:
                 measured["share_of_teacher"] = cost * meter.pictures * position.step / of_teacher
-            pipe = mezzotint.MezzotintPipeline(**components | published)
+            pipe = pipeline(**components | published)
             finish(pipe, config, output_dir, measured, accelerator, shown)
     end_together(accelerator)
     return output_dir

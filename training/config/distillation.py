@@ -6,13 +6,14 @@ from typing import ClassVar
 
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.rules import COUNT, GUIDANCE, at_least, at_most
-from mezzotint_training.config.settings import OF_MODALITIES, TrainConfig, redefined, setting
+from mezzotint_training.config.settings import TrainConfig, redefined, setting
 
 # Of the teacher's recipe: what it says of the data, and of how a run goes and what it shows
 DATA = (
     "dataset_config_name", "dataset_split", "image_column", "caption_column", "caption_weights", "label_column",
     "attribute_columns", "balance_column", "balance_power", "resolution", "random_flip", "max_train_samples",
-    "validation_split", "num_validation_samples", "on_bad_row", "dataset_license",
+    "validation_split", "num_validation_samples", "on_bad_row", "dataset_license", "modality", "sample_column",
+    "sampling_rate", "audio_length_in_s", "n_fft", "num_frames", "frame_rate", "molecule_length_in_tokens",
 )  # fmt: skip
 COURSE = (
     "proportion_empty_prompts", "proportion_empty_attributes", "train_batch_size", "gradient_accumulation_steps",
@@ -34,14 +35,14 @@ class DistillConfig(TrainConfig):
     without: ClassVar[frozenset[str]] = frozenset(
         {
             "two_towers",
-            "size", "plan", "task", "scale", "num_classes", "pretrained_model_name_or_path", "revision", "unet", "vae",
+            "size", "task", "scale", "num_classes", "pretrained_model_name_or_path", "revision", "unet", "vae",
             "latent_versions", "scheduler", "text_encoder_name_or_path", "text_encoder", "max_text_length",
             "train_text_encoder", "adapter", "rank", "lora_alpha", "lora_dropout", "lora_layers", "mask_column",
             "aspect_ratio_buckets", "augment_probability", "weighting_scheme", "logit_mean", "logit_std",
             "proportion_empty_conditions", "posthoc_ema_steps", "num_copy_samples", "num_inference_steps",
-            "guidance_scale", "validation_split", "num_validation_samples",
+            "guidance_scale", "validation_split", "num_validation_samples", "random_turn",
         }
-    ) | OF_MODALITIES  # fmt: skip
+    )  # fmt: skip
 
     steps: list[int] = setting(
         [1, 2, 4],

@@ -63,7 +63,7 @@ def settle_modality(config: TrainConfig, features: Mapping[str, Any]) -> None:
         if config.modality is None:
             return
     name, word = config.modality or "image", modality(config).word
-    if name != "image" and config.program != "train":
+    if name != "image" and "modality" in config.without:
         raise UserError(f"{config.program} is for pictures: got {word}s (modality {name})")
     for setting in modality(config).without:
         if (value := getattr(config, setting)) != default(setting, type(config)):

@@ -233,12 +233,18 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
 
 
 def seconds(
-    config: TrainConfig, steps: Sequence[float], waits: Sequence[float], step: int, processes: int = 1, passes: int = 0
+    config: TrainConfig,
+    steps: Sequence[float],
+    waits: Sequence[float],
+    step: int,
+    processes: int = 1,
+    passes: int = 0,
+    evaluations: int = 3,
 ) -> dict[str, Any]:
     """Seconds of a step and to the run's end, from some of its steps.
 
-    A picture's forward pass is reckoned as a third of its part of a step (the backward pass costs two), for drawings
-    and held-out losses. Checkpoints take the disk's time, which is not in it.
+    A picture's forward pass, for drawings and held-out losses, is reckoned as its part of a step over the `evaluations`
+    in that, by default three, as the backward pass costs two. Checkpoints take the disk's time, which is not in it.
 
     Args:
         steps, waits: of each step the seconds in all, and those of them that it waited for data; the first `WARM_UP`
@@ -246,11 +252,12 @@ def seconds(
         step: updates done.
         processes: of the run.
         passes: pictures that a process passes through the network, forward only, for the held-out losses of one time.
+        evaluations: passes of the network that a picture of a step costs.
     """
     counted = slice(WARM_UP if len(steps) > WARM_UP else 0, None)
     each = statistics.median(steps[counted])
     pictures = config.train_batch_size * config.gradient_accumulation_steps
-    forward = each / (3 * pictures)
+    forward = each / (evaluations * pictures)
     left = max(config.max_train_steps - step, 0)
     times = math.ceil(config.max_train_steps / config.validation_steps) - step // config.validation_steps
     drawn = len(config.validation_prompts) * config.num_validation_images
