@@ -115,7 +115,7 @@ def save_pipe(make_pipe, tmp_path_factory) -> Callable[..., Path]:
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=6, help="of the fault campaign")
     parser.addoption("--faults-seed", type=int, default=0, help="of the moments to kill at")
-    parser.addoption("--attacks", type=int, default=24, help="of the campaign of attacks")
+    parser.addoption("--attacks", type=int, default=16, help="of the campaign of attacks")
     parser.addoption("--attacks-seed", type=int, default=0, help="that draws them")
     parser.addoption("--attacks-only", type=int, help="the number of the one to make, with all that it prints")
     parser.addoption("--screenshot", help="file to write the README's picture of the page to")

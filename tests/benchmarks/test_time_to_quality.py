@@ -148,7 +148,7 @@ def test_sets_of_captions_are_judged_by_captions_of_the_test_split(captioned, tm
         quality.prepare("any", str(captioned / "set"), tmp_path)
     config = quality.prepare("any", str(captioned / "set"), tmp_path, str(captioned / "text"))
     assert load_text_encoder(str(config.text_encoder_name_or_path))[1].model_max_length == quality.TOKENS
-    judge = quality.QualityJudge(config, scale, count=100, sampling_steps=2, judge_steps=150)
+    judge = quality.QualityJudge(config, scale, count=100, sampling_steps=2, judge_steps=80)
     assert len(judge.asked.pixels) == 48 and judge.asked.captions[0][0].startswith("a picture of colour ")
     real = judge.of_real()
     assert real.accuracy.value > 0.9 and abs(real.kernel_distance.value) < 0.2
