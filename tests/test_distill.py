@@ -123,6 +123,21 @@ def test_it_costs_a_fifth_of_the_teachers_training_by_default(teacher, monkeypat
     assert (config.num_inference_steps, config.guidance_scale, config.teacher_guidance_scale) == (1, 1.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--train_batch_size", "1", "--steps", "1"], 0.02 / 32),  # its widest level has 32 channels
+        (["--train_batch_size", "2", "--steps", "1", "2", "4"], 0.02 * 8**0.5 / 32),
+        (["--train_batch_size", "16", "--steps", "1", "2", "4"], 2e-3),  # the teacher's
+        (["--train_batch_size", "1", "--steps", "1", "--learning_rate", "1.0e-2"], 1e-2),
+    ],
+)
+def test_a_wide_student_learns_at_a_lower_rate_than_its_teacher(teacher, argv, expected):
+    config = distill.settings([str(teacher), *argv])
+    distill.teacher_of(config)
+    assert config.learning_rate == pytest.approx(expected, rel=0.03)
+
+
 def test_bad_input_is_said_in_one_line_and_leaves_nothing(teacher, student, make_pipe, tmp_path):
     def saved_pipe(name: str, **config) -> Path:
         pipe = make_pipe(**{"in_channels": 1, "out_channels": 1} | config)

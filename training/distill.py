@@ -58,6 +58,8 @@ from mezzotint_training.publishing.examples import Examples
 from mezzotint_training.publishing.finish import draw_samples, figures, finish
 
 SHARE = 0.2  # of the cost of the teacher's training
+# Of the learning rate of a network of one channel, from one sample at one time in an update
+RATE = 0.02
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +86,8 @@ def settings(argv: list[str] | None) -> DistillConfig:
     config = settled(DistillConfig, [taught, fixed | where, given])
     if "train_batch_size" not in given:  # as many samples in a pass as the teacher's training had
         config.train_batch_size = max(1, config.train_batch_size // len(times_of(config.steps)))
+    if "learning_rate" not in given:  # which then depends on the network
+        config.given.pop("learning_rate", None)
     # as its pipeline draws
     config.num_inference_steps = 2 if 2 in config.steps else max(config.steps)
     config.guidance_scale = 1.0
@@ -126,6 +130,10 @@ def teacher_of(config: DistillConfig) -> dict[str, Any]:
             raise UserError(f"checkpoint must be guided by classifier-free guidance: got one with a {name}")
     if pipe.unet.config.cross_attention_dim is None and not pipe.unet.config.attributes:
         config.teacher_guidance_scale = 1.0  # there is nothing to guide by
+    if "learning_rate" not in config.given:
+        samples = config.train_batch_size * config.gradient_accumulation_steps * len(times_of(config.steps))
+        most = RATE * math.sqrt(samples) / max(pipe.unet.config.block_out_channels)
+        config.learning_rate = min(config.learning_rate, float(f"{most:.1e}"))
     return dict(pipe.components)
 
 

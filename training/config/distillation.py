@@ -22,6 +22,7 @@ COURSE = (
 # How the help says the defaults that follow from the teacher
 FOLLOWS = dict.fromkeys((*DATA, *COURSE, "teacher_guidance_scale"), "the teacher's") | {
     "train_batch_size": "the teacher's, divided among the times at which a student predicts",
+    "learning_rate": "the teacher's, at most 0.02 x sqrt(samples x times) / channels of the widest level",
     "max_train_steps": "what costs a fifth of the teacher's training, or 1000 where that is not known",
     "output_dir": "CHECKPOINT-distilled",
 }
