@@ -139,11 +139,13 @@ def test_evaluate_measures_pictures_of_the_sounds(folder, capsys):
     assert "40 sounds in 2 steps" in (folder / "README.md").read_text()
 
 
-def test_a_stream_of_sounds_has_the_same_samples():
+@pytest.mark.parametrize("n_fft", [None, 32])
+def test_a_stream_of_sounds_has_the_same_samples(n_fft):
+    about = {"sampling_rate": 2000} | ({"n_fft": n_fft} if n_fft else {})
     config = TrainConfig(dataset_name="tones", streaming=True, validation_split="test", shuffle_buffer_size=40)
     stream = load_stream(config)
-    data = CaptionedStream(stream, config, 2, (512,), about={"sampling_rate": 2000})
-    whole = {audio.read(row["audio"], 2, (512,)).numpy().tobytes() for row in load_stream(config).rows}
+    data = CaptionedStream(stream, config, 2, (512,), about=about)
+    whole = {audio.read(row["audio"], 2, (512,), about).numpy().tobytes() for row in load_stream(config).rows}
     batch = next(data.batches(8))
     assert batch["sample"].shape == (8, 2, 512) and batch["sample"].dtype == torch.float32
     for sample in batch["sample"]:

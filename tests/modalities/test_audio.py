@@ -180,6 +180,15 @@ def test_a_sound_is_read_as_the_spectrogram_of_what_is_heard_and_looked_at_alike
     assert (one - other).abs().mean() < 2 and (one - other).abs().max() < 16  # of 255
 
 
+def test_each_channel_of_a_sound_has_a_spectrogram_of_its_own():
+    about, left, right = {"sampling_rate": RATE, "n_fft": 256}, sine(1000, 3000), sine(440, 3000)
+    both = audio.read(cell(np.stack([left, right], axis=1)), 3, (4096,), about)
+    for channel, sound in enumerate((left, right)):
+        alone = audio.read(cell(sound), 2, (4096,), about)
+        assert torch.equal(both[channel], alone[0]) and torch.equal(both[2], alone[1])
+    assert not torch.equal(both[0], both[1])
+
+
 # ------------------------------------------------------------------------------------------------------ as a data set
 
 
