@@ -71,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     judge = Judge(args, shared, output)
     for name in args.tables:
         print(f"\n### {name}\n")
-        for i, row in enumerate(getattr(judge, name)(single, cascade)):
-            print(f"| {' | '.join(row)} |" + (f"\n|---|{'--:|' * (len(row) - 1)}" if i == 0 else ""), flush=True)
+        show(getattr(judge, name)(single, cascade))
     return 0
 
 
@@ -166,6 +165,12 @@ class Judge:
         for level in LEVELS:
             rows.append([f"{level:g}", *cells(self.drawn("noise_level", cascade, 2.0, noise_level=level))])
         return rows
+
+
+def show(rows: list[list[str]]) -> None:
+    """Print a table in Markdown, the first of whose rows are its headings."""
+    for i, row in enumerate(rows):
+        print(f"| {' | '.join(row)} |" + (f"\n|---|{'--:|' * (len(row) - 1)}" if i == 0 else ""), flush=True)
 
 
 def cells(found: Judged) -> list[str]:

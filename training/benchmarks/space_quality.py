@@ -27,22 +27,18 @@ from typing import Any
 import torch
 
 from mezzotint.pipelines.latents_mezzotint import to_latents, to_pixels
-from mezzotint_training.benchmarks.cascade_quality import Judge, cells, loaded
+from mezzotint_training.benchmarks.cascade_quality import Judge, cells, loaded, show
 from mezzotint_training.benchmarks.quality import SCALES, prepare, run, steps_within
 from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.recipe import read_named
 from mezzotint_training.config.settings import TrainConfig
+from mezzotint_training.modalities.contents import unit, whole
 from mezzotint_training.networks.latents import load_autoencoder
 
 SCALE = "emoji-64"
 GUIDANCE = (1.0, 2.0, 3.0)
-# Of both U-Nets
-SHARED = (
-    "resolution", "num_validation_samples", "report_to", "max_text_length", "text_encoder_name_or_path",
-    "checkpointing_steps", "validation_steps", "cache_dir", "caption_column", "caption_weights", "mixed_precision",
-)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     through = through_autoencoder(load_autoencoder(str(place / "autoencoder")), judge.of.asked.pixels)
     rows.append(["real pictures, through the autoencoder", "", *cells(judge.of.judge(through, judge.of.asked))])
     rows.append(["real pictures", "", *cells(judge.of.of_real())])
-    for i, row in enumerate(rows):
-        print(f"| {' | '.join(row)} |" + (f"\n|---|{'--:|' * (len(row) - 1)}" if i == 0 else ""), flush=True)
+    show(rows)
     return 0
 
 
@@ -100,8 +95,7 @@ def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
     finish("autoencoder", autoencoder, args.share * args.seconds)
     in_latents = {"vae": str(place / "autoencoder"), "unet": read_named(f"{SCALE}-latents")["unet"]}
     own_levels = {name: value for name, value in common.items() if name != "logit_mean"}  # that of the recipe
-    settings = {name: getattr(shared, name) for name in SHARED} | own_levels | in_latents
-    latents = TrainConfig(train_data_dir=args.data, output_dir=str(place / "latents"), **settings)
+    latents = replace(shared, **own_levels, **in_latents, output_dir=str(place / "latents"))
     short = replace(latents, max_train_steps=2, logging_steps=2, output_dir=str(place / "latents-first"))
     times = []
     for _ in range(2):  # the first of which encodes the set
@@ -117,8 +111,7 @@ def through_autoencoder(vae: Any, pixels: torch.Tensor, batch: int = 32) -> torc
     """Pictures (N, C, H, W) in bytes, encoded and decoded."""
     found = []
     for some in pixels.split(batch):
-        again = to_pixels(vae, to_latents(vae, some.float() / 127.5 - 1))
-        found.append(((again.clamp(-1, 1) + 1) * 127.5).round().byte())
+        found.append(whole(to_pixels(vae, to_latents(vae, unit(some)))))
     return torch.cat(found)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What frozen networks make of a run's pictures before the U-Net sees them: latents of an autoencoder, embeddings of a
-two-tower encoder, both or neither."""
+"""Latents and embeddings of a run's pictures, which frozen networks, an autoencoder and a two-tower encoder, make of
+them before the U-Net sees them: both, one of them, or neither."""
 
 from pathlib import Path
 from typing import Any
