@@ -33,6 +33,7 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 from mezzotint import MezzotintPipeline
 from mezzotint_training import fit_scheduler
 from mezzotint_training.config.errors import one_line, out_of_memory
+from mezzotint_training.few_steps import correction
 
 SECRET = b"what stands in somebody's other folder"
 MEMORY, FILE_SIZE = 4 << 30, 256 << 20  # that a victim may take, in bytes
@@ -73,7 +74,7 @@ SHORT = {"max_train_steps": 1, "num_inference_steps": 1, "output_dir": "made"}
 DATA = SHORT | {"recipe": ..., "num_validation_samples": 0, "train_batch_size": 4, "train_data_dir": "data"}
 TUNE = DATA | {"unet": ..., "text_encoder": ..., "max_text_length": ..., "pretrained_model_name_or_path": "run"}
 DIGITS = {"recipe": ..., "dataset_name": "digits", "validation_split": "test"}
-FIT = ("run", "--steps", "2", "--noises=2", "--teacher_steps=4", "--starts=1", "--history=1")
+FIT = ("run", "--steps", "2", "--noises=2", "--teacher_steps=4", "--starts=1", "--history=1", "--correction_noises=2")
 CLASSIFY = (
     "--pipeline=run", "--dataset_name=digits", "--validation_split=test", "--num_validation_samples=8",
     "--max_train_samples=40", "--train_batch_size=8", "--max_train_steps=1", "--output_dir=made",
@@ -160,6 +161,7 @@ def serve(bin_folder: str) -> None:
     import_module("warm")
     few = fit_scheduler.common_settings()[:2]  # solvers to start from: a fit takes a second
     fit_scheduler.common_settings = lambda: few
+    correction.UPDATES = 2
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         task, began = json.loads(line), time.monotonic()

@@ -34,12 +34,13 @@ from mezzotint_training.config.rules import (
 )
 from mezzotint_training.config.settings import checked
 from mezzotint_training.engine.files import hold
-from mezzotint_training.few_steps.fitting import Fitted, fit, solve
+from mezzotint_training.few_steps.fitting import Ends, Fitted, fit, solve
 from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import common_settings, settings
 from mezzotint_training.networks.saved import check_denoises, load_pipeline, sample_size
 from mezzotint_training.publishing import card
 
+PLACES = 64_000  # that the samples have together on which a correction is fitted, by default
 PACKAGES = ("mezzotint", "diffusers", "torch")  # whose versions go into a table's provenance
 
 
@@ -93,13 +94,17 @@ def fit_scheduler(args: argparse.Namespace) -> None:
     # rows are dealt out to the prompts in turn, so each must get as many
     count = math.ceil(args.noises / len(prompts)) * len(prompts)
     shape = (pipe.unet.config.out_channels, *pipe.padded(sample_size(pipe, name)))
+    wanted_noises = args.correction_noises
+    if wanted_noises is None:
+        wanted_noises = min(1000, max(160, math.ceil(PLACES / math.prod(shape[1:]))))
+    parts = math.ceil(wanted_noises / count)  # of as many trajectories as the steps are fitted to
     if source != folder and args.output_dir:
         pipe.save_pretrained(folder)
 
     began, done = time.monotonic(), 0
     wanted = [(n, scale) for scale in scales for n in steps]
     for scale in scales:
-        network, ends = PipelineNetwork(pipe, prompts, scale), None
+        network, ends, many = PipelineNetwork(pipe, prompts, scale), None, None
         for n in (n for n, s in wanted if s == scale):
             if not args.refit and any(table["guidance_scale"] == scale for table in pipe.scheduler.fitted(n)):
                 print(f"{n} steps, guidance {scale:g}: has a table (--refit fits another)", flush=True)
@@ -109,25 +114,28 @@ def fit_scheduler(args: argparse.Namespace) -> None:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if ends is None:
                     generator = torch.Generator().manual_seed(args.seed)
-                    noise = torch.randn(2 * count, *shape, generator=generator).to(pipe.device)
-                    ends, held_out = (
-                        solve(network, pipe.scheduler, half, args.teacher_steps) for half in noise.split(count)
+                    noise = torch.randn((2 + parts) * count, *shape, generator=generator).to(pipe.device)
+                    print(f"guidance {scale:g}: {len(noise)} trajectories of {args.teacher_steps} steps", flush=True)
+                    ends, held_out, *others = (
+                        solve(network, pipe.scheduler, part, args.teacher_steps) for part in noise.split(count)
                     )
-                    print(f"guidance {scale:g}: {2 * count} trajectories of {args.teacher_steps} steps", flush=True)
+                    if others:
+                        many = Ends(torch.cat([x.noise for x in others]), torch.cat([x.end for x in others]))
                 found = fit(
                     network, pipe.scheduler, ends, held_out, n, scale,
                     among=settings() if args.stock == "all" else common_settings(),
-                    starts=args.starts, history=args.history,
+                    starts=args.starts, history=args.history, many=many,
                     say=lambda line, n=n: print(f"  {n} steps: {line}", flush=True),
                 )  # fmt: skip
             done += 1
             left = (time.monotonic() - began) / done * (len(wanted) - done)
             print(f"{outcome(n, scale, found)}; about {left / 60:.0f} min left", flush=True)
             if found.table is not None:
-                judged = ("default", found.best_stock, "fitted")
+                judged = ("default", found.best_stock, "fitted", *(x for x in ("uncorrected",) if x in found.errors))
                 provenance = {
                     "prompts": len(prompts),
                     "trajectories": count,
+                    "correction_trajectories": parts * count if "uncorrected" in found.errors else 0,
                     "teacher_steps": args.teacher_steps,
                     "seed": args.seed,
                     "evaluations": found.evaluations,
@@ -147,6 +155,8 @@ def outcome(n: int, scale: float, found: Fitted) -> str:
     if "fitted" not in found.errors:
         return f"{n} steps, guidance {scale:g}: no solver to start from (--history, --stock)"
     names = {"fitted": "fitted", "default": "default", "best stock": found.best_stock}
+    if "uncorrected" in found.errors:
+        names["uncorrected"] = "uncorrected"
     errors = ", ".join(f"{name} {found.errors[key][0]:.4f}" for name, key in names.items())
     verdict = "kept" if found.table is not None else "NOT kept, as it is no better than what there is"
     return (

@@ -157,6 +157,7 @@ def test_few_outliers_do_not_rule_the_loss():
 def test_program_writes_tables_and_goes_on(save_pipe, tmp_path, capsys):
     folder = save_pipe(tmp_path / "run")
     flags = ["--noises", "4", "--teacher_steps", "12", "--prompts", "a", "b", "--starts", "1", "--guidance_scale", "2"]
+    flags += ["--correction_noises", "0"]
     assert fit_scheduler.main([str(folder), *flags, "--steps", "2", "3"]) == 0
     said = capsys.readouterr().out
     kept = said.count(": kept;")
@@ -187,6 +188,7 @@ def test_networks_are_fitted_in_whole_float32(save_pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PipelineNetwork, "_answer", looked_at)
     flags = ["--noises", "2", "--teacher_steps", "4", "--prompts", "a", "--starts", "1", "--guidance_scale", "1"]
+    flags += ["--correction_noises", "0"]
     assert fit_scheduler.main([str(tmp_path / "run"), *flags, "--steps", "2"]) == 0
     assert seen == {False} and torch.backends.cudnn.allow_tf32
 
@@ -197,6 +199,7 @@ def test_networks_are_fitted_in_whole_float32(save_pipe, tmp_path, monkeypatch):
         (["--steps", "1"], "steps must be at least 2, one step has nothing to fit: got 1"),
         (["--steps", "4", "1000"], "steps must be at most 100: got 1000"),
         (["--noises", "1"], "noises must be at least 2: got 1"),
+        (["--correction_noises", "-1"], "correction_noises must be at least 0: got -1"),
         (["--noises", "1000000000"], "noises must be at most 100,000: got 1000000000"),
         (["--history", "0"], "history must be at least 1: got 0"),
         (["--starts", "0"], "starts must be at least 1: got 0"),

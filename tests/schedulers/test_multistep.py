@@ -1,5 +1,6 @@
 """The scheduler's multistep steps: DPM-Solver++ without a table, and tables of fitted coefficients."""
 
+import base64
 import json
 
 import numpy as np
@@ -332,6 +333,124 @@ def test_what_is_no_table_is_refused(change, message):
     with pytest.raises(ValueError, match=message) as error:
         MezzotintScheduler(fitted_schedules=[table])
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ and a correction
+
+
+def corrected(table: dict, sizes: list[list[int]], weights: list[torch.Tensor]) -> dict:
+    numbers = np.concatenate([weight.numpy().astype("<f2").ravel() for weight in weights])
+    return table | {"correction": {"shapes": sizes, "weights": base64.b64encode(numbers.tobytes()).decode()}}
+
+
+def kernels(axes: int, channels: int, predictions: int, width: int = 5) -> tuple[list[list[int]], list[torch.Tensor]]:
+    places, seen = [3] * axes, (2 + predictions) * channels
+    sizes = [[width, seen, *places], [width], [width, width, *places], [width], [channels, width, *places], [channels]]
+    return sizes, [(0.3 * randn(*size, seed=i)).half().float() for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_correction_is_the_network_that_its_weights_say(axes):
+    """Beside layers of torch on a run that is kept here: the states and predictions of the same steps without it."""
+    sizes, weights = kernels(axes, 2, 1)
+    plain = MezzotintScheduler(fitted_schedules=[ddim_table(5)])
+    ours = MezzotintScheduler(fitted_schedules=[corrected(ddim_table(5), sizes, weights)])
+    layer = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[axes - 1]
+    layers = [layer(k[1], k[0], 3, padding=1) for k in sizes[::2]]
+    for one, kernel, bias in zip(layers, weights[::2], weights[1::2], strict=True):
+        one.weight.data, one.bias.data = kernel, bias
+    plain.set_timesteps(5)
+    ours.set_timesteps(5)
+    x = same = randn(3, 2, *[4] * axes, seed=9)
+    for t in plain.timesteps:
+        before = x
+        x, x_0 = plain.step(smooth_network(x, t), t, x, return_dict=False)
+        same = ours.step(smooth_network(same, t), t, same).prev_sample
+        if t != plain.timesteps[-1]:
+            assert torch.equal(same, x)
+    hidden = torch.nn.functional.silu(layers[0](torch.cat([x, before, x_0], 1)))
+    hidden = hidden + torch.nn.functional.silu(layers[1](hidden))
+    assert_equal_to(same, x + layers[2](hidden), rel=1e-5)
+    assert (same - x).abs().mean() > 0.1
+
+
+def test_a_correction_is_of_whole_runs_of_its_table():
+    """Not of one that begins in the middle, nor of another number of steps; float16 samples are corrected in float32;
+    and it goes with its table through files and other schedulers."""
+    table = corrected(ddim_table(5), *kernels(2, 1, 1))
+    ours, plain = MezzotintScheduler(fitted_schedules=[table]), MezzotintScheduler(fitted_schedules=[ddim_table(5)])
+    z = randn(2, 1, 4, 4)
+    for count, equal in ((5, False), (4, True), (5, False)):
+        for scheduler in (ours, plain):
+            scheduler.set_timesteps(count)
+        assert torch.equal(chain(ours, z), chain(plain, z)) == equal
+    middle = []
+    for scheduler in (ours, plain):
+        scheduler.set_timesteps(5)
+        scheduler.set_begin_index(2)
+        x = z
+        for t in scheduler.timesteps[2:]:
+            x = scheduler.step(smooth_network(x, t), t, x).prev_sample
+        middle.append(x)
+    assert torch.equal(*middle)
+    back = MezzotintScheduler.from_config(DDIMScheduler.from_config(ours.config).config)
+    for scheduler in (ours, back):
+        scheduler.set_timesteps(5)
+    assert back.fitted_schedules == [table] and torch.equal(chain(back, z), chain(ours, z))
+    ours.set_timesteps(5)
+    x = z.half()
+    for t in ours.timesteps:
+        x = ours.step(smooth_network(x.float(), t), t, x).prev_sample
+    ours.set_timesteps(5)
+    assert x.dtype == torch.float16
+    assert_equal_to(x, chain(ours, z.half().float()), rel=5e-3)
+
+
+SIZES, WEIGHTS = kernels(2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shapes": SIZES[:5]},
+        {"shapes": [*SIZES[:5], [2]]},
+        {"shapes": [[5, 3, 3], *SIZES[1:]]},
+        {"shapes": [[5, -3, 3, 3], *SIZES[1:]]},
+        {"shapes": [[5, 3, 3, 3.0], *SIZES[1:]]},
+        {"shapes": [[10**20, 3, 3, 3], *SIZES[1:]]},
+        {"shapes": 7},
+        {"weights": "AAAA"},
+        {"weights": "not base64"},
+        {"weights": "ä"},
+        {"weights": 7},
+        {"weights": None},
+    ],
+    ids=str,
+)
+def test_what_is_no_correction_is_refused(change):
+    table = corrected(ddim_table(5), SIZES, WEIGHTS)
+    table["correction"] |= change
+    message = "^correction of the fitted schedule of 5 steps must hold shapes, .*: got {"
+    with pytest.raises(ValueError, match=message) as error:
+        MezzotintScheduler(fitted_schedules=[table])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 320
+    for wrong in ("text", [1], corrected({}, SIZES, [w * float("nan") for w in WEIGHTS])["correction"]):
+        with pytest.raises(
+            ValueError, match="^correction of the fitted schedule of 5 steps must hold shapes, .*: got "
+        ):
+            MezzotintScheduler(fitted_schedules=[table | {"correction": wrong}])
+
+
+@pytest.mark.parametrize(
+    ("shape", "got"), [((1, 2, 4, 4), "2 and 2"), ((1, 1, 4), "1 and 1"), ((1, 1, 4, 4, 4), "3 and 1")]
+)
+def test_samples_that_a_correction_was_not_made_for_are_refused(shape, got):
+    scheduler = MezzotintScheduler(fitted_schedules=[corrected(ddim_table(5), SIZES, WEIGHTS)])
+    scheduler.set_timesteps(5)
+    with pytest.raises(
+        ValueError, match=f"^the fitted schedule in use corrects samples of 2 axes and 1 channels: got {got}$"
+    ):
+        chain(scheduler, randn(*shape))
 
 
 def test_two_tables_of_a_kind_and_unknown_orders_are_refused():

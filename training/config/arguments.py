@@ -234,6 +234,9 @@ def fit_scheduler(parser: Parser) -> None:
     parser.add_argument("--prompts", nargs="+", help="prompts to fit on; by default the recipe's validation_prompts")
     trajectories = (at_least(2), at_most(100_000))
     parser.number("noises", int, *trajectories, default=40, help="trajectories to fit on, and as many to judge on")
+    parser.number("correction_noises", int, at_least(0), at_most(100_000),
+                  help="more trajectories, to fit the correction of the end on, rounded up to a multiple of noises; by "
+                  "default as many as have 64,000 places, from 160 to 1,000; 0 for none")  # fmt: skip
     parser.number("teacher_steps", int, *COUNT, default=100, help="steps of each trajectory that is followed")
     parser.add_argument("--stock", choices=["common", "all"], default="common",
                         help="solvers of diffusers that a table must beat")  # fmt: skip

@@ -9,7 +9,8 @@ time asked,
 So the fit starts from the best stock solvers there are, read off as such numbers, and goes downhill from there: by
 Levenberg-Marquardt (Marquardt, 1963) on where the trajectories end, with all times and coefficients free, against a
 solution of the same network's probability-flow ODE in many steps. A table is kept only if it ends nearer than the
-scheduler's own default and than every stock solver tried, on noises that it was not fitted on.
+scheduler's own default and than every stock solver tried, on noises that it was not fitted on. What no linear form
+reaches is left to a correction of the end (`correction.py`), which is kept if the table is better with it there.
 
 Nothing but the network's own trajectories is ever looked at: no pictures, and no features that a metric uses.
 """
@@ -26,6 +27,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint import MezzotintScheduler
+from mezzotint_training.few_steps.correction import fit_correction, the_run
 from mezzotint_training.few_steps.stock_solvers import Network, Setting, common_settings, sample, solvers_at
 
 GAP = 0.05  # least distance of neighbouring times in log sigma
@@ -235,8 +237,8 @@ class Fitted:
 
     Args:
         table: for `fitted_schedules`, or `None` where nothing better than what there was came out.
-        errors: on held-out noises, (median, root mean square) of the pictures' errors by "fitted", "default" and the
-            names of the stock solvers.
+        errors: on held-out noises, (median, root mean square) of the pictures' errors by "fitted", "uncorrected" (the
+            linear form alone, where a correction was tried), "default" and the names of the stock solvers.
         started_from: the names of the solvers that the descents started from, best first.
         evaluations: of the network, pictures times calls.
         seconds: that the fit took.
@@ -250,7 +252,8 @@ class Fitted:
 
     @property
     def best_stock(self) -> str:
-        return min((name for name in self.errors if name not in ("fitted", "default")), key=lambda k: self.errors[k])
+        ours = ("fitted", "uncorrected", "default")
+        return min((name for name in self.errors if name not in ours), key=lambda k: self.errors[k])
 
 
 def solve(network: Network, scheduler: MezzotintScheduler, noise: torch.Tensor, steps: int) -> Ends:
@@ -270,6 +273,7 @@ def fit(
     starts: int | None = None,
     iterations: int = 24,
     history: int | None = None,
+    many: Ends | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
     """Fit a table for one number of steps.
@@ -287,6 +291,8 @@ def fit(
             with; by default more for fewer steps, where they end further apart and cost less.
         iterations (`int`): of the descent from the best of them, at most.
         history (`int`, *optional*): how many predictions a step may read; by default all up to 10 steps, else 4.
+        many (`Ends`, *optional*): to fit the correction of the end on, a multiple of the noises of `ends`; without,
+            there is none.
         say (callable): gets lines of progress.
     """
     began, rows = time.monotonic(), 0
@@ -339,12 +345,24 @@ def fit(
         if loss > 0.99 * before:
             break
 
-    # 3. Kept if it is better than all of them where it was not fitted, by the scheduler's own steps
+    # 3. What the linear form does not reach, kept if it is better with it where neither was fitted
+    def judged(table: dict[str, Any]) -> tuple[float, float]:  # by the scheduler's own steps
+        ours = MezzotintScheduler.from_config(scheduler.config, fitted_schedules=[table])
+        n, w = num_inference_steps, guidance_scale
+        return _median_and_rms(held_out.errors(sample(ours, counted, held_out.noise, n, guidance_scale=w)[0]))
+
     table = form.table(scheduler) | {"guidance_scale": float(guidance_scale)}
-    ours = MezzotintScheduler.from_config(scheduler.config, fitted_schedules=[table])
-    fitted.errors["fitted"] = _median_and_rms(
-        held_out.errors(sample(ours, counted, held_out.noise, num_inference_steps, guidance_scale=guidance_scale)[0])
-    )
+    fitted.errors["fitted"] = judged(table)
+    if many is not None:
+        size = len(ends.noise)
+        parts = [the_run(counted, scheduler, form.log_sigmas, form.rows, part) for part in many.noise.split(size)]
+        corrected = table | {"correction": fit_correction(torch.cat(parts), many.end, scale)}
+        errors = judged(corrected)
+        say(f"corrected: median error on held-out noises {errors[0]:.4f}, before {fitted.errors['fitted'][0]:.4f}")
+        if all(new < old for new, old in zip(errors, fitted.errors["fitted"], strict=True)):
+            table, fitted.errors["uncorrected"], fitted.errors["fitted"] = corrected, fitted.errors["fitted"], errors
+
+    # 4. Kept if it is better than all of them
     fitted.evaluations, fitted.seconds = rows, time.monotonic() - began
     others = [errors for name, errors in fitted.errors.items() if name != "fitted"]
     if all(fitted.errors["fitted"][i] < min(errors[i] for errors in others) for i in (0, 1)):

@@ -16,7 +16,9 @@ Symbols, with `t` a timestep from 0 (least noise) to `num_train_timesteps - 1` (
 standard deviation of the noise on unscaled data), as in every diffusers scheduler.
 """
 
+import base64
 import inspect
+import math
 import numbers
 import reprlib
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from typing import Any, Literal, get_args
 import diffusers
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -78,7 +81,12 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     | `taus` | n timesteps given to the network, descending in `[0, num_train_timesteps - 1]` |
     | `sigmas` | n noise levels sigma_t / alpha_t of the states, descending |
     | `coefficients` | n rows `[a, c_0, c_1, ...]` of at most i + 2 numbers |
+    | `correction` | what is added to x[n], *optional*: `shapes` and `weights` of `correction`, below |
     | `provenance` | what it was fitted on and how well it does; never read |
+
+    A `correction` is a network of three convolutions that sees the whole run, x[n], x[n-1], D[n-1], D[n-2], ..., one
+    after the other along the channels, with as many D as the longest row reads. `shapes` are those of its kernels and
+    biases in turn, `weights` their numbers, one after the other, as float16 with the low byte first, in base64.
 
     Args:
         num_train_timesteps (`int`): how many noise levels the schedule has.
@@ -228,6 +236,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.config.num_train_timesteps - 1, -1, -1)
         self.fitted_schedule: dict[str, Any] | None = None  # the table in use
+        self._correction: list[torch.Tensor] | None = None  # its network's weights
         self._rows: list[tuple[float, ...]] | None = None  # of the multistep steps, None for DDPM's and DDIM's
         self._rows_for = (0, 0.0)  # the index of the first step and the eta that they were worked out for
         self._run: tuple[Any, ...] | None = None  # what they and the timesteps were worked out for
@@ -407,7 +416,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 
         last = len(self) - 1
         n = num_inference_steps
-        self.fitted_schedule = None
+        self.fitted_schedule = self._correction = None
         consistency = self.consistency_steps is not None
         multistep = self.config.solver_order > 1 and self.config.variance_type is None and not consistency
         if sigmas is not None:
@@ -424,6 +433,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             distance = [abs(np.log(max(table["guidance_scale"], 1) / max(guidance_scale, 1))) for table in tables]
             self.fitted_schedule = tables[int(np.argmin(distance))]
             grid = np.asarray(self.fitted_schedule["taus"], dtype=float)
+            if self.fitted_schedule.get("correction") is not None:
+                self._correction = weights_of(self.fitted_schedule["correction"])
         elif consistency:
             # sigma_t / alpha_t = tan(angle), TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section 3)
             angles = np.arctan(np.exp(self.log_sigmas[-1].item())) * np.arange(n, 0, -1) / n
@@ -745,6 +756,9 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             prev_sample.add_(prediction, alpha=weight)
         if std > 0:
             prev_sample.add_(self._noise(wide, generator, variance_noise), alpha=std)
+        if self._correction is not None and self._first_index == 0 and self._step_index == len(self._rows):
+            self._correction = [weight.to(wide) for weight in self._correction]
+            prev_sample.add_(correction(self._correction, torch.cat([prev_sample, wide, *self._predictions], 1)))
         return prev_sample.to(sample.dtype), x_0.to(sample.dtype)
 
     @staticmethod
@@ -763,6 +777,40 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)  # (B, 1)
         s = s.clamp(min=1, max=self.config.sample_max_value)
         return (flat.clamp(-s, s) / s).reshape(sample.shape).to(sample.dtype)
+
+
+def correction(weights: list[torch.Tensor], run: torch.Tensor) -> torch.Tensor:
+    """What a table's `correction` adds to the end of a run: no linear form of the network's predictions gets there.
+
+        h = silu(k_0 * run + b_0),    h' = h + silu(k_1 * h + b_1),    k_2 * h' + b_2
+
+    Args:
+        weights (list of `torch.Tensor`): k_0, b_0, k_1, b_1, k_2, b_2, kernels and biases of convolutions.
+        run (`torch.Tensor` of shape `(batch_size, (2 + predictions) * channels, *spatial)`): x[n], x[n-1], D[n-1], ...
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, *spatial)`.
+
+    Raises:
+        ValueError: for samples of another number of channels or of axes than the weights were made for.
+    """
+    k_0, b_0, k_1, b_1, k_2, b_2 = weights
+    if run.ndim != k_0.ndim or run.shape[1] != k_0.shape[1]:
+        made_for = f"{k_0.ndim - 2} axes and {k_2.shape[0]} channels"
+        got = f"{run.ndim - 2} and {run.shape[1] * k_2.shape[0] / k_0.shape[1]:g}"
+        raise ValueError(f"the fitted schedule in use corrects samples of {made_for}: got {got}")
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[run.ndim - 3]
+    hidden = F.silu(convolution(run, k_0, b_0, padding="same"))
+    hidden = hidden + F.silu(convolution(hidden, k_1, b_1, padding="same"))
+    return convolution(hidden, k_2, b_2, padding="same")
+
+
+def weights_of(written: dict[str, Any]) -> list[torch.Tensor]:
+    """The weights that a table's `correction` holds, in float32."""
+    numbers_ = np.frombuffer(base64.b64decode(written["weights"], validate=True), dtype="<f2").astype(np.float32)
+    sizes = [math.prod(shape) for shape in written["shapes"]]
+    parts = torch.from_numpy(numbers_).split(sizes)
+    return [part.reshape(shape) for part, shape in zip(parts, written["shapes"], strict=True)]
 
 
 def _check_choice(name: str, value: str, choices) -> None:
@@ -820,4 +868,25 @@ def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
         raise ValueError(
             f"taus of {where} must be in [0, {num_train_timesteps - 1}] and sigmas above 0: got {list(taus)} and "
             f"{list(sigmas)}"
+        )
+    if table.get("correction") is not None:
+        _check_correction(table["correction"], where)
+
+
+def _check_correction(written: Any, where: str) -> None:
+    """Raises `ValueError` in one line for a value that is not the `correction` of a table."""
+    try:
+        shapes = [tuple(shape) for shape in written["shapes"]]
+        k_0, b_0, k_1, b_1, k_2, b_2 = shapes
+        (width, seen, *places), (channels, *_) = k_0, k_2
+        fits = all(_is_number(size, numbers.Integral) and size > 0 for shape in shapes for size in shape)
+        fits = fits and 1 <= len(places) <= 3 and seen % channels == 0 and (k_1[:2], k_2[1]) == ((width, width), width)
+        fits = fits and len(k_0) == len(k_1) == len(k_2) and (b_0, b_1, b_2) == ((width,), (width,), (channels,))
+        fits = fits and all(bool(weight.isfinite().all()) for weight in weights_of(written))
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"correction of {where} must hold shapes, of three kernels and their biases in turn, and weights, as many "
+            f"finite float16 numbers in base64: got {reprlib.repr(written)}"
         )
