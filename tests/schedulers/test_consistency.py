@@ -31,8 +31,8 @@ def test_steps_equal_lcm(timesteps, prediction_type):
 def test_timesteps_are_uniform_in_the_angle(n):
     scheduler = MezzotintScheduler(consistency_steps=[2, 4])
     scheduler.set_timesteps(n)
-    angles = scheduler.timesteps_to_sigmas(scheduler.timesteps.float()).double().atan()
-    most = math.atan(scheduler.timesteps_to_sigmas(torch.tensor(999.0)))
+    angles = (scheduler.timesteps_to_sigmas(scheduler.timesteps.float()).double() / 4).atan()
+    most = math.atan(scheduler.timesteps_to_sigmas(torch.tensor(999.0)) / 4)
     expected = most * torch.arange(n, 0, -1).double() / n
     torch.testing.assert_close(angles, expected, rtol=0, atol=1e-5)
     assert scheduler.timesteps[0] == 999

@@ -44,6 +44,8 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
+# Of the noise levels of a distilled network's steps: that of the second of two
+_CONSISTENCY_SHIFT = 4.0
 # What a stock scheduler was left at for these goes with its own steps, not with its network
 _PASSED_OVER = ("trained_betas", "variance_type")
 
@@ -116,7 +118,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             for each number of steps and guidance scale.
         consistency_steps (list of `int`, *optional*): the numbers of steps that the network is distilled to, by
             `mezzotint distill`; a pipeline draws in the first of them by default, and without guidance, which is in the
-            network. Of any number, the noise levels are uniform in the angle arctan(sigma_t / alpha_t).
+            network. Of any number, the noise levels are uniform in the angle arctan(sigma_t / (4 alpha_t)).
 
     Raises:
         ValueError: for a name that is not among the choices, betas outside (0, 1], `epsilon` with zero terminal signal
@@ -390,7 +392,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         A number of steps with fitted tables takes the one of the nearest guidance scale (in ratio), which is then in
         `self.fitted_schedule`. Else the noise levels are uniform in log sigma from the most to the least of the
         schedule, but that the last step, half as long again, goes on from there to no noise at all. With solver_order 1
-        or a `variance_type` the timesteps are spread as `timestep_spacing` says, with `consistency_steps` in the angle.
+        or a `variance_type` the timesteps are spread as `timestep_spacing` says, with `consistency_steps` in an angle.
 
         Args:
             num_inference_steps (`int`): how many.
@@ -436,9 +438,10 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             if self.fitted_schedule.get("correction") is not None:
                 self._correction = weights_of(self.fitted_schedule["correction"])
         elif consistency:
-            # sigma_t / alpha_t = tan(angle), TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section 3)
-            angles = np.arctan(np.exp(self.log_sigmas[-1].item())) * np.arange(n, 0, -1) / n
-            grid = np.interp(np.log(np.tan(angles)), self.log_sigmas.double().cpu().numpy(), np.arange(len(self)))
+            # sigma_t / alpha_t = shift tan(angle): TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section 3)
+            # towards more noise, where the first prediction leaves most to mend
+            angles = np.arctan(np.exp(self.log_sigmas[-1].item()) / _CONSISTENCY_SHIFT) * np.arange(n, 0, -1) / n
+            grid = np.interp(np.log(_CONSISTENCY_SHIFT * np.tan(angles)), self.log_sigmas.double().cpu().numpy(), np.arange(len(self)))
             grid[0] = last
         elif multistep:
             # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
