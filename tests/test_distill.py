@@ -98,12 +98,29 @@ def _made(folder: Path) -> Path:
 
 def test_a_student_begins_as_its_teacher(teacher, tmp_path):
     result = distilled(
-        teacher, tmp_path / "run", "--no-load_back", "--steps", "3", learning_rate=1e-30, max_train_steps=1
-    )
+        teacher, tmp_path / "run", "--no-load_back", "--steps", "3", "--consistency_shift", "2.5", learning_rate=1e-30,
+        max_train_steps=1,
+    )  # fmt: skip
     assert result.code == 0, result.err
     weights = [load_file(next((folder / "unet").glob("*.safetensors"))) for folder in (teacher, tmp_path / "run")]
     assert distance(*weights) < 1e-6
-    assert MezzotintScheduler.from_pretrained(tmp_path / "run" / "scheduler").consistency_steps == [3]
+    scheduler = MezzotintScheduler.from_pretrained(tmp_path / "run" / "scheduler")
+    assert scheduler.consistency_steps == [3] and scheduler.consistency_shift == 2.5
+
+
+@pytest.mark.parametrize(("size", "shift"), [(8, 1.0), (16, 1.0), ((32, 48), 2.45), (64, 4.0)])
+def test_larger_pictures_are_looked_at_again_at_more_noise(teacher, size, shift, monkeypatch):
+    loaded = distill.load_pipeline
+
+    def of_that_size(*args):
+        pipe = loaded(*args)
+        pipe.unet.register_to_config(sample_size=size)
+        return pipe
+
+    monkeypatch.setattr(distill, "load_pipeline", of_that_size)
+    config = distill.settings([str(teacher), "--train_data_dir", "nowhere"])
+    distill.teacher_of(config)
+    assert config.consistency_shift == shift
 
 
 def test_a_plan_says_what_the_run_then_does_and_touches_nothing(teacher, student, tmp_path):

@@ -51,7 +51,7 @@ from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, s
 from mezzotint_training.learning.distillation import Distillation, evaluations, times_of
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.networks.components import make_trainable
-from mezzotint_training.networks.saved import check_denoises, load_pipeline
+from mezzotint_training.networks.saved import check_denoises, load_pipeline, sample_size
 from mezzotint_training.networks.text import TextEncoding
 from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.examples import Examples
@@ -60,6 +60,8 @@ from mezzotint_training.publishing.finish import draw_samples, figures, finish
 SHARE = 0.2  # of the cost of the teacher's training
 # Of the learning rate of a network of one channel, from one sample at one time in an update
 RATE = 0.02
+# Of a square picture whose second of two steps is at as much noise as data: larger ones say more of what is under it
+UNSHIFTED = 16
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,6 +132,8 @@ def teacher_of(config: DistillConfig) -> dict[str, Any]:
             raise UserError(f"checkpoint must be guided by classifier-free guidance: got one with a {name}")
     if pipe.unet.config.cross_attention_dim is None and not pipe.unet.config.attributes:
         config.teacher_guidance_scale = 1.0  # there is nothing to guide by
+    if config.consistency_shift is None:
+        config.consistency_shift = round(max(1.0, math.sqrt(math.prod(sample_size(pipe, "checkpoint"))) / UNSHIFTED), 2)
     if "learning_rate" not in config.given:
         samples = config.train_batch_size * config.gradient_accumulation_steps * len(times_of(config.steps))
         most = RATE * math.sqrt(samples) / max(pipe.unet.config.block_out_channels)
@@ -167,6 +171,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
     components["scheduler"] = MezzotintScheduler.from_config(
         components["scheduler"].config, variance_type=None, fitted_schedules=None,
         consistency_steps=sorted(config.steps, key=lambda n: (n != config.num_inference_steps, n)),
+        consistency_shift=config.consistency_shift,
     )  # fmt: skip
     for module in components["unet"].modules():  # every noise is new: there is nothing to learn by heart
         if isinstance(module, torch.nn.Dropout):

@@ -27,12 +27,14 @@ def test_steps_equal_lcm(timesteps, prediction_type):
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [None, 1.0, 4.0])
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_timesteps_are_uniform_in_the_angle(n):
-    scheduler = MezzotintScheduler(consistency_steps=[2, 4])
+def test_timesteps_are_uniform_in_the_angle(n, shift):
+    scheduler = MezzotintScheduler(consistency_steps=[2, 4], **{} if shift is None else {"consistency_shift": shift})
     scheduler.set_timesteps(n)
-    angles = (scheduler.timesteps_to_sigmas(scheduler.timesteps.float()).double() / 4).atan()
-    most = math.atan(scheduler.timesteps_to_sigmas(torch.tensor(999.0)) / 4)
+    shift = shift or 1
+    angles = (scheduler.timesteps_to_sigmas(scheduler.timesteps.float()).double() / shift).atan()
+    most = math.atan(scheduler.timesteps_to_sigmas(torch.tensor(999.0)) / shift)
     expected = most * torch.arange(n, 0, -1).double() / n
     torch.testing.assert_close(angles, expected, rtol=0, atol=1e-5)
     assert scheduler.timesteps[0] == 999
@@ -54,11 +56,13 @@ def test_the_last_step_is_the_prediction_and_each_one_before_has_fresh_noise():
 
 
 def test_they_are_in_the_config_and_stock_schedulers_carry_them_along(tmp_path, log):
-    MezzotintScheduler(consistency_steps=[2, 1, 4]).save_pretrained(tmp_path)
+    MezzotintScheduler(consistency_steps=[2, 1, 4], consistency_shift=3.0).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_consistency_steps"] == [2, 1, 4]
     again = MezzotintScheduler.from_pretrained(tmp_path)
     stock = DDIMScheduler.from_config(again.config)
     assert again.consistency_steps == MezzotintScheduler.from_config(stock.config).consistency_steps == [2, 1, 4]
+    assert again.consistency_shift == MezzotintScheduler.from_config(stock.config).consistency_shift == 3
+    assert MezzotintScheduler.from_config(again.config, consistency_shift=2.0).consistency_shift == 2
     assert MezzotintScheduler.from_config(again.config, consistency_steps=None).consistency_steps is None
     assert MezzotintScheduler.from_config(DDIMScheduler().config).consistency_steps is None
     assert not log.records
@@ -69,6 +73,11 @@ def test_they_are_in_the_config_and_stock_schedulers_carry_them_along(tmp_path, 
     [
         ({"consistency_steps": []}, r"consistency_steps must be a list of numbers in \[1, 1000\]: got \[\]"),
         ({"consistency_steps": [2, 0]}, r"consistency_steps must be a list of numbers in \[1, 1000\]: got \[2, 0\]"),
+        ({"consistency_steps": [2], "consistency_shift": 0}, "consistency_shift must be a number above 0: got 0"),
+        (
+            {"consistency_steps": [2], "consistency_shift": "far"},
+            "consistency_shift must be a number above 0: got 'far'",
+        ),
         ({"consistency_steps": "24"}, "consistency_steps must be a list of numbers in .* got '24'"),
         (
             {"consistency_steps": [2], "variance_type": "fixed_small"},

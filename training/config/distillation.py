@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mezzotint_training.config.errors import UserError
-from mezzotint_training.config.rules import COUNT, GUIDANCE, at_least, at_most
+from mezzotint_training.config.rules import ABOVE_0, COUNT, GUIDANCE, at_least, at_most
 from mezzotint_training.config.settings import TrainConfig, redefined, setting
 
 # Of the teacher's recipe: what it says of the data, and of how a run goes and what it shows
@@ -57,6 +57,12 @@ class DistillConfig(TrainConfig):
     )
     teacher_steps: int = setting(
         8, "steps in which the teacher goes from noise to data, or as many as the student has times", *COUNT
+    )
+    consistency_shift: float | None = setting(
+        None,
+        "noise level, sigma_t / alpha_t, of the second of two steps, about which others lie; by default a sixteenth "
+        "of the square root of a sample's places, at least 1",
+        ABOVE_0,
     )
     max_train_steps: int = redefined("max_train_steps", 1000)
     lr_warmup_steps: int = redefined("lr_warmup_steps", 20)

@@ -44,8 +44,6 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
-# Of the noise levels of a distilled network's steps: that of the second of two
-_CONSISTENCY_SHIFT = 4.0
 # What a stock scheduler was left at for these goes with its own steps, not with its network
 _PASSED_OVER = ("trained_betas", "variance_type")
 
@@ -118,7 +116,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             for each number of steps and guidance scale.
         consistency_steps (list of `int`, *optional*): the numbers of steps that the network is distilled to, by
             `mezzotint distill`; a pipeline draws in the first of them by default, and without guidance, which is in the
-            network. Of any number, the noise levels are uniform in the angle arctan(sigma_t / (4 alpha_t)).
+            network. Of any number, the noise levels are uniform in the angle arctan(sigma_t / alpha_t / shift).
+        consistency_shift (`float`): that shift, above 0: the noise level of the second of two steps.
 
     Raises:
         ValueError: for a name that is not among the choices, betas outside (0, 1], `epsilon` with zero terminal signal
@@ -130,7 +129,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     # its own namespace off the list, hence `_get_compatibles`.
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
-    ignore_for_config = ["fitted_schedules", "consistency_steps"]  # registered under private names
+    ignore_for_config = ["fitted_schedules", "consistency_steps", "consistency_shift"]  # registered under private names
 
     @register_to_config
     def __init__(
@@ -154,6 +153,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         solver_order: int = 2,
         fitted_schedules: list[dict[str, Any]] | None = None,
         consistency_steps: list[int] | None = None,
+        consistency_shift: float = 1.0,
     ):
         _check_choice("beta_schedule", beta_schedule, BetaSchedule)
         _check_choice("prediction_type", prediction_type, PredictionType)
@@ -183,7 +183,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         if fitted_schedules is not None:
             self.register_to_config(_fitted_schedules=fitted_schedules)
         if consistency_steps is not None:
-            self.register_to_config(_consistency_steps=consistency_steps)
+            self.register_to_config(_consistency_steps=consistency_steps, _consistency_shift=consistency_shift)
 
         if trained_betas is not None:
             betas = torch.tensor(_floats("trained_betas", trained_betas), dtype=torch.float32)
@@ -225,6 +225,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         kinds = [(table["num_inference_steps"], table["guidance_scale"]) for table in fitted_schedules or ()]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"fitted_schedules may hold one table for each (steps, guidance scale): got {kinds}")
+        if not _is_number(consistency_shift) or consistency_shift <= 0:
+            raise ValueError(f"consistency_shift must be a number above 0: got {reprlib.repr(consistency_shift)}")
         if consistency_steps is not None:
             counts = consistency_steps if isinstance(consistency_steps, (list, tuple)) else []
             if not counts or not all(_is_number(n, numbers.Integral) and 1 <= n <= len(self) for n in counts):
@@ -272,11 +274,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
         steps = config.pop("consistency_steps", config.pop("_consistency_steps", None))
         steps = kwargs.pop("consistency_steps", steps)
+        shift = config.pop("consistency_shift", config.pop("_consistency_shift", 1.0))
+        shift = kwargs.pop("consistency_shift", shift)
         config["_use_default_values"] = passed_over
         init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
         if "_use_default_values" in config_dict:
             hidden["_use_default_values"] = []  # of a config that was not read from a file, as `__init__` has it
-        return init_dict | {"fitted_schedules": tables, "consistency_steps": steps}, unused, hidden
+        ours = {"fitted_schedules": tables, "consistency_steps": steps, "consistency_shift": shift}
+        return init_dict | ours, unused, hidden
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -438,10 +443,14 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             if self.fitted_schedule.get("correction") is not None:
                 self._correction = weights_of(self.fitted_schedule["correction"])
         elif consistency:
-            # sigma_t / alpha_t = shift tan(angle): TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section 3)
-            # towards more noise, where the first prediction leaves most to mend
-            angles = np.arctan(np.exp(self.log_sigmas[-1].item()) / _CONSISTENCY_SHIFT) * np.arange(n, 0, -1) / n
-            grid = np.interp(np.log(_CONSISTENCY_SHIFT * np.tan(angles)), self.log_sigmas.double().cpu().numpy(), np.arange(len(self)))
+            # sigma_t / alpha_t = shift tan(angle), TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section
+            # 3) moved to where the first prediction leaves most to mend
+            angles = np.arctan(np.exp(self.log_sigmas[-1].item()) / self.consistency_shift) * np.arange(n, 0, -1) / n
+            grid = np.interp(
+                np.log(self.consistency_shift * np.tan(angles)),
+                self.log_sigmas.double().cpu().numpy(),
+                np.arange(len(self)),
+            )
             grid[0] = last
         elif multistep:
             # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
@@ -476,6 +485,11 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     def consistency_steps(self) -> list[int] | None:
         """The numbers of steps that the network is distilled to, `None` where it is not."""
         return self.config.get("_consistency_steps")
+
+    @property
+    def consistency_shift(self) -> float:
+        """The noise level of the second of two steps of a distilled network."""
+        return self.config.get("_consistency_shift", 1.0)
 
     def fitted(self, num_inference_steps: int) -> list[dict[str, Any]]:
         """The tables of `fitted_schedules` for that many steps."""
