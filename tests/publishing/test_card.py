@@ -105,6 +105,17 @@ def test_a_table_of_steps_drops_the_evaluation_of_as_many(make_pipe, tmp_path, s
     assert (tmp_path / card.EVALUATION).exists() == (steps != 4)
 
 
+def test_fitted_steps_stand_beside_the_default_and_the_best_stock_solver_only(tmp_path):
+    errors = {"default": [0.3, 0.4], "DDIM": [0.25, 0.3], "fitted": [0.125, 0.2], "uncorrected": [0.1875, 0.2]}
+    table = {"num_inference_steps": 3, "guidance_scale": 2.0, "provenance": {"teacher_steps": 50}}
+    (tmp_path / "scheduler").mkdir()
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    for kept in (errors, {name: errors[name] for name in errors if name != "uncorrected"}):
+        table["provenance"]["held_out_rmse"] = kept
+        path.write_text(json.dumps({"_fitted_schedules": [table]}))
+        assert "| 3 | 2.0 | 0.125 | 0.300 | 0.250 (DDIM) |\n" in card.card_text(tmp_path, SETTINGS, METRICS, None)
+
+
 def test_paths_that_are_there_are_told_by_their_last_part_and_names_stay(tmp_path, monkeypatch):
     (tmp_path / "deep" / "set").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep")
