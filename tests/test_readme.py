@@ -29,6 +29,7 @@ SETTINGS = ROOT / "training" / "config" / "settings.py"
 # Where else than in `settings.py` or `arguments.py` a program's flags are
 OWN_SETTINGS = {
     "train_autoencoder": SETTINGS.with_name("autoencoder.py"),
+    "distill": SETTINGS.with_name("distillation.py"),
     "train_cascade": SETTINGS.with_name("cascade.py"),
     "train_two_towers": SETTINGS.with_name("towers.py"),
     "train_prior": SETTINGS.with_name("prior.py"),
