@@ -11,7 +11,6 @@ of the flow through x_t, a consistency function (<https://huggingface.co/papers/
 identity without noise by itself, and so the teacher's weights are where the student begins.
 """
 
-import copy
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -33,12 +32,13 @@ def times_of(steps: list[int]) -> set[Fraction]:
 
 
 def student_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> list[float]:
-    """The times at which a student predicts in any of its `steps`, most noise first.
+    """The times at which a student learns to predict, most noise first: those of any of its `steps` without a shift.
+    Where it is drawn from at more noise, what it learns at less serves it better than what it would learn there.
 
     Args:
         scheduler: the student's.
     """
-    times, scheduler = {}, copy.copy(scheduler)
+    times, scheduler = {}, MezzotintScheduler.from_config(scheduler.config, consistency_shift=1.0)
     for n in config.steps:
         scheduler.set_timesteps(n)
         times |= {Fraction(i, n): t for i, t in enumerate(scheduler.timesteps.tolist())}  # where two numbers meet, one
