@@ -60,8 +60,8 @@ class DistillConfig(TrainConfig):
     )
     consistency_shift: float | None = setting(
         None,
-        "noise level, sigma_t / alpha_t, of the second of two steps when it draws, about which others lie; by default a "
-        "sixteenth of the square root of a sample's places, at least 1",
+        "noise level, sigma_t / alpha_t, of the second of two steps when it draws, about which others lie; by default "
+        "a sixteenth of the square root of a sample's places, at least 1",
         ABOVE_0,
     )
     max_train_steps: int = redefined("max_train_steps", 1000)
