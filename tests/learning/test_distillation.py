@@ -118,6 +118,9 @@ def test_the_teachers_times_hold_the_students_and_fill_the_widest_gaps():
     torch.testing.assert_close(found, torch.tensor(new), rtol=0, atol=1e-4)
     assert teacher == sorted(teacher, reverse=True)
     assert teacher_timesteps(config(steps=[4], teacher_steps=1), scheduler) == student
+    # and they are not moved by where it draws
+    shifted = MezzotintScheduler(consistency_steps=[2], consistency_shift=4.0)
+    assert student_timesteps(settings, shifted) == student and teacher_timesteps(settings, shifted) == teacher
 
 
 def test_what_a_picture_costs_is_counted():
