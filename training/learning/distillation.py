@@ -38,10 +38,11 @@ def student_timesteps(config: DistillConfig, scheduler: MezzotintScheduler) -> l
     Args:
         scheduler: the student's.
     """
-    times, scheduler = {}, MezzotintScheduler.from_config(scheduler.config, consistency_shift=1.0)
+    times: dict[Fraction, float] = {}
+    unshifted: Any = MezzotintScheduler.from_config(scheduler.config, consistency_shift=1.0)
     for n in config.steps:
-        scheduler.set_timesteps(n)
-        times |= {Fraction(i, n): t for i, t in enumerate(scheduler.timesteps.tolist())}  # where two numbers meet, one
+        unshifted.set_timesteps(n)
+        times |= {Fraction(i, n): t for i, t in enumerate(unshifted.timesteps.tolist())}  # where two numbers meet, one
     return sorted(times.values(), reverse=True)
 
 
