@@ -60,7 +60,7 @@ from mezzotint_training.publishing.finish import draw_samples, figures, finish
 SHARE = 0.2  # of the cost of the teacher's training
 # Of the learning rate of a network of one channel, from one sample at one time in an update
 RATE = 0.02
-# Of a square picture whose second of two steps is at as much noise as data: larger ones say more of what is under it
+# Side of the square picture whose second of two steps is at as much noise as signal: under it larger ones show more
 UNSHIFTED = 16
 
 

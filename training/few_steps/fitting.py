@@ -238,7 +238,7 @@ class Fitted:
     Args:
         table: for `fitted_schedules`, or `None` where nothing better than what there was came out.
         errors: on held-out noises, (median, root mean square) of the pictures' errors by "fitted", "uncorrected" (the
-            linear form alone, where a correction was tried), "default" and the names of the stock solvers.
+            linear form alone, where a correction is kept), "default" and the names of the stock solvers.
         started_from: the names of the solvers that the descents started from, best first.
         evaluations: of the network, pictures times calls.
         seconds: that the fit took.

@@ -887,23 +887,26 @@ def _check_table(table: dict[str, Any], num_train_timesteps: int) -> None:
             f"{list(sigmas)}"
         )
     if table.get("correction") is not None:
-        _check_correction(table["correction"], where)
+        _check_correction(table["correction"], where, max(map(len, rows)) - 1)
 
 
-def _check_correction(written: Any, where: str) -> None:
-    """Raises `ValueError` in one line for a value that is not the `correction` of a table."""
+def _check_correction(written: Any, where: str, predictions: int) -> None:
+    """Raises `ValueError` in one line for a value that is not the `correction` of a table whose longest row reads so
+    many predictions."""
     try:
         shapes = [tuple(shape) for shape in written["shapes"]]
         k_0, b_0, k_1, b_1, k_2, b_2 = shapes
         (width, seen, *places), (channels, *_) = k_0, k_2
         fits = all(_is_number(size, numbers.Integral) and size > 0 for shape in shapes for size in shape)
-        fits = fits and 1 <= len(places) <= 3 and seen % channels == 0 and (k_1[:2], k_2[1]) == ((width, width), width)
+        fits = fits and 1 <= len(places) <= 3 and seen == (2 + predictions) * channels
+        fits = fits and (k_1[:2], k_2[1]) == ((width, width), width)
         fits = fits and len(k_0) == len(k_1) == len(k_2) and (b_0, b_1, b_2) == ((width,), (width,), (channels,))
         fits = fits and all(bool(weight.isfinite().all()) for weight in weights_of(written))
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, OverflowError):
         fits = False
     if not fits:
         raise ValueError(
-            f"correction of {where} must hold shapes, of three kernels and their biases in turn, and weights, as many "
-            f"finite float16 numbers in base64: got {reprlib.repr(written)}"
+            f"correction of {where} must hold shapes, of three kernels and their biases in turn, the first of which "
+            f"reads {2 + predictions} samples, and weights, as many finite float16 numbers in base64: got "
+            f"{reprlib.repr(written)}"
         )
