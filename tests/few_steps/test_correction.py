@@ -35,25 +35,28 @@ def test_a_run_is_what_the_steps_make(solver):
     torch.testing.assert_close(end.double(), again.double(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_what_is_missing_is_learned_where_neighbours_say_it(axes, monkeypatch):
+@pytest.mark.parametrize(("axes", "side"), [(1, 16), (2, 8), (3, 4)])
+def test_what_is_missing_is_learned_where_neighbours_say_it(axes, side, monkeypatch):
     """The end lacks a product of two predictions and a neighbour's value, which no linear form has: nine tenths of that
     are found, on samples that were not trained on too."""
-    seen = randn(300, 4, *[8] * axes, seed=1)
+    seen = randn(300, 4, *[side] * axes, seed=1)
     missing = 0.1 * (seen[:, 2:3] * seen[:, 3:4] + seen[:, 1:2].roll(1, 2))
     end = seen[:, :1] + missing
     known, other = slice(0, 240), slice(240, 300)
     monkeypatch.setattr(correcting, "UPDATES", 300)
+    monkeypatch.setattr(correcting, "POSITIONS", 1024)
     written = fit_correction(seen[known], end[known], 0.3)
     left = seen[other, :1] + correction(weights_of(written), seen[other]) - end[other]
     inner = left[:, :, 1:]  # the first row's neighbour is on the other side
     assert inner.square().mean() < 0.1 * missing[other].square().mean()
-    assert fit_correction(seen[known], end[known], 0.3) == written
-    assert fit_correction(seen[known], end[known], 0.3, seed=1) != written
+    monkeypatch.setattr(correcting, "UPDATES", 5)
+    first, again, other = (fit_correction(seen[known], end[known], 0.3, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
 
 
-def test_a_fit_is_better_with_a_correction():
+def test_a_fit_is_better_with_a_correction(monkeypatch):
     """On noises that neither was fitted to; what the fit says of itself is what the scheduler then does."""
+    monkeypatch.setattr(correcting, "UPDATES", 400)
     train, held_out, many, fresh = ends(), ends(24, 200), ends(480, 400), ends(200, 300)
     plain = fit(NETWORK, SCHEDULER, train, held_out, 3, among=FEW, iterations=6)
     found = fit(NETWORK, SCHEDULER, train, held_out, 3, among=FEW, iterations=6, many=many)
@@ -68,8 +71,9 @@ def test_a_fit_is_better_with_a_correction():
     assert errors(found.table, fresh).median() < 0.8 * errors(plain.table, fresh).median()
 
 
-def test_a_correction_that_helps_nowhere_else_is_not_kept():
+def test_a_correction_that_helps_nowhere_else_is_not_kept(monkeypatch):
     """Learned of ends that were dealt to other noises."""
+    monkeypatch.setattr(correcting, "UPDATES", 100)
     many = ends(240, 400)
     shuffled = Ends(many.noise, 3 * many.end.roll(1, 0))
     found = fit(NETWORK, SCHEDULER, ends(), ends(24, 200), 3, among=FEW, starts=1, iterations=2, many=shuffled)
