@@ -34,7 +34,7 @@ from mezzotint_training.config.rules import (
 )
 from mezzotint_training.config.settings import checked
 from mezzotint_training.engine.files import hold
-from mezzotint_training.few_steps.fitting import Ends, Fitted, fit, solve
+from mezzotint_training.few_steps.fitting import Fitted, fit, solve
 from mezzotint_training.few_steps.network import PipelineNetwork
 from mezzotint_training.few_steps.stock_solvers import common_settings, settings
 from mezzotint_training.networks.saved import check_denoises, load_pipeline, sample_size
@@ -94,10 +94,10 @@ def fit_scheduler(args: argparse.Namespace) -> None:
     # rows are dealt out to the prompts in turn, so each must get as many
     count = math.ceil(args.noises / len(prompts)) * len(prompts)
     shape = (pipe.unet.config.out_channels, *pipe.padded(sample_size(pipe, name)))
-    wanted_noises = args.correction_noises
-    if wanted_noises is None:
-        wanted_noises = min(1000, max(160, math.ceil(PLACES / math.prod(shape[1:]))))
-    parts = math.ceil(wanted_noises / count)  # of as many trajectories as the steps are fitted to
+    more = args.correction_noises
+    if more is None:
+        more = min(1000, max(160, math.ceil(PLACES / math.prod(shape[1:]))))
+    sizes = [count, count, *([math.ceil(more / count) * count] if more else [])]
     if source != folder and args.output_dir:
         pipe.save_pretrained(folder)
 
@@ -114,13 +114,12 @@ def fit_scheduler(args: argparse.Namespace) -> None:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 if ends is None:
                     generator = torch.Generator().manual_seed(args.seed)
-                    noise = torch.randn((2 + parts) * count, *shape, generator=generator).to(pipe.device)
+                    noise = torch.randn(sum(sizes), *shape, generator=generator).to(pipe.device)
                     print(f"guidance {scale:g}: {len(noise)} trajectories of {args.teacher_steps} steps", flush=True)
                     ends, held_out, *others = (
-                        solve(network, pipe.scheduler, part, args.teacher_steps) for part in noise.split(count)
+                        solve(network, pipe.scheduler, part, args.teacher_steps) for part in noise.split(sizes)
                     )
-                    if others:
-                        many = Ends(torch.cat([x.noise for x in others]), torch.cat([x.end for x in others]))
+                    many = others[0] if others else None
                 found = fit(
                     network, pipe.scheduler, ends, held_out, n, scale,
                     among=settings() if args.stock == "all" else common_settings(),
@@ -131,11 +130,11 @@ def fit_scheduler(args: argparse.Namespace) -> None:
             left = (time.monotonic() - began) / done * (len(wanted) - done)
             print(f"{outcome(n, scale, found)}; about {left / 60:.0f} min left", flush=True)
             if found.table is not None:
-                judged = ("default", found.best_stock, "fitted", *(x for x in ("uncorrected",) if x in found.errors))
+                judged = [x for x in ("default", found.best_stock, "fitted", "uncorrected") if x in found.errors]
                 provenance = {
                     "prompts": len(prompts),
                     "trajectories": count,
-                    "correction_trajectories": parts * count if "uncorrected" in found.errors else 0,
+                    "correction_trajectories": sizes[-1] if "uncorrected" in found.errors else 0,
                     "teacher_steps": args.teacher_steps,
                     "seed": args.seed,
                     "evaluations": found.evaluations,
@@ -154,10 +153,8 @@ def outcome(n: int, scale: float, found: Fitted) -> str:
     """One line that says how the fit did on the held-out noises."""
     if "fitted" not in found.errors:
         return f"{n} steps, guidance {scale:g}: no solver to start from (--history, --stock)"
-    names = {"fitted": "fitted", "default": "default", "best stock": found.best_stock}
-    if "uncorrected" in found.errors:
-        names["uncorrected"] = "uncorrected"
-    errors = ", ".join(f"{name} {found.errors[key][0]:.4f}" for name, key in names.items())
+    names = {"fitted": "fitted", "default": "default", "best stock": found.best_stock, "uncorrected": "uncorrected"}
+    errors = ", ".join(f"{name} {found.errors[key][0]:.4f}" for name, key in names.items() if key in found.errors)
     verdict = "kept" if found.table is not None else "NOT kept, as it is no better than what there is"
     return (
         f"{n} steps, guidance {scale:g}: median error on held-out noises {errors} ({found.best_stock}): {verdict}; "

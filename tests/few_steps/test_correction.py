@@ -12,8 +12,8 @@ from mezzotint import MezzotintPipeline, MezzotintScheduler
 from mezzotint.schedulers.scheduling_mezzotint import correction, weights_of
 from mezzotint_training import fit_scheduler
 from mezzotint_training.few_steps import correction as correcting
-from mezzotint_training.few_steps.correction import fit_correction, the_run
-from mezzotint_training.few_steps.fitting import Ends, fit, read_off, run
+from mezzotint_training.few_steps.correction import fit_correction
+from mezzotint_training.few_steps.fitting import Ends, ends_and_slopes, fit, read_off, whole_run
 from mezzotint_training.few_steps.stock_solvers import sample
 
 
@@ -23,13 +23,12 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("solver", FEW, ids=str)
 def test_a_run_is_what_the_steps_make(solver):
-    """Its first channels are the linear form's end; the others are the state and the predictions that it is made of."""
+    """The end of a run is that of its copies, and a row's sum of the state and the predictions that come with it."""
     form = read_off(solver.scheduler(SCHEDULER), 4, SCHEDULER)
     x = noise(6, 1)
-    seen = the_run(NETWORK, SCHEDULER, form.log_sigmas, form.rows, x)
-    end, before, *predictions = seen.split(1, 1)
+    end, before, *predictions = whole_run(NETWORK, SCHEDULER, form, x)
     assert len(predictions) == max(len(row) for row in form.rows) - 1
-    torch.testing.assert_close(end, run(NETWORK, SCHEDULER, form, x))
+    torch.testing.assert_close(end, ends_and_slopes(NETWORK, SCHEDULER, form, x)[0])
     a, *c = form.rows[-1]
     again = a * before + sum(weight * x_0 for weight, x_0 in zip(c, predictions, strict=False))
     torch.testing.assert_close(end.double(), again.double(), rtol=1e-5, atol=1e-5)
@@ -50,8 +49,8 @@ def test_what_is_missing_is_learned_where_neighbours_say_it(axes, side, monkeypa
     inner = left[:, :, 1:]  # the first row's neighbour is on the other side
     assert inner.square().mean() < 0.1 * missing[other].square().mean()
     monkeypatch.setattr(correcting, "UPDATES", 5)
-    first, again, other = (fit_correction(seen[known], end[known], 0.3, seed=seed) for seed in (0, 0, 1))
-    assert first == again != other
+    first, again, differs = (fit_correction(seen[known], end[known], 0.3, seed=seed) for seed in (0, 0, 1))
+    assert first == again != differs
 
 
 def test_a_fit_is_better_with_a_correction(monkeypatch):
@@ -94,7 +93,8 @@ def test_weights_are_written_as_half_floats(channels, monkeypatch):
 
 
 def test_the_program_corrects(save_pipe, tmp_path, monkeypatch, capsys):
-    """As many trajectories as were asked for, rounded up; the checkpoint that is written draws with the correction."""
+    """The correction learns from as many trajectories as were asked for, rounded up to a multiple of `noises`, and the
+    checkpoint that is written draws with it."""
     monkeypatch.setattr(correcting, "UPDATES", 150)
     counts = []
 

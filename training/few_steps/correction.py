@@ -11,45 +11,21 @@ costs a small part of one evaluation.
 import base64
 import math
 
-import numpy as np
 import torch
 
-from mezzotint import MezzotintScheduler
 from mezzotint.schedulers.scheduling_mezzotint import correction
-from mezzotint_training.few_steps.stock_solvers import Network
 
 WIDTH, KERNEL = 32, 3  # channels within, and places along each axis that a convolution sees
 UPDATES, WARMUP, RATE = 1200, 50, 3e-3
 POSITIONS = 2**15  # of an update: places of its samples, at least 4 and at most 64 of them
 
 
-def the_run(
-    network: Network, scheduler: MezzotintScheduler, log_sigmas: np.ndarray, rows: list[np.ndarray], noise: torch.Tensor
-) -> torch.Tensor:
-    """What the correction is shown of each noise: x[n], x[n-1] and the predictions D[n-1], D[n-2], ... that the
-    scheduler remembers, (N, (2 + predictions) * C, *spatial).
-
-    Args:
-        network (callable): `(x_t, timestep)` to the network's output, guidance included.
-        scheduler (`MezzotintScheduler`): of the noise schedule.
-        log_sigmas, rows: of a `Form`.
-        noise (`torch.Tensor` of shape `(N, C, *spatial)`): x_T.
-    """
-    taus = scheduler.sigmas_to_timesteps(torch.from_numpy(log_sigmas).exp()).to(noise.device)
-    x, predictions, reads = noise, [], max(len(row) for row in rows) - 1
-    for tau, row in zip(taus, rows, strict=True):
-        predictions = [scheduler.predict_original_sample(network(x, tau), tau, x), *predictions[: reads - 1]]
-        before, x = x, row[0] * x
-        for weight, prediction in zip(row[1:], predictions, strict=False):
-            x = x + weight * prediction
-    return torch.cat([x, before, *predictions], 1)
-
-
 def fit_correction(run: torch.Tensor, end: torch.Tensor, scale: float, seed: int = 0) -> dict[str, object]:
     """The `correction` of a table, by AdamW on the loss of the fit, scale^2 log(1 + (error / scale)^2).
 
     Args:
-        run (`torch.Tensor` of shape `(N, (2 + predictions) * C, *spatial)`): as of `the_run`.
+        run (`torch.Tensor` of shape `(N, (2 + predictions) * C, *spatial)`): x[n], x[n-1], D[n-1], ..., one after the
+            other along the channels.
         end (`torch.Tensor` of shape `(N, C, *spatial)`): where the network's ODE ends.
         scale (`float`): of Cauchy's loss, in the data's units.
         seed (`int`): of the first weights and of the order of the samples.

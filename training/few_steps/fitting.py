@@ -27,7 +27,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mezzotint import MezzotintScheduler
-from mezzotint_training.few_steps.correction import fit_correction, the_run
+from mezzotint_training.few_steps.correction import fit_correction
 from mezzotint_training.few_steps.stock_solvers import Network, Setting, common_settings, sample, solvers_at
 
 GAP = 0.05  # least distance of neighbouring times in log sigma
@@ -147,11 +147,24 @@ def with_history(form: Form, history: int) -> Form | None:
 
 def run(network: Network, scheduler: MezzotintScheduler, form: Form, noise: torch.Tensor) -> torch.Tensor:
     """The samples of a linear form, as the scheduler makes them of its table."""
-    return ends_and_slopes(network, scheduler, form, noise, slopes=False)[0]
+    return whole_run(network, scheduler, form, noise)[0]
+
+
+def whole_run(network: Network, scheduler: MezzotintScheduler, form: Form, noise: torch.Tensor) -> list[torch.Tensor]:
+    """States and predictions of a linear form, as the scheduler makes them of its table: x[n], x[n-1] and D[n-1],
+    D[n-2], ..., as many as its longest row reads, each (N, C, *spatial)."""
+    taus = scheduler.sigmas_to_timesteps(torch.from_numpy(form.log_sigmas).exp()).to(noise.device)
+    x, before, predictions, reads = noise, noise, [], max(map(len, form.rows)) - 1
+    for tau, row in zip(taus, form.rows, strict=True):
+        predictions = [scheduler.predict_original_sample(network(x, tau), tau, x), *predictions[: reads - 1]]
+        before, x = x, row[0] * x
+        for weight, prediction in zip(row[1:], predictions, strict=False):
+            x += weight * prediction
+    return [x, before, *predictions]
 
 
 def ends_and_slopes(
-    network: Network, scheduler: MezzotintScheduler, form: Form, noise: torch.Tensor, slopes: bool = True
+    network: Network, scheduler: MezzotintScheduler, form: Form, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the trajectories end, (N, C, *spatial), and the derivative of that by each number of `form.vector`,
     (P, N, C, *spatial), by forward differences.
@@ -172,26 +185,21 @@ def ends_and_slopes(
 
     first = n  # of the vector's numbers of this step's row
     for i, row in enumerate(form.rows):
-        new = predict(x, taus[0, i])
-        if slopes:  # this step's time changed, and its coefficients, of which each copy starts as the unchanged one
-            own = [i, *range(first, first + len(row))]
-            new = torch.cat([new, predict(x[:1], taus[1, i]), new[:1].expand(len(row), *new.shape[1:])])
-            x, *predictions = (torch.cat([old, old[:1].expand(len(own), *old.shape[1:])]) for old in (x, *predictions))
-            copies += own
+        # this step's time changed, and its coefficients, of which each copy starts as the unchanged one
+        new, own = predict(x, taus[0, i]), [i, *range(first, first + len(row))]
+        new = torch.cat([new, predict(x[:1], taus[1, i]), new[:1].expand(len(row), *new.shape[1:])])
+        x, *predictions = (torch.cat([old, old[:1].expand(len(own), *old.shape[1:])]) for old in (x, *predictions))
+        copies += own
         predictions = [new, *predictions]
         after = row[0] * x
         for weight, prediction in zip(row[1:], predictions, strict=False):
             after += weight * prediction
-        if slopes:
-            for k, source in enumerate([x, *predictions][: len(row)]):
-                after[1 + copies.index(first + k)] += h * source[0]
+        for k, source in enumerate([x, *predictions][: len(row)]):
+            after[1 + copies.index(first + k)] += h * source[0]
         first += len(row)
         x = after
-    gradient = torch.empty(0)
-    if slopes:
-        order = np.argsort(copies)
-        gradient = ((x[1:] - x[0]) / h)[torch.from_numpy(order)]
-    return x[0].reshape(size, *noise.shape[1:]), gradient
+    slopes = ((x[1:] - x[0]) / h)[torch.from_numpy(np.argsort(copies))]
+    return x[0].reshape(size, *noise.shape[1:]), slopes
 
 
 def descend(
@@ -354,9 +362,8 @@ def fit(
     table = form.table(scheduler) | {"guidance_scale": float(guidance_scale)}
     fitted.errors["fitted"] = judged(table)
     if many is not None:
-        size = len(ends.noise)
-        parts = [the_run(counted, scheduler, form.log_sigmas, form.rows, part) for part in many.noise.split(size)]
-        corrected = table | {"correction": fit_correction(torch.cat(parts), many.end, scale)}
+        seen = torch.cat(whole_run(counted, scheduler, form, many.noise), 1)
+        corrected = table | {"correction": fit_correction(seen, many.end, scale)}
         errors = judged(corrected)
         say(f"corrected: median error on held-out noises {errors[0]:.4f}, before {fitted.errors['fitted'][0]:.4f}")
         if all(new < old for new, old in zip(errors, fitted.errors["fitted"], strict=True)):

@@ -44,6 +44,8 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
+# Arguments that stand in a config under private names, at which no stock scheduler warns, and their defaults
+_PRIVATE = {"fitted_schedules": None, "consistency_steps": None, "consistency_shift": 1.0}
 # What a stock scheduler was left at for these goes with its own steps, not with its network
 _PASSED_OVER = ("trained_betas", "variance_type")
 
@@ -129,7 +131,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
     # its own namespace off the list, hence `_get_compatibles`.
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
-    ignore_for_config = ["fitted_schedules", "consistency_steps", "consistency_shift"]  # registered under private names
+    ignore_for_config = list(_PRIVATE)
 
     @register_to_config
     def __init__(
@@ -270,17 +272,13 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         # was made for, and must not become our default, be it said in the config or only known from the class's name
         passed_over = [name for name in _PASSED_OVER if name in config_dict.get("_use_default_values", [])]
         config = _stock_defaults(config_dict.get("_class_name"), cls) | dict(config_dict)
-        tables = config.pop("_fitted_schedules", None)
-        tables = kwargs.pop("fitted_schedules", config.pop("fitted_schedules", tables))  # which files of before say
-        steps = config.pop("consistency_steps", config.pop("_consistency_steps", None))
-        steps = kwargs.pop("consistency_steps", steps)
-        shift = config.pop("consistency_shift", config.pop("_consistency_shift", 1.0))
-        shift = kwargs.pop("consistency_shift", shift)
+        ours = {}
+        for name, default in _PRIVATE.items():  # which files of before say under their own names
+            ours[name] = kwargs.pop(name, config.pop(name, config.pop(f"_{name}", default)))
         config["_use_default_values"] = passed_over
         init_dict, unused, hidden = super().extract_init_dict(config, **kwargs)
         if "_use_default_values" in config_dict:
             hidden["_use_default_values"] = []  # of a config that was not read from a file, as `__init__` has it
-        ours = {"fitted_schedules": tables, "consistency_steps": steps, "consistency_shift": shift}
         return init_dict | ours, unused, hidden
 
     def __len__(self) -> int:
@@ -446,11 +444,8 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
             # sigma_t / alpha_t = shift tan(angle), TrigFlow's time (<https://huggingface.co/papers/2410.11081>, section
             # 3) moved to where the first prediction leaves most to mend
             angles = np.arctan(np.exp(self.log_sigmas[-1].item()) / self.consistency_shift) * np.arange(n, 0, -1) / n
-            grid = np.interp(
-                np.log(self.consistency_shift * np.tan(angles)),
-                self.log_sigmas.double().cpu().numpy(),
-                np.arange(len(self)),
-            )
+            levels = np.log(self.consistency_shift * np.tan(angles))
+            grid = np.interp(levels, self.log_sigmas.double().cpu().numpy(), np.arange(len(self)))
             grid[0] = last
         elif multistep:
             # zero terminal signal has no finite log sigma: it comes first, before the largest one there is
@@ -797,7 +792,7 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
 
 
 def correction(weights: list[torch.Tensor], run: torch.Tensor) -> torch.Tensor:
-    """What a table's `correction` adds to the end of a run: no linear form of the network's predictions gets there.
+    """Difference that a table's `correction` adds to the end of a run of fitted steps: the output of a small network.
 
         h = silu(k_0 * run + b_0),    h' = h + silu(k_1 * h + b_1),    k_2 * h' + b_2
 
@@ -824,9 +819,9 @@ def correction(weights: list[torch.Tensor], run: torch.Tensor) -> torch.Tensor:
 
 def weights_of(written: dict[str, Any]) -> list[torch.Tensor]:
     """The weights that a table's `correction` holds, in float32."""
-    numbers_ = np.frombuffer(base64.b64decode(written["weights"], validate=True), dtype="<f2").astype(np.float32)
+    values = np.frombuffer(base64.b64decode(written["weights"], validate=True), dtype="<f2").astype(np.float32)
     sizes = [math.prod(shape) for shape in written["shapes"]]
-    parts = torch.from_numpy(numbers_).split(sizes)
+    parts = torch.from_numpy(values).split(sizes)
     return [part.reshape(shape) for part, shape in zip(parts, written["shapes"], strict=True)]
 
 
