@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, steered, trained
 
 from mezzotint import MezzotintAudioPipeline
 from mezzotint_training import cli
@@ -177,6 +177,12 @@ def test_it_is_distilled_to_two_steps(folder, tmp_path):
     card = (tmp_path / "student" / "README.md").read_text()
     assert "A text-to-sound diffusion pipeline, distilled from" in card and "It draws in 2 steps by default" in card
     assert "picture" not in card.partition("## How it was trained")[0]
+
+
+def test_a_classifier_steers_it(folder, tmp_path):
+    (plain, guided), classifier = steered(folder, tmp_path / "classified", dataset_name="tones")
+    assert classifier.config.spatial_dims == 1 and classifier.config.id2label == {0: "low", 1: "high"}
+    assert guided > plain + 0.01
 
 
 def test_a_saved_pipeline_is_tuned_on_sounds_and_on_nothing_else(folder, tmp_path):

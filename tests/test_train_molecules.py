@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, steered, trained
 
 from mezzotint import MezzotintMoleculePipeline
 from mezzotint.samples.molecules import SIDE, smiles_of
@@ -100,6 +100,12 @@ def test_they_are_distilled_to_two_steps(folder, tmp_path):
     pipe, evaluations = MezzotintMoleculePipeline.from_pretrained(tmp_path / "student"), []
     pipe.unet.register_forward_pre_hook(lambda _, inputs: evaluations.append(len(inputs[0])))
     assert smiles_of(*pipe("an alcohol", attributes={"heavy_atoms": 7}).molecules, "selfies") and evaluations == [1, 1]
+
+
+def test_a_classifier_steers_them(folder, tmp_path):
+    (plain, guided), classifier = steered(folder, tmp_path / "steered", dataset_name="chains", label_column="text")
+    assert classifier.config.spatial_dims == 1 and "an alcohol" in classifier.config.id2label.values()
+    assert guided > plain + 0.01
 
 
 def test_its_card_and_its_drawings(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from strangers import forked
-from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, trained
+from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, steered, trained
 
 import mezzotint
 from mezzotint_training import cli
@@ -95,6 +95,17 @@ def test_it_is_distilled_to_two_steps(made, tmp_path):
     pipe.unet.register_forward_pre_hook(lambda _, inputs: evaluations.append(len(inputs[0])))
     (drawn, *_) = pipe("red", output_type="np", return_dict=False)
     assert drawn.shape == {"video": (1, 4, 16, 16, 3), "voxels": (1, 8, 8, 8, 4)}[kind] and evaluations == [1, 1]
+
+
+def test_a_classifier_steers_it(made, tmp_path):
+    kind, folder = made
+    name, label = {"video": ("squares", "direction"), "voxels": ("blocks", "label")}[kind]
+    settings = {"dataset_name": name, "label_column": label, "max_train_steps": 40}
+    (plain, guided), classifier = steered(folder, tmp_path / "steered", **settings)
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    for setting in ("spatial_dims", "patch_size", "downsample_axes", "sample_mean", "sample_std"):
+        assert classifier.config[setting] == unet[setting], setting
+    assert guided > plain + 0.01
 
 
 def test_its_card_shows_what_is_drawn_and_links_to_files_of_it(made):

@@ -11,16 +11,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import datasets
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from mezzotint_training import distill, train
+from mezzotint_training import distill, train, train_classifier
 from mezzotint_training.data import rows
 
 # `transformer_layers_per_block` is the recipe's; the drop-out makes every run sensitive to stray random numbers
@@ -125,6 +127,27 @@ def distilled(teacher: Path | str, output_dir: Path, *argv: str, **settings) -> 
     } | settings  # fmt: skip
     flags = [text for name, value in settings.items() if value is not ... for text in (f"--{name}", str(value))]
     return called(distill, str(teacher), "--output_dir", str(output_dir), *flags, *argv)
+
+
+def steered(folder: Path, output_dir: Path, **settings) -> tuple[list[float], Any]:
+    """A pipeline of any modality with a classifier that `mezzotint train-classifier` trains in a few updates: the mean
+    log-probability of class 1 in what it draws without the classifier and steered by it; and the classifier."""
+    settings = {"max_train_steps": 20, "train_batch_size": 16, "learning_rate": 5e-3, "lr_warmup_steps": 1,
+                "validation_split": "test"} | settings  # fmt: skip
+    flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    result = called(train_classifier, "--pipeline", str(folder), "--output_dir", str(output_dir), *flags)
+    assert result.code == 0, result.err
+    pipe: Any = DiffusionPipeline.from_pretrained(str(output_dir), trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    found = []
+    for labels in (None, 1):
+        (drawn, *_) = pipe(
+            [""] * 8, num_inference_steps=8, guidance_scale=1.0, class_labels=labels, classifier_scale=3.0,
+            generator=torch.Generator().manual_seed(0), output_type="latent", return_dict=False,
+        )  # fmt: skip
+        with torch.no_grad():
+            found.append(float(pipe.classifier(drawn, 0).logits.log_softmax(1)[:, 1].mean()))
+    return found, pipe.classifier
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -1,10 +1,12 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""Train a classifier of noisy pictures, whose gradient steers a pipeline: section 4 of arXiv 2105.05233.
+"""Train a classifier of noisy samples, whose gradient steers a pipeline: section 4 of arXiv 2105.05233.
 
     mezzotint train-classifier --pipeline runs/digits --dataset_name digits --validation_split test
     accelerate launch training/train_classifier.py --pipeline runs/mine --train_data_dir pictures/ --label_column kind
+    mezzotint train-classifier --pipeline runs/spoken-digits --train_data_dir sounds/ --label_column speaker
 
-Scheduler, data scale and picture size are the pipeline's, so that the classifier sees the noise that it makes.
+Scheduler, data scale and size of the samples are the pipeline's, whether they are pictures, sounds, videos, solids or
+molecules, so that the classifier sees the noise that it makes.
 `output_dir` becomes that pipeline with a `classifier`. A run takes minutes; one that was stopped starts anew.
 """
 
@@ -39,7 +41,7 @@ from mezzotint_training.engine.report import Losses
 from mezzotint_training.learning.held_out import LEVELS
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.intervals import share
-from mezzotint_training.networks.saved import check_pictures, load_pipeline
+from mezzotint_training.networks.saved import load_pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +82,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     if sharding.sharded(accelerator):
         raise UserError("a classifier is trained whole on each process: got FSDP; possible is DDP")
     pipe: Any = load_pipeline(pipeline, "pipeline")
-    check_pictures(pipe, "pipeline")
+    config.modality = None if pipe.modality == "image" else pipe.modality
     if pipe.vae is not None:
         raise UserError("a classifier is trained in pixels: got a pipeline that draws in the latents of a vae")
     shape, scheduler = pipe.unet.config, MezzotintScheduler.from_config(pipe.scheduler.config)
@@ -112,7 +114,7 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
     classifier.load_state_dict(learned, strict=False)
     learner = Learner(config, {"classifier": classifier}, accelerator)
     parameters = sum(p.numel() for p in learner.parameters.values())
-    say(f"{len(source.known)} pictures of {len(classes)} classes, {parameters:,} parameters")
+    say(f"{len(source.known)} {pipe.word}s of {len(classes)} classes, {parameters:,} parameters")
     for line in sorted(source.bad):
         say(f"skipped: {line}")
 
@@ -176,18 +178,18 @@ def train(config: TrainConfig, pipeline: str, arguments: str, only_classifier: b
 def accuracies(
     classifier: MezzotintClassifier,
     scheduler: MezzotintScheduler,
-    images: CaptionedSamples | None,
+    samples: CaptionedSamples | None,
     numbers: dict[str, int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """How many held-out pictures are recognised, without noise and in the middle of each quarter of the timesteps, with
+    """How many held-out samples are recognised, without noise and in the middle of each quarter of the timesteps, with
     Wilson's 95 % interval of that share."""
-    items = fixed_items(images, len(images)) if images is not None else []
+    items = fixed_items(samples, len(samples)) if samples is not None else []
     figures = []
     for noisy, level in [(False, 0.0), *((True, level) for level in LEVELS)] if items else []:
         generator, correct, timestep = torch.Generator().manual_seed(0), 0, level * (len(scheduler) - 1)
         for batch in (items[i : i + batch_size] for i in range(0, len(items), batch_size)):
-            sample = torch.stack([item["sample"] for item in batch])  # (B, C, H, W)
+            sample = torch.stack([item["sample"] for item in batch])  # (B, C, *S)
             if noisy:
                 noise = torch.randn(sample.shape, generator=generator)
                 sample = scheduler.add_noise(sample, noise, torch.full((len(batch),), timestep))

@@ -43,8 +43,8 @@ RUNS: dict[str, Callable[[list[str], str], Any]] = {
 }
 # The settings of `train.py` that `train-classifier` takes too, and the defaults that differ
 CLASSIFIER_SETTINGS = (
-    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "resolution",
-    "random_flip", "max_train_samples", "validation_split", "num_validation_samples", "on_bad_row",
+    "dataset_name", "dataset_config_name", "train_data_dir", "dataset_split", "image_column", "sample_column",
+    "resolution", "random_flip", "max_train_samples", "validation_split", "num_validation_samples", "on_bad_row",
     "dataloader_num_workers", "seed", "train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler",
     "lr_warmup_steps", "adam_weight_decay", "max_grad_norm", "num_cpu_threads_per_process", "use_ema", "ema_decay",
     "mixed_precision", "logging_steps", "output_dir",

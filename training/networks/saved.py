@@ -98,16 +98,6 @@ def check_finite(name: str, model: Any) -> None:
             raise UserError(f"weights must be finite numbers: {key} of the {name} has others")
 
 
-def check_pictures(pipe: Any, name: str = "checkpoint") -> None:
-    """See that a pipeline draws pictures, where nothing else is provided for.
-
-    Raises:
-        UserError: for one that does not.
-    """
-    if pipe.modality != "image":
-        raise UserError(f"{name} must draw pictures: got a pipeline of {pipe.word}s")
-
-
 def sample_size(pipe: Any, name: str = "checkpoint") -> tuple[int, ...]:
     """The size that the pipeline was trained at: of pictures height and width in pixels.
 

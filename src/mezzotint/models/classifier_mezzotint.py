@@ -43,8 +43,8 @@ class MezzotintClassifier(MezzotintEncoderMixin, ModelMixin, ConfigMixin):
         num_classes (`int`): how many there are.
         id2label (`dict` of `int` to `str`, *optional*): the name of each, from 0 to `num_classes - 1`.
         sample_size, in_channels, spatial_dims, block_out_channels, layers_per_block, transformer_layers_per_block,
-            attention_head_dim, time_embed_dim, norm_num_groups, norm_eps, dropout, sample_mean, sample_std, patch_size:
-            as of `MezzotintUNetModel`, whose noisy samples it reads.
+            attention_head_dim, time_embed_dim, norm_num_groups, norm_eps, dropout, sample_mean, sample_std, patch_size,
+            downsample_axes: as of `MezzotintUNetModel`, whose noisy samples it reads.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -71,6 +71,7 @@ class MezzotintClassifier(MezzotintEncoderMixin, ModelMixin, ConfigMixin):
         sample_mean: tuple[float, ...] = (0.0,),
         sample_std: tuple[float, ...] = (1.0,),
         patch_size: int = 1,
+        downsample_axes: tuple[int, ...] | None = None,
     ):
         super().__init__()
         self._add_encoder()
@@ -123,7 +124,7 @@ class MezzotintClassifier(MezzotintEncoderMixin, ModelMixin, ConfigMixin):
         self._check_sample(sample)
         timestep = torch.as_tensor(timestep, device=sample.device)
         embedding = self.time_embedding(self.time_proj(timestep.expand(sample.shape[0])).to(sample.dtype))  # (B, E)
-        hidden_states = self.conv_in(space_to_depth(sample, self.config.patch_size))  # (B, C, *S)
+        hidden_states = self.conv_in(space_to_depth(sample, self.patch_sizes))  # (B, C, *S)
         for block in self.down_blocks:
             hidden_states = self._run(block, hidden_states, embedding)
         hidden_states = self._run(self.mid_block, hidden_states, embedding)
