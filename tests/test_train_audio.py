@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.data.rows import load_splits
 from mezzotint_training.data.source import look_at, open_rows
 from mezzotint_training.data.streaming import CaptionedStream, load_stream
+from mezzotint_training.metrics import outliers
 from mezzotint_training.metrics.pictures import draw
 from mezzotint_training.modalities import audio
 from mezzotint_training.modalities.contents import unit
@@ -132,11 +134,13 @@ def test_sample_refuses_what_does_not_go_with_sounds(folder, capsys, flags, what
 
 def test_evaluate_measures_pictures_of_the_sounds(folder, capsys):
     argv = ["evaluate", str(folder), "--count", "40", "--num_inference_steps", "2", "--judge_steps", "4", "--card"]
+    argv += ["--likelihood", "--likelihood_count", "2", "--likelihood_tolerance", "0.09"]
     assert cli.main([*argv, "--device", "cpu"]) == 0, capsys.readouterr().err
     found = json.loads((folder / "evaluation.json").read_text())
     assert found["prompt_accuracy"]["classifier"]["real"]["value"] >= 0.5
     assert found["features"]["classifier"]["frechet_distance"]["real"]["value"] > 0
     assert "40 sounds in 2 steps" in (folder / "README.md").read_text()
+    assert found["likelihood"]["pictures"] == 2 and found["likelihood"]["dimensions"] == 2 * 512
 
 
 @pytest.mark.parametrize("n_fft", [None, 32])
@@ -183,6 +187,24 @@ def test_a_classifier_steers_it(folder, tmp_path):
     (plain, guided), classifier = steered(folder, tmp_path / "classified", dataset_name="tones")
     assert classifier.config.spatial_dims == 1 and classifier.config.id2label == {0: "low", 1: "high"}
     assert guided > plain + 0.01
+
+
+def test_sounds_are_classified_by_their_likelihood_and_looked_through(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(outliers, "LEVELS", 8)
+    found = tmp_path / "found.json"
+    wave = str(tmp_path / "low.wav")
+    soundfile.write(wave, np.sin(np.arange(400) / 3), 2000)
+    words = ["classify", str(folder), "--rounds", "6", "--output", str(found), "--device", "cpu"]
+    assert cli.main([*words, wave, "--captions", "a low tone", "a high tone"]) == 0
+    (verdict,) = json.loads(found.read_text())["verdicts"]
+    said = capsys.readouterr().out
+    assert verdict["sound"] == wave and said == f"{wave}: {verdict['caption']} ({verdict['probability']:.1%})\n"
+    assert cli.main([*words, "--count", "6"]) == 0
+    assert "of 6 held-out sounds are likeliest under their own caption of" in capsys.readouterr().out
+    assert cli.main(["outliers", str(folder), "--count", "40", "--output", str(found), "--device", "cpu"]) == 0
+    said, results = capsys.readouterr().out, json.loads(found.read_text())
+    assert results["word"] == "sound" and results["dimensions"] == 2 * 512
+    assert "40 sounds trained on: " in said and "a sound trained on is likelier than one held out in" in said
 
 
 def test_a_saved_pipeline_is_tuned_on_sounds_and_on_nothing_else(folder, tmp_path):

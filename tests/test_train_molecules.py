@@ -13,6 +13,7 @@ from tiny_run import TEXT_ENCODER, UNET, distilled, logged, run, saved, steered,
 
 from mezzotint import MezzotintMoleculePipeline
 from mezzotint.samples.molecules import SIDE, smiles_of
+from mezzotint_training import cli
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.chains import chains
 from mezzotint_training.data.source import look_at, open_rows
@@ -106,6 +107,14 @@ def test_a_classifier_steers_them(folder, tmp_path):
     (plain, guided), classifier = steered(folder, tmp_path / "steered", dataset_name="chains", label_column="text")
     assert classifier.config.spatial_dims == 1 and "an alcohol" in classifier.config.id2label.values()
     assert guided > plain + 0.01
+
+
+def test_a_string_is_classified_by_its_likelihood(folder, capsys):
+    words = ["classify", str(folder), "[C][C][O]", "--rounds", "6", "--device", "cpu"]
+    assert cli.main([*words, "--captions", "an alcohol", "a branched amine"]) == 0
+    assert capsys.readouterr().out.startswith("[C][C][O]: a")
+    assert cli.main(["classify", str(folder), "[Xx]", "--captions", "an alcohol", "an amine", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("mezzotint: molecule [Xx] cannot be read: ")
 
 
 def test_its_card_and_its_drawings(folder):

@@ -108,6 +108,17 @@ def test_a_classifier_steers_it(made, tmp_path):
     assert guided > plain + 0.01
 
 
+def test_they_are_classified_by_their_likelihood(made, tmp_path, capsys):
+    kind, folder = made
+    word = {"video": "video", "voxels": "solid"}[kind]
+    words = ["classify", str(folder), "--rounds", "6", "--device", "cpu", "--captions", *RUNS[kind]["validation_prompts"]]
+    assert cli.main([*words, "--count", "48"]) == 0
+    assert f" held-out {word}s are likeliest under their own caption of 2" in capsys.readouterr().out
+    if kind == "voxels":
+        assert cli.main([*words[:2], "x.vox", *words[2:]]) == 2
+        assert "solids are classified of a set, in a column of arrays: got files" in capsys.readouterr().err
+
+
 def test_its_card_shows_what_is_drawn_and_links_to_files_of_it(made):
     kind, folder = made
     card = (folder / "README.md").read_text()

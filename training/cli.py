@@ -10,7 +10,7 @@ COMMANDS = {
     "train-autoencoder": "train an autoencoder, in whose latents a pipeline can be trained",
     "train-two-towers": "train a two-tower encoder, which embeds pictures and texts in one space",
     "train-prior": "train a prior, by which a decoder of embeddings draws from text",
-    "train-classifier": "train a classifier of noisy pictures, which steers a saved pipeline",
+    "train-classifier": "train a classifier of noisy samples, which steers a saved pipeline",
     "sample": "draw pictures with a trained pipeline",
     "demo": "open a page in the browser around a trained pipeline",
     "fit-scheduler": "fit a trained pipeline's scheduler to its network: few steps that end where many would",

@@ -19,7 +19,7 @@ The pictures are drawn for captions of training pictures. The figures:
   stands that of held-out pictures, --copy_alarms by design: what exceeds it is copied. (In pixels, a copy passes for
   new if it is shifted, or if its picture has near relatives in the set.)
 - The denoising loss of held-out pictures.
-- With --likelihood, bits per dimension of held-out pictures as they are to the network without guidance: by the
+- With --likelihood, bits per dimension of held-out samples as they are to the network without guidance: by the
   probability-flow ODE, which gives a density, and by the variational bound, which lies above it; and the bits that a
   caption saves. Bytes are dequantised uniformly, and the density is that of samples at the schedule's least noise.
 

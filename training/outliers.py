@@ -3,14 +3,14 @@
 
     mezzotint outliers runs/mine --train_data_dir pictures/ --output rows.json
 
-By the likelihoods of a text-to-image network of pixels, without guidance:
+By the likelihoods of a network that draws pictures, sounds, videos, solids or molecules from a text, without guidance:
 
-- pictures that are unlike the others: less likely than the median by many robust standard deviations;
-- captions that do not belong to their picture: it is likelier for the empty text;
-- what is remembered: how often a training picture is likelier than a held-out one (50 % where nothing is), and the
-  share of training pictures whose caption saves more bits than those of all but one in twenty held-out ones.
+- samples that are unlike the others: less likely than the median by many robust standard deviations;
+- captions that do not belong to their sample: it is likelier for the empty text;
+- what is remembered: how often a training sample is likelier than a held-out one (50 % where nothing is), and the
+  share of training samples whose caption saves more bits than those of all but one in twenty held-out ones.
 
-Each picture takes 128 evaluations of the network. Everything is a function of --seed.
+Each sample takes 128 evaluations of the network. Everything is a function of --seed.
 """
 
 import argparse
@@ -51,32 +51,34 @@ def find(args: argparse.Namespace) -> dict[str, Any]:
     config = data_settings(args, "outliers")
     pipe = load_for_likelihood(args.checkpoint, args.device, "outliers")
     images, _ = real_pictures(config, pipe, args.split, args.label_column)
-    parts = [read(some, [], "label") for some in images]
+    parts = [read(some, [], "label", as_seen=False) for some in images]
     parts = [some.rows(shuffled(len(some.pixels), args.seed)[: args.count]) for some in parts]
     if min(len(some.pixels) for some in parts) < 2 * GROUPS:
         counts = " and ".join(str(len(some.pixels)) for some in parts)
-        raise UserError(f"outliers needs {2 * GROUPS} or more pictures trained on, and as many held out: got {counts}")
+        raise UserError(
+            f"outliers needs {2 * GROUPS} or more {pipe.word}s trained on, and as many held out: got {counts}"
+        )
     return outliers(pipe, *parts, args.batch_size, args.seed, args.deviations)
 
 
 def told(results: dict[str, Any], top: int) -> list[str]:
     """The findings in lines."""
-    counts, lines = results["pictures"], []
+    counts, word, lines = results["pictures"], results["word"], []
     for name, found in results["bits_per_dimension"].items():
         low, high = found["interval"]
         what = "trained on" if name == "known" else "held out"
         lines.append(
-            f"{counts[name]} pictures {what}: {found['value']:.3f} ({low:.3f} to {high:.3f}) bits per dimension"
+            f"{counts[name]} {word}s {what}: {found['value']:.3f} ({low:.3f} to {high:.3f}) bits per dimension"
         )
     low, high = results["told_apart"]["interval"]
-    lines.append(f"a picture trained on is likelier than one held out in {results['told_apart']['value']:.1%} "
+    lines.append(f"a {word} trained on is likelier than one held out in {results['told_apart']['value']:.1%} "
                  f"({low:.1%} to {high:.1%}) of the pairs; 50 % where nothing is remembered")  # fmt: skip
     if "remembered" in results:
         low, high = results["remembered"]["interval"]
-        lines.append(f"captions save more bits than those of {1 - ALARMS:.0%} of the held-out pictures in "
+        lines.append(f"captions save more bits than those of {1 - ALARMS:.0%} of the held-out {word}s in "
                      f"{results['remembered']['value']:.1%} ({low:.1%} to {high:.1%}) of the rows; {ALARMS:.0%} where "
                      "nothing is remembered")  # fmt: skip
-    kinds = {"unlike": "pictures unlike the others", "captions": "captions that make their picture less likely"}
+    kinds = {"unlike": f"{word}s unlike the others", "captions": f"captions that make their {word} less likely"}
     for kind, words in kinds.items():
         if kind in results:
             rows = results[kind]

@@ -101,7 +101,7 @@ class Captioned(torch.nn.Module):
 
 def captioned_pipe():
     return SimpleNamespace(
-        unet=Captioned(), scheduler=Captioned.scheduler, device=torch.device("cpu"),
+        unet=Captioned(), scheduler=Captioned.scheduler, device=torch.device("cpu"), modality="image", word="picture",
         encode_prompt=lambda captions, *_, **__: (torch.tensor([SAID[x] for x in captions]), None, None, None),
     )  # fmt: skip
 
@@ -131,6 +131,63 @@ def test_bits_are_of_bytes_and_a_caption_saves_what_it_says():
     whole = likelihood(pipe, pictures, 0, 1e-4, batch_size=16, seed=0, progress=False)
     assert whole["with_caption"]["bound"]["value"] == pytest.approx(found["with_caption"]["bound"]["value"])
     assert whole["with_caption"]["flow"]["value"] == pytest.approx(found["with_caption"]["flow"]["value"], rel=1e-3)
+
+
+class Several(torch.nn.Module):
+    """A network without text of a few values (K, C, L) with weights (K,), each with a variance (C, 1) around it, in
+    [-1, 1] units, which may be 0."""
+
+    dtype = torch.float32
+    scheduler = MezzotintScheduler()
+
+    def __init__(self, values, weights, variances, std):
+        super().__init__()
+        self.config = SimpleNamespace(cross_attention_dim=None, sample_mean=(0.1,) * len(std), sample_std=std)
+        std = torch.tensor(std)[:, None]
+        self.values, self.weights, self.variances = (values - 0.1) / std, weights, variances / std**2
+
+    def forward(self, x, timesteps, texts, encoder_attention_mask, return_dict):
+        angle = self.scheduler.timesteps_to_sigmas(timesteps).atan().reshape(-1, 1, 1, 1)
+        alpha, sigma = angle.cos(), angle.sin()
+        variance = alpha**2 * self.variances + sigma**2  # (B, 1, C, 1), of x_t around each
+        away = x[:, None] - alpha * self.values  # (B, K, C, L)
+        of_each = (self.weights.log() - (away**2 / variance).flatten(2).sum(2) / 2).softmax(1)[:, :, None, None]
+        x_0 = (of_each * (self.values + alpha * self.variances / variance * away)).sum(1)
+        return ((alpha[:, 0] * x - x_0) / sigma[:, 0],)
+
+
+def of_several(network, modality, content):
+    pipe = SimpleNamespace(
+        unet=network, scheduler=Several.scheduler, device=torch.device("cpu"), modality=modality, encode_prompt=None
+    )
+    pictures = Real(content, [["what"]] * len(content), torch.full((len(content),), -1))
+    return likelihood(pipe, pictures, 0, 1e-5, batch_size=len(content), seed=0, progress=False)["without_caption"]
+
+
+def test_bits_that_are_single_cost_what_their_probability_says():
+    """Strings of two bits, as molecules are of more: of probabilities 1/2, 1/4 and twice 1/8."""
+    values = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])[:, None]  # (K, 1, 2)
+    network = Several(values, torch.tensor([0.5, 0.25, 0.125, 0.125]), torch.zeros(1, 1), (0.9,))
+    content = (255 * (values > 0)).byte()
+    for row, bits in enumerate((1, 2, 3, 3)):
+        found = of_several(network, "molecules", content[[row] * 16])
+        assert found["flow"]["value"] == pytest.approx(bits / 2, abs=4e-3)
+        low, high = found["bound"]["interval"]
+        assert found["bound"]["value"] == pytest.approx(bits / 2, abs=0.25) and low < bits / 2 + 0.05 < high + 0.1
+        assert found["reconstruction"] == pytest.approx(0, abs=1e-9)
+
+
+def test_sounds_are_of_16_bits_with_one_that_says_where_they_are():
+    """A sound of one number, normally distributed, that is there in three of four."""
+    values, variances = torch.tensor([[0.1, 1.0], [0.1, -1.0]])[..., None], torch.tensor([[0.04], [0.0]])
+    network = Several(values, torch.tensor([0.75, 0.25]), variances, (0.2, 0.8))
+    wave = (6000 * randn(16, 1, 1, seed=5) + 3277).round().clamp(-32768, 32767)
+    content = torch.cat([wave, torch.full_like(wave, 32767)], 1).to(torch.int16)  # (N, 2, 1)
+    found = of_several(network, "audio", content)
+    normal = torch.distributions.Normal(32768 * 0.1, 32768 * (0.04 + (SIGMA * 0.2) ** 2) ** 0.5)
+    bits = -normal.log_prob(wave.double()) / np.log(2) - np.log2(0.75)
+    assert found["flow"]["value"] == pytest.approx(float(bits.mean()) / 2, rel=1e-3)
+    assert found["bound"]["value"] == pytest.approx(float(bits.mean()) / 2, abs=0.3)
 
 
 def test_a_network_without_finite_answers_is_said(known):

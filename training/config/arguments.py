@@ -294,12 +294,12 @@ def evaluate(parser: Parser) -> None:
                         help="what copies are looked for in: pixels, or one of --features")  # fmt: skip
     parser.number("copy_alarms", float, Rule("between 0 and 1", lambda x: 0 < x < 1), default=0.05,
                   help="share of real pictures that may be taken for copies")  # fmt: skip
-    parser.add_argument("--likelihood", action="store_true", help="also how likely held-out pictures are, in bits per "
+    parser.add_argument("--likelihood", action="store_true", help="also how likely held-out samples are, in bits per "
                         "dimension, without guidance, with and without their captions")  # fmt: skip
-    parser.number("likelihood_count", int, at_least(2), many, default=256, help="most pictures of --likelihood")
+    parser.number("likelihood_count", int, at_least(2), many, default=256, help="most samples of --likelihood")
     parser.number("likelihood_probes", int, at_least(0), at_most(65_536), default=1,
-                  help="random probes of each picture's trace (Hutchinson); 0 takes the exact trace, of small "
-                  "pictures: it costs as many backward passes as there are dimensions")  # fmt: skip
+                  help="random probes of each sample's trace (Hutchinson); 0 takes the exact trace, of small "
+                  "samples: it costs as many backward passes as there are dimensions")  # fmt: skip
     parser.number("likelihood_tolerance", float, Rule("between 0 and 0.1", lambda x: 0 < x < 0.1), default=1e-4,
                   help="tolerance of the solver of the probability flow")  # fmt: skip
     parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures drawn at a time")
@@ -313,13 +313,14 @@ def evaluate(parser: Parser) -> None:
 
 def classify(parser: Parser) -> None:
     pictures_of_a_set(parser)
-    parser.add_argument("images", nargs="*", metavar="PICTURE", type=text, help="files to classify")
+    parser.add_argument("images", nargs="*", metavar="SAMPLE", type=text,
+                        help="files of pictures, sounds or videos to classify, or strings of molecules")  # fmt: skip
     parser.add_argument("--captions", nargs="+", type=text, help="captions to choose from, two or more")
-    parser.number("count", int, at_least(1), at_most(10**6), default=256, help="most held-out pictures to classify")
+    parser.number("count", int, at_least(1), at_most(10**6), default=256, help="most held-out samples to classify")
     parser.number("rounds", int, at_least(LEAST_ROUNDS), at_most(10_000), default=32,
-                  help="looks at a picture before the likeliest caption is taken where none is clearly so")  # fmt: skip
+                  help="looks at a sample before the likeliest caption is taken where none is clearly so")  # fmt: skip
     parser.number("batch_size", int, at_least(1), at_most(65_536), default=256,
-                  help="pairs of a picture and a caption at a time")  # fmt: skip
+                  help="pairs of a sample and a caption at a time")  # fmt: skip
     parser.number("seed", int, at_least(0), at_most(10**10), default=0, help="seed of the noise and of the choice")
     parser.add_argument("--output", type=text, help="a JSON file for the verdicts")
     device(parser, "work")
@@ -328,11 +329,11 @@ def classify(parser: Parser) -> None:
 def outliers(parser: Parser) -> None:
     pictures_of_a_set(parser)
     parser.number("count", int, at_least(2 * GROUPS), at_most(10**6), default=1000,
-                  help="most pictures of each kind, trained on and held out, to look at")  # fmt: skip
+                  help="most samples of each kind, trained on and held out, to look at")  # fmt: skip
     parser.number("deviations", float, Rule("above 0", lambda x: x > 0), default=4.0,
-                  help="robust standard deviations from the median that make a picture an outlier")  # fmt: skip
+                  help="robust standard deviations from the median that make a sample an outlier")  # fmt: skip
     parser.number("top", int, at_least(1), at_most(10**6), default=10, help="rows of each kind to print")
-    parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="pictures at a time")
+    parser.number("batch_size", int, at_least(1), at_most(65_536), default=128, help="samples at a time")
     parser.number("seed", int, at_least(0), at_most(10**12), default=0, help="seed of the noise and of the choice")
     parser.add_argument("--output", type=text, help="a JSON file for all figures and rows")
     device(parser, "work")

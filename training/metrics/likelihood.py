@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""How likely held-out pictures are to a network without guidance: bits per dimension, by the probability-flow ODE and
+"""How likely held-out samples are to a network without guidance: bits per dimension, by the probability-flow ODE and
 by the variational bound, with and without the caption.
 
 The noise level is counted in lambda = log(sigma_t / alpha_t). The flow of the variance-preserving process
@@ -9,11 +9,15 @@ changes with its divergence (eq. 39):
     dx / dlambda = alpha_t sigma_t v      log p_0(x_0) = log N(x_T; 0, I) + int alpha_t sigma_t div v dlambda
 
 The schedule ends at a noise above 0, below which no network is trained and there is no flow. The density is therefore
-that of samples with this least noise, divided by alpha_0; a picture is looked up in it as it is.
+that of samples with this least noise, divided by alpha_0; a sample is looked up in it as it is.
 
-Pictures of 8 bits are dequantised uniformly, byte k to [k - 1/2, k + 1/2), so that the density of bytes bounds their
-probability (<https://huggingface.co/papers/1511.01844>, section 3.1). From normalised data, of standard deviation s in
-[-1, 1] units, to bytes there is a factor of 127.5 s in each dimension.
+Bytes, and the 16 bits of a sound, are dequantised uniformly, the whole number k to [k - 1/2, k + 1/2), so that the
+density of numbers bounds their probability (<https://huggingface.co/papers/1511.01844>, section 3.1). From normalised
+data, of standard deviation s in [-1, 1] units, to bytes there is a factor of 127.5 s in each dimension.
+
+Channels of single bits (a token's, or whether there is a voxel) are -1 or 1 and stay as they are: at the least noise
+sigma_0 / alpha_0 their value is beyond doubt. The bound's reconstruction is 0 there, and the density at the value is
+that of a normal distribution of this width times the probability.
 """
 
 from collections.abc import Callable
@@ -25,15 +29,18 @@ from scipy.integrate import solve_ivp
 
 from mezzotint import MezzotintScheduler
 from mezzotint_training.config.errors import UserError
+from mezzotint_training.data.dataset import of_channels
 from mezzotint_training.engine.progress import progress_bar
 from mezzotint_training.metrics.accuracy import figure
 from mezzotint_training.metrics.intervals import average
 from mezzotint_training.metrics.pictures import Real
-from mezzotint_training.modalities.contents import unit
+from mezzotint_training.modalities.contents import spacing, unit
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t and its timesteps (B,) to the network's output
 
-LEVELS = 64  # noise levels at which the bound looks at a picture
+LEVELS = 64  # noise levels at which the bound looks at a sample
+# The channels of single bits, by modality
+BITS = {"audio": slice(-1, None), "voxels": slice(-1, None), "molecules": slice(None)}
 QUARTERS = 4  # of the noise levels, in which its diffusion term is told
 
 
@@ -147,16 +154,16 @@ def variational_bound(
 def likelihood(
     pipe: Any, pictures: Real, probes: int, tolerance: float, batch_size: int, seed: int, progress: bool = True
 ) -> dict[str, Any]:
-    """Bits per dimension of pictures, as plain data with 95 % intervals over the pictures: `with_caption` and
+    """Bits per dimension of samples, as plain data with 95 % intervals over the samples: `with_caption` and
     `without_caption` (the empty text), each by the `flow` and by the `bound` with its terms, and what the caption saves
-    in bits a picture. A network that reads no text has the second only.
+    in bits a sample. A network that reads no text has the second only.
 
     Args:
-        pipe: a text-to-image pipeline of pixels.
-        pictures: of its size, with the captions of each, of which the first is given.
-        probes: of Hutchinson's estimate, for each picture; 0 takes the exact trace.
+        pipe: a pipeline of text to samples, of whatever modality, that knows no latents.
+        pictures: samples of its size as they are, with the captions of each, of which the first is given.
+        probes: of Hutchinson's estimate, for each sample; 0 takes the exact trace.
         tolerance: of the solver.
-        batch_size: pictures at a time.
+        batch_size: samples at a time.
         seed: of what is random, which is the same with and without the caption.
 
     Raises:
@@ -164,7 +171,7 @@ def likelihood(
     """
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
     size = pictures.pixels[0].numel()
-    to_bytes = nats_of_bytes(pipe, size)
+    to_numbers = nats_of_numbers(pipe, pictures.pixels[0])
     texts = {"without_caption": [""] * len(pictures.captions)}
     if pipe.unet.config.cross_attention_dim is not None:
         texts = {"with_caption": [captions[0] for captions in pictures.captions]} | texts
@@ -178,11 +185,11 @@ def likelihood(
         samples = dequantised(pipe, pixels, generators)
         signs = _probes(generators, pixels.shape[1:], probes)
         try:
-            found = {"flow": -flow_log_density(network, scheduler, samples, signs, tolerance) + to_bytes}
+            found = {"flow": -flow_log_density(network, scheduler, samples, signs, tolerance) + to_numbers["flow"]}
         except ValueError as error:
             raise UserError(f"likelihood: {error}") from None
         found |= variational_bound(network, scheduler, samples, generators)
-        found["reconstruction"] += to_bytes
+        found["reconstruction"] += to_numbers["bound"]
         for term, value in found.items():
             nats[name].setdefault(term, []).append(value.cpu())
     bits = {name: {k: torch.cat(v) / np.log(2) for k, v in terms.items()} for name, terms in nats.items()}
@@ -226,25 +233,35 @@ def conditioned(pipe: Any, text: torch.Tensor | None, mask: torch.Tensor | None)
 
 
 def dequantised(pipe: Any, pixels: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-    """Bytes (B, C, H, W), each with noise of its width from its picture's generator, normalised as the network's data
-    are: a sample x_0."""
-    mean, std = (torch.tensor(getattr(pipe.unet.config, f"sample_{x}")).reshape(-1, 1, 1) for x in ("mean", "std"))
-    uniform = torch.stack([torch.rand(pixels.shape[1:], generator=g) for g in generators])
-    return ((unit(pixels) + (uniform - 0.5) / 127.5 - mean) / std).to(pipe.device)
+    """Whole numbers (B, C, *S), each with noise of its width from its sample's generator, normalised as the network's
+    data are: a sample x_0. Single bits have no noise."""
+    mean, std = (of_channels(getattr(pipe.unet.config, f"sample_{x}"), pixels.shape[2:]) for x in ("mean", "std"))
+    data = unit(pixels)
+    noise = torch.stack([torch.rand(pixels.shape[1:], generator=g) for g in generators]) - 0.5
+    if (channels := BITS.get(pipe.modality)) is not None:
+        noise[:, channels], data[:, channels] = 0, data[:, channels].sign()
+    return ((data + noise * spacing(pixels.dtype) - mean) / std).to(pipe.device)
 
 
-def generators_of(pictures: range, seed: int) -> list[torch.Generator]:
-    """A generator for each picture by its number, whatever the batch."""
-    return [torch.Generator().manual_seed(seed * 10**6 + i) for i in pictures]
+def generators_of(samples: range, seed: int) -> list[torch.Generator]:
+    """A generator for each sample by its number, whatever the batch."""
+    return [torch.Generator().manual_seed(seed * 10**6 + i) for i in samples]
 
 
-def nats_of_bytes(pipe: Any, size: int) -> float:
-    """What is added to a sample's -log p in nats for that of its bytes, of so many dimensions: the log-determinant."""
-    return float((127.5 * torch.tensor(pipe.unet.config.sample_std, dtype=torch.float64)).log().mean()) * size
+def nats_of_numbers(pipe: Any, content: torch.Tensor) -> dict[str, float]:
+    """What is added to a sample's -log p in nats, by the flow and by the bound, for that of its whole numbers, which
+    `content` (C, *S) are: the log-determinant, and of single bits what the density at their value is less."""
+    std = torch.tensor(pipe.unet.config.sample_std, dtype=torch.float64).expand(len(content))  # (C,)
+    nats = {name: (std / spacing(content.dtype)).log() for name in ("flow", "bound")}
+    if (channels := BITS.get(pipe.modality)) is not None:
+        least, _ = _ends(MezzotintScheduler.from_config(pipe.scheduler.config))
+        for name, entropy in (("flow", np.log(2 * np.pi) / 2), ("bound", np.log(2 * np.pi * np.e) / 2)):
+            nats[name][channels] = -(least + entropy)
+    return {name: float(value.mean()) * content.numel() for name, value in nats.items()}
 
 
 def _probes(generators: list[torch.Generator], shape: torch.Size, probes: int) -> torch.Tensor | None:
-    """Signs (probes, B, *shape) of each picture's generator, which probe its trace."""
+    """Signs (probes, B, *shape) of each sample's generator, which probe its trace."""
     if probes == 0:
         return None
     signs = [torch.randint(2, (probes, *shape), generator=g) * 2.0 - 1 for g in generators]

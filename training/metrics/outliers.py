@@ -19,31 +19,31 @@ from mezzotint_training.metrics.likelihood import (
     dequantised,
     encoded,
     generators_of,
-    nats_of_bytes,
+    nats_of_numbers,
     variational_bound,
 )
 from mezzotint_training.metrics.pictures import Real
 
-LEVELS = 64  # noise levels at which a picture is looked at
+LEVELS = 64  # noise levels at which a sample is looked at
 PARTS = 8  # of these, each spread over all, from whose differences the error is taken
-ALARMS = 0.05  # share of held-out pictures whose caption may save as much as that of one that is remembered
+ALARMS = 0.05  # share of held-out samples whose caption may save as much as that of one that is remembered
 ERRORS = 4.0  # standard errors by which a caption must cost bits to be reported
 
 
 def bits(pipe: Any, pictures: Real, captions: list[str], batch_size: int, seed: int, what: str) -> torch.Tensor:
-    """Estimates of the bound above -log2 p of each picture's bytes, given its caption: (N, PARTS), float64, whose mean
+    """Estimates of the bound above -log2 p of each sample, given its caption: (N, PARTS), float64, whose mean
     over the parts is the bound.
 
     Args:
-        pipe: a text-to-image pipeline of pixels.
-        pictures: of its size.
+        pipe: a pipeline of text to samples, of whatever modality, that knows no latents.
+        pictures: samples of its size as they are.
         captions: one for each.
-        batch_size: pictures at a time.
+        batch_size: samples at a time.
         seed: of the noise, which is the same whatever the caption.
         what: the name of the progress bar.
     """
     scheduler, found = MezzotintScheduler.from_config(pipe.scheduler.config), []
-    constant = nats_of_bytes(pipe, pictures.pixels[0].numel())
+    constant = nats_of_numbers(pipe, pictures.pixels[0])["bound"]
     starts = range(0, len(pictures.pixels), batch_size)
     for start in progress_bar(starts, what, len(starts)):
         some = slice(start, start + batch_size)
@@ -61,9 +61,9 @@ def bits(pipe: Any, pictures: Real, captions: list[str], batch_size: int, seed: 
 def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int, deviations: float) -> dict[str, Any]:
     """What is to be said of the rows that a pipeline was trained on, as plain data:
 
-        bits_per_dimension      of known and of held-out pictures, given their caption
-        told_apart              how often a known picture is likelier than a held-out one: 0.5 where none is remembered
-        remembered              share of known pictures whose caption saves more bits than those of all but `ALARMS` of
+        bits_per_dimension      of known and of held-out samples, given their caption
+        told_apart              how often a known sample is likelier than a held-out one: 0.5 where none is remembered
+        remembered              share of known samples whose caption saves more bits than those of all but `ALARMS` of
                                 the held-out ones; that much by design where nothing is remembered
         unlike                  rows that are less likely than the median by so many robust standard deviations (of
                                 1.4826 times the median distance from it), the least likely first
@@ -73,8 +73,8 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
     A pipeline that reads no text has the likelihoods only.
 
     Args:
-        pipe: a text-to-image pipeline of pixels.
-        known, held_out: 40 or more of each, with their row numbers.
+        pipe: a pipeline of text to samples, of whatever modality, that knows no latents.
+        known, held_out: samples as they are, 40 or more of each, with their row numbers.
         deviations: by which a row is `unlike` the others.
     """
     size = known.pixels[0].numel()
@@ -89,6 +89,7 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
     likely = {name: found.mean(1) for name, found in given.items()}
     apart = estimated(_told_apart, likely["known"][:, None], likely["held_out"][:, None], "share")[0]
     results: dict[str, Any] = {
+        "word": pipe.word,
         "dimensions": size,
         "pictures": {name: len(found) for name, found in likely.items()},
         "bits_per_dimension": {name: figure(average(found / size)) for name, found in likely.items()},
@@ -121,6 +122,6 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
 
 
 def _told_apart(known: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
-    """How often a known picture has fewer bits (N, 1) than a held-out one (M, 1): the area under the curve."""
+    """How often a known sample has fewer bits (N, 1) than a held-out one (M, 1): the area under the curve."""
     less, equal = known < held_out.T, known == held_out.T
     return less.double().mean() + 0.5 * equal.double().mean()

@@ -4,6 +4,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ SEEN = {
 
 @dataclass
 class Real:
-    """Pictures of a split, or of its sounds: bytes (N, C, H, W), the captions of each, its class, -1 where it has none,
-    and its row."""
+    """Pictures of a split, or of its sounds: bytes (N, C, H, W), or its samples as they are, whole numbers (N, C, *S);
+    the captions of each, its class, -1 where it has none, and its row."""
 
     pixels: torch.Tensor
     captions: list[list[str]]
@@ -45,7 +46,7 @@ class Real:
 def real_pictures(
     config: TrainConfig, pipe: Any, split: str | None, label_column: str | None
 ) -> tuple[list[CaptionedSamples], list[str]]:
-    """The training and the held-out pictures at the pipeline's size, and the names of their classes, of which a set
+    """The training and the held-out samples at the pipeline's size, and the names of their classes, of which a set
     without labels has none. What is held out is noted in `config`.
 
     Args:
@@ -61,8 +62,6 @@ def real_pictures(
     splits = load_splits(config)
     if (modality := config.modality or "image") != pipe.modality:
         raise UserError(f"the set must hold what the pipeline draws, {pipe.word}s: got a set of modality {modality}")
-    if modality not in ("image", *SEEN):
-        raise UserError(f"evaluate looks at what can be seen, which {pipe.word}s cannot: their benchmark measures them")
     split = split or ("test" if "test" in splits else None)
     if split is not None:
         config.validation_split, config.num_validation_samples = split, 10**9
@@ -74,12 +73,22 @@ def real_pictures(
             splits, classes = labelled(splits, "label")
     parts = held_out(config, splits)
     if parts[1] is None:
-        raise UserError(f"no pictures are held out: --split names a split of {', '.join(map(repr, splits))}")
+        raise UserError(f"no {pipe.word}s are held out: --split names a split of {', '.join(map(repr, splits))}")
     about = pipe.unet.config.get("modality")
     images = [CaptionedSamples(rows, config, pipe.channels, size, about=about) for rows in parts]
     for some in images:
         some.read_all(progress=True)
     return images, classes
+
+
+def check_seen(pipe: Any) -> None:
+    """Check that there is something to see of what a pipeline draws.
+
+    Raises:
+        UserError: where there is not.
+    """
+    if pipe.modality not in ("image", *SEEN):
+        raise UserError(f"evaluate looks at what can be seen, which {pipe.word}s cannot: their benchmark measures them")
 
 
 def seen(modality: str | None, content: torch.Tensor, about: Mapping[str, Any] | None) -> torch.Tensor:
@@ -93,9 +102,10 @@ def seen_of(images: CaptionedSamples, row: int) -> torch.Tensor | None:
     return None if content is None else seen(images.config.modality, content[None], images.about)[0]
 
 
-def read(images: CaptionedSamples, classes: list[str], label_column: str) -> Real:
-    """All good pictures of a split, with their captions and classes."""
-    good = [(i, pixels) for i in images.good.tolist() if (pixels := seen_of(images, i)) is not None]
+def read(images: CaptionedSamples, classes: list[str], label_column: str, as_seen: bool = True) -> Real:
+    """All good samples of a split as judges look at them, or as they are, with their captions and classes."""
+    look = partial(seen_of, images) if as_seen else images.content
+    good = [(i, pixels) for i in images.good.tolist() if (pixels := look(i)) is not None]
     texts = [images.captions[i] for i, _ in good]
     number = {name: i for i, name in enumerate(classes)}
     names = column(images.rows, label_column).to_pylist() if classes else [None] * len(images.rows)

@@ -1,9 +1,9 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""A network as a classifier that nobody trained: of several captions, the one that a picture is likeliest under
+"""A network as a classifier that nobody trained: of several captions, the one that a sample is likeliest under
 (<https://huggingface.co/papers/2303.16203>).
 
-Of the variational bound above -log p(picture | caption) only the diffusion term depends on the caption. It is estimated
-in rounds, each of a few noise levels evenly spread from a random one on; in a round all captions of a picture meet the
+Of the variational bound above -log p(sample | caption) only the diffusion term depends on the caption. It is estimated
+in rounds, each of a few noise levels evenly spread from a random one on; in a round all captions of a sample meet the
 same noise, so that what they do not explain cancels out of their differences. After each round captions drop out that
 are behind the best by more than the rounds leave in doubt (the paper's Algorithm 2, with a standard error in the place
 of its fixed plan).
@@ -26,10 +26,10 @@ class Verdicts(NamedTuple):
     """What `classify` finds.
 
     Args:
-        best (`torch.Tensor` of shape `(N,)`): the number of each picture's caption.
+        best (`torch.Tensor` of shape `(N,)`): the number of each sample's caption.
         nats (`torch.Tensor` of shape `(N, C)`): the estimate of the diffusion term, of captions that dropped out as it
             was then.
-        evaluations: of the network, for a picture on average.
+        evaluations: of the network, for a sample on average.
     """
 
     best: torch.Tensor
@@ -51,14 +51,14 @@ def classify(
     rounds: int = 32,
     progress: bool = True,
 ) -> Verdicts:
-    """The caption that each picture is likeliest under, without guidance.
+    """The caption that each sample is likeliest under, without guidance.
 
     Args:
-        pipe: a text-to-image pipeline of pixels, whose network reads text.
-        pixels (`torch.Tensor` of shape `(N, C, H, W)`): bytes, of its size.
+        pipe: a pipeline of text to samples, of whatever modality, whose network reads text and knows no latents.
+        pixels (`torch.Tensor` of shape `(N, C, *S)`): samples of its size, in whole numbers.
         captions: two or more.
-        batch_size: pairs of a picture and a caption at a time.
-        seed: of the noise, which a picture's place decides besides, and not the batch.
+        batch_size: pairs of a sample and a caption at a time.
+        seed: of the noise, which a sample's place decides besides, and not the batch.
         rounds: at most, `LEAST_ROUNDS` or more; each costs `LEVELS` evaluations for every caption that is left.
     """
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
@@ -81,7 +81,7 @@ def classify(
         if turn + 1 >= LEAST_ROUNDS:
             best = terms.nanmean(0).where(left, torch.inf).argmin(1, keepdim=True)
             behind = terms[: turn + 1] - terms[: turn + 1].gather(2, best.expand(turn + 1, -1, -1))
-            # of those that are left there is a term of each round, and of a picture that is decided nothing changes
+            # of those that are left there is a term of each round, and of a sample that is decided nothing changes
             drops = behind.mean(0) > DOUBT * behind.std(0) / (turn + 1) ** 0.5
             left &= ~drops
     nats = terms.nanmean(0)

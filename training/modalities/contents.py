@@ -16,6 +16,11 @@ def unit(content: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Ten
     return content.to(dtype) / 32768 if content.dtype == torch.int16 else content.to(dtype) / 127.5 - 1
 
 
+def spacing(dtype: torch.dtype) -> float:
+    """How far apart neighbouring whole numbers of a type are in [-1, 1]."""
+    return 1 / 32768 if dtype == torch.int16 else 1 / 127.5
+
+
 def whole(data: torch.Tensor, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
     """The inverse of `unit`: the nearest whole numbers of a type, bytes or 16 bits."""
     if dtype == torch.int16:

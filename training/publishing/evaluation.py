@@ -34,7 +34,7 @@ from mezzotint_training.metrics.features import TRAINED, make_features
 from mezzotint_training.metrics.intervals import average
 from mezzotint_training.metrics.judges import LearnedFeatures
 from mezzotint_training.metrics.likelihood import likelihood
-from mezzotint_training.metrics.pictures import Real, draw, read, real_pictures, shuffled
+from mezzotint_training.metrics.pictures import Real, check_seen, draw, read, real_pictures, shuffled
 from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.saved import check_denoises, load_pipeline
@@ -90,6 +90,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         check_pixels(pipe, "likelihood")
     if task == "cascade" and args.corrector_steps:
         raise UserError("corrector_steps is of one network: got a cascade")
+    check_seen(pipe)
     device = pipe.device
     steps, scale = pipe.settle_steps(args.num_inference_steps, args.guidance_scale)
     number("num_inference_steps", int, steps, at_most(pipe.scheduler.config.num_train_timesteps))
@@ -104,7 +105,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.card:
         card.check_trained_on(folder, len(train.pixels))
-    test = test.rows(shuffled(len(test.pixels), args.seed)[: args.count])
+    order = shuffled(len(test.pixels), args.seed)[: args.count]
+    test = test.rows(order)
     few = shuffled(len(train.pixels), args.seed)
     floor = train.rows(few[: args.count])  # independent of the held-out ones, as what is drawn for their captions is
     asked = train.rows(few[torch.arange(args.count) % len(few)])
@@ -164,7 +166,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     results["held_out_loss"] = held_out_loss(pipe, images[1], args, device) if task != "cascade" else []
     if args.likelihood:
-        some = test.rows(torch.arange(min(args.likelihood_count, len(test.pixels))))
+        some = read(images[1], [], "label", as_seen=False).rows(order[: args.likelihood_count])
         how = {"probes": args.likelihood_probes, "tolerance": args.likelihood_tolerance}
         results["likelihood"] = likelihood(pipe, some, **how, batch_size=args.batch_size, seed=args.seed)
     return results
@@ -191,7 +193,7 @@ def data_settings(args: argparse.Namespace, program: str) -> TrainConfig:
 
 
 def load_for_likelihood(checkpoint: str, device: str | None, program: str) -> Any:
-    """A pipeline of whose pictures a likelihood can be told.
+    """A pipeline of whose samples a likelihood can be told.
 
     Raises:
         UserError: for one of another task, one of latents, or one that does not denoise; `program` is what asks.
@@ -204,13 +206,11 @@ def load_for_likelihood(checkpoint: str, device: str | None, program: str) -> An
 
 
 def check_pixels(pipe: Any, program: str) -> None:
-    """Check that the network's likelihoods are of pictures; `program` is what asks.
+    """Check that the network's likelihoods are of samples; `program` is what asks.
 
     Raises:
         UserError: for a network of latents, or one that does not denoise.
     """
-    if pipe.modality != "image":
-        raise UserError(f"{program} must be of pictures, whose bytes it is about: got a pipeline of {pipe.word}s")
     if isinstance(pipe, MezzotintPriorPipeline):
         raise UserError(f"{program} must be of a network that reads the text: got a decoder of embeddings")
     if pipe.trained_for["task"] == "cascade":
