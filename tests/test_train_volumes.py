@@ -111,12 +111,33 @@ def test_a_classifier_steers_it(made, tmp_path):
 def test_they_are_classified_by_their_likelihood(made, tmp_path, capsys):
     kind, folder = made
     word = {"video": "video", "voxels": "solid"}[kind]
-    words = ["classify", str(folder), "--rounds", "6", "--device", "cpu", "--captions", *RUNS[kind]["validation_prompts"]]
+    words = [
+        "classify",
+        str(folder),
+        "--rounds",
+        "6",
+        "--device",
+        "cpu",
+        "--captions",
+        *RUNS[kind]["validation_prompts"],
+    ]
     assert cli.main([*words, "--count", "48"]) == 0
     assert f" held-out {word}s are likeliest under their own caption of 2" in capsys.readouterr().out
     if kind == "voxels":
         assert cli.main([*words[:2], "x.vox", *words[2:]]) == 2
         assert "solids are classified of a set, in a column of arrays: got files" in capsys.readouterr().err
+
+
+def test_each_prompt_has_a_video_of_its_own(made):
+    kind, folder = made
+    if kind == "video":
+        pipe = mezzotint.MezzotintVideoPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        given = np.random.default_rng(0).random((2, 4, 16, 16, 3))
+        how = {"num_inference_steps": 2, "num_videos_per_prompt": 2, "output_type": "np"}
+        found = pipe(["red", "blue"], video=list(given), mask=[0, 0, 1, 1], **how).frames
+        np.testing.assert_allclose(found[:, :2], given[[0, 0, 1, 1], :2], atol=1e-6)
+        assert np.abs(found[:, 2:] - given[[0, 0, 1, 1], 2:]).max() > 0.1
 
 
 def test_its_card_shows_what_is_drawn_and_links_to_files_of_it(made):

@@ -6,9 +6,10 @@ nobody trained (<https://huggingface.co/papers/2303.16203>). A sound, a video or
     mezzotint classify runs/mine --train_data_dir pictures/ --split test --output verdicts.json
     mezzotint classify runs/spoken-digits seven.wav --captions "a spoken six" "a spoken seven"
 
-Files that are named are read as in training, pictures scaled and cropped, and each has a line with its likeliest caption
-and its probability; a molecule is named by its string. Without one, held-out samples of a set are classified, by default
-among the first captions of its training samples, and the share that is right stands in the end with its 95 % interval.
+Files that are named are read as in training, pictures scaled and cropped, and each has a line with its likeliest
+caption and its probability; a molecule is named by its string. Without one, held-out samples of a set are classified,
+by default among the first captions of its training samples, and the share that is right stands in the end with its
+95 % interval.
 
 Captions are compared by the variational bound of the likelihood, without guidance, under the same noise; those that are
 clearly behind drop out early. A sample takes hundreds of evaluations of the network. Everything is a function of
@@ -99,8 +100,8 @@ def of_a_set(args: argparse.Namespace) -> dict[str, Any]:
         (captions[i], captions[j]) for i, j in zip(own.tolist(), found.best.tolist(), strict=True) if i != j
     )
     low, high = right["interval"]
-    print(f"{right['value']:.1%} ({low:.1%} to {high:.1%}) of {len(own)} held-out {pipe.word}s are likeliest under their "
-          f"own caption of {len(captions)}, by {found.evaluations:.0f} evaluations each")  # fmt: skip
+    print(f"{right['value']:.1%} ({low:.1%} to {high:.1%}) of {len(own)} held-out {pipe.word}s are likeliest under "
+          f"their own caption of {len(captions)}, by {found.evaluations:.0f} evaluations each")  # fmt: skip
     for (said, taken), count in wrong.most_common(CONFUSIONS):
         print(f"  {said!r} taken for {taken!r}: {count}")
     assert held_out.numbers is not None

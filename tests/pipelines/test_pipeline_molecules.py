@@ -73,6 +73,25 @@ def test_a_fragment_is_kept_and_the_network_is_told_it_at_every_step(pipe):
         torch.testing.assert_close(latents[..., :2], noisy)
 
 
+def test_a_molecule_is_taken_up_from_the_noise_of_its_strength(pipe):
+    """The network meets its bits as `add_noise` makes them; of all steps nothing is left of them."""
+    noise, met = torch.randn(2, 16, LENGTH, generator=torch.Generator().manual_seed(7)), []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: met.append(inputs))
+    call(pipe, molecule="[C][=C][O]", strength=0.7, num_molecules_per_prompt=2, latents=noise)
+    hook.remove()
+    known = ((bits("[C]", "[=C]", "[O]") + 0.2) / 0.9).expand(2, -1, -1)
+    noisy = pipe.scheduler.add_noise(known, noise, torch.as_tensor(met[0][1]).reshape(-1)[:1].expand(2))
+    assert len(met) == 2
+    torch.testing.assert_close(met[0][0][:2], noisy)
+    free = call(pipe, latents=noise, num_molecules_per_prompt=2, output_type="pt")
+    again = call(pipe, molecule="[C]", strength=1, latents=noise, num_molecules_per_prompt=2, output_type="pt")
+    assert torch.equal(free, again)
+    for wrong, what in (({"strength": 0.5}, "strength goes with molecule: got it alone"),
+                        ({"molecule": "[N]"}, "molecule must be tokens that the network knows")):  # fmt: skip
+        with pytest.raises(ValueError, match=what):
+            call(pipe, **wrong)
+
+
 def test_forms_of_the_result(pipe):
     result = pipe(num_inference_steps=2, num_molecules_per_prompt=2)
     assert isinstance(result, MezzotintMoleculePipelineOutput) and all(isinstance(one, str) for one in result.molecules)

@@ -51,7 +51,7 @@ class MezzotintImageMixin:
         for another number of them; `name` is the argument's."""
         if len(pictures) not in (1, prompts):
             raise ValueError(f"{name} needs one entry, or one for each of {prompts} prompts: got {len(pictures)}")
-        return pictures.expand(prompts, -1, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+        return pictures.expand(prompts, *pictures.shape[1:]).repeat_interleave(num_images_per_prompt, dim=0)
 
     def read_mask(self, mask_image, spatial: tuple[int, int], warn: bool = True) -> torch.Tensor:
         """The masks as one tensor of shape `(masks, 1, height, width)`, 1 where a picture is to be drawn and 0 where it

@@ -158,6 +158,21 @@ class MezzotintInputsMixin:
         `{"task": "text_to_image"}` where the config says nothing."""
         return dict(getattr(self.unet.config, "condition", None) or {"task": "text_to_image"})
 
+    @staticmethod
+    def settle_strength(strength: Any, sample: dict[str, Any], mask: dict[str, Any]) -> float:
+        """The part of the steps that is taken from a sample on: by default 0.8, or 1 where a mask says what of it is
+        drawn; 1 where none is given. Both come by the argument's name. Raises `ValueError` in one line for an
+        impossible one."""
+        ((name, given),), ((masked, drawn),) = sample.items(), mask.items()
+        if given is None:
+            if drawn is not None or strength is not None:
+                raise ValueError(f"{'strength' if drawn is None else masked} goes with {name}: got it alone")
+            return 1.0
+        strength = (0.8 if drawn is None else 1.0) if strength is None else strength
+        if not _is_number(strength) or not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1: got {_shown(strength)}")
+        return strength
+
     def check_guidance(self, guidance: MezzotintGuidance) -> None:
         """Raises `ValueError` in one line for impossible guidance, or guidance that the components cannot give."""
         for name, value, least, most in (

@@ -154,13 +154,10 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, (spatial,), generator, latents)
         start, known = self.known(sound, drawn, length, noise)
-        latents = noise * run.scheduler.init_noise_sigma
-        if strength < 1:
-            latents = run.scheduler.add_noise(start, noise, schedule[:1].expand(batch_size))
 
         # 5. Denoise
         latents = run.denoise(
-            latents,
+            run.start_from(start, noise, schedule, strength),
             schedule,
             text,
             guidance,
@@ -204,10 +201,9 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         Raises:
             ValueError: for what is no such thing.
         """
+        strength = self.settle_strength(strength, {"audio": audio}, {"mask": mask})
         if audio is None:
-            if mask is not None or strength is not None:
-                raise ValueError(f"{'strength' if mask is None else 'mask'} goes with audio: got it alone")
-            return None, torch.ones(0, dtype=torch.bool), 1.0
+            return None, torch.ones(0, dtype=torch.bool), strength
         sound, channels = torch.as_tensor(audio).float().cpu(), self.channels - 1
         if sound.ndim != 2 or len(sound) != channels or sound.shape[1] == 0 or not sound.isfinite().all():
             got = tuple(sound.shape)
@@ -219,9 +215,6 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
                 got = tuple(given.shape)
                 raise ValueError(f"mask must have shape {tuple(drawn.shape)}, between 0 and 1: got shape {got}")
             drawn = given >= 0.5
-        strength = (0.8 if mask is None else 1.0) if strength is None else strength
-        if not _is_number(strength) or not 0 < strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1: got {_shown(strength)}")
         return sound, drawn, strength
 
     def known(

@@ -68,6 +68,8 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         self,
         prompt: str | list[str] | None = None,
         fragment: str | None = None,
+        molecule: str | None = None,
+        strength: float | None = None,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -102,6 +104,9 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             prompt (`str` or list of `str`, *optional*): what is said of the molecule.
             fragment (`str`, *optional*): tokens that each string begins with, in the notation that the network draws;
                 the rest is drawn to go with them.
+            molecule (`str`, *optional*): a string in that notation to start from: its bits are noised to the first of
+                the steps that are left by `strength` (SDEdit, <https://huggingface.co/papers/2108.01073>).
+            strength (`float`, *optional*): the part of the steps that is taken from `molecule` on; by default 0.8.
             num_molecules_per_prompt (`int`): molecules for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(molecules, channels, positions)`, *optional*): the starting noise.
             output_type (`"str"`, `"smiles"`, `"np"`, `"pt"` or `"latent"`): strings in the network's own notation;
@@ -126,7 +131,9 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         self.check_inputs(
             *steps, num_molecules_per_prompt, eta, generator, latents, output_type, *callback, **corrector
         )
-        kept = None if fragment is None else self.bits_of(fragment)
+        strength = self.settle_strength(strength, {"molecule": molecule}, {"mask": None})
+        kept = None if fragment is None else self.bits_of("fragment", fragment)
+        given = None if molecule is None else self.bits_of("molecule", molecule, self.default_size[0])
         if output_type == "smiles":
             self.to_smiles("")
         self.check_guidance(guidance)
@@ -147,9 +154,11 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         text, guidance, batch_size = run.prepare_conditions(guidance, num_molecules_per_prompt, *text)
 
         # 4. Choose the timesteps; a fragment is put back after each step, with the step's noise
-        schedule = run.choose_timesteps(guidance, *steps)
+        schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, self.default_size, generator, latents)
-        put_back = None
+        start = put_back = None
+        if given is not None:
+            start = self.drawn_out(given.to(noise), noise.shape[2:]).expand_as(noise)
         if kept is not None:
             drawn = torch.arange(noise.shape[2], device=noise.device) >= kept.shape[2]  # (positions,)
             known = torch.zeros_like(noise)
@@ -158,7 +167,7 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
 
         # 5. Denoise
         latents = run.denoise(
-            noise * run.scheduler.init_noise_sigma,
+            run.start_from(start, noise, schedule, strength),
             schedule,
             text,
             guidance,
@@ -202,20 +211,20 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
             found.append("".join(tokens[token] for token in choice[:end].tolist()))
         return found
 
-    def bits_of(self, fragment: Any) -> torch.Tensor:
-        """The tokens of a string, normalised, of shape `(1, channels, tokens)`.
+    def bits_of(self, name: str, given: Any, length: int | None = None) -> torch.Tensor:
+        """The tokens of a string, the argument `name`, normalised, of shape `(1, channels, tokens)`; filled up to a
+        length, if there is one.
 
         Raises:
             ValueError: for a string that the vocabulary has no tokens for, or that leaves no room.
         """
         known = sorted(filter(None, self.vocabulary), key=len, reverse=True)
-        tokens = re.findall("|".join(map(re.escape, known)), fragment) if isinstance(fragment, str) else []
-        if not tokens or "".join(tokens) != fragment:
-            raise ValueError(
-                f"fragment must be tokens that the network knows, in {self.notation}: got {_shown(fragment)}"
-            )
+        tokens = re.findall("|".join(map(re.escape, known)), given) if isinstance(given, str) else []
+        if not tokens or "".join(tokens) != given:
+            raise ValueError(f"{name} must be tokens that the network knows, in {self.notation}: got {_shown(given)}")
         if len(tokens) >= self.default_size[0]:
-            raise ValueError(f"fragment must have fewer tokens than fit, {self.default_size[0]}: got {len(tokens)}")
+            raise ValueError(f"{name} must have fewer tokens than fit, {self.default_size[0]}: got {len(tokens)}")
+        tokens += [""] * (0 if length is None else length - len(tokens))
         words = torch.tensor([self.vocabulary[token] for token in tokens])[None, None]
         bits = classes_to_bits(words, 2**self.unet.config.out_channels)
         mean, std = self._scale(bits)

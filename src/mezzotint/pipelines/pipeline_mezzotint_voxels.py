@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Text to solid: a prompt is encoded, noise is drawn, the U-Net and the scheduler take turns, voxels come out; a part
-of them may be given.
+of them may be given, or a solid that is varied.
 
 Only the order of these steps lives here. The file travels inside checkpoints, joined with the shared ones that it
 imports; components arrive as arguments.
@@ -55,6 +55,7 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         prompt: str | list[str] | None = None,
         voxels: np.ndarray | torch.Tensor | None = None,
         mask_voxels: np.ndarray | torch.Tensor | None = None,
+        strength: float | None = None,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -89,9 +90,12 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         Args:
             prompt (`str` or list of `str`, *optional*): what is to be built.
             voxels (array `(depth, height, width, channels)`, or tensor `(channels, depth, height, width)`, in [0, 1],
-                *optional*): a solid of which a part is kept, and the rest completed.
-            mask_voxels (array or tensor of shape `(depth, height, width)`, *optional*): 1 where it is to be drawn, 0
-                where `voxels` stay; given exactly when they are.
+                *optional*): a solid to start from: it is noised to the first of the steps that are left by `strength`
+                (SDEdit, <https://huggingface.co/papers/2108.01073>).
+            mask_voxels (array or tensor of shape `(depth, height, width)`, *optional*): 1 where `voxels` are to be
+                drawn, 0 where they stay.
+            strength (`float`, *optional*): the part of the steps that is taken from `voxels` on; by default 0.8, and 1
+                with a mask.
             num_solids_per_prompt (`int`): solids for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(solids, channels, depth, height, width)`, *optional*): the starting
                 noise.
@@ -117,7 +121,7 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         size = self.default_size
         counts = corrector | dict(zip(("depth", "height", "width"), size, strict=True))
         self.check_inputs(*steps, num_solids_per_prompt, eta, generator, latents, output_type, *callback, **counts)
-        given = self.read_voxels(voxels, mask_voxels)
+        given, strength = self.read_voxels(voxels, mask_voxels, strength)
         self.check_guidance(guidance)
         text = (
             prompt,
@@ -136,17 +140,18 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         text, guidance, batch_size = run.prepare_conditions(guidance, num_solids_per_prompt, *text)
 
         # 4. Choose the timesteps; what is given is put back after each step, with the step's noise
-        schedule = run.choose_timesteps(guidance, *steps)
+        schedule = run.choose_timesteps(guidance, *steps, strength)
         noise = run.draw_noise(batch_size, size, generator, latents)
-        put_back = None
+        known = put_back = None
         if given is not None:
             solid, drawn = (x.to(noise) for x in given)
-            drawn = self.drawn_out(drawn, noise.shape[2:]) > 0
-            put_back = run.putting_back(run.encode(solid, noise.shape[2:]).expand_as(noise), drawn, noise, schedule)
+            known = run.encode(solid, noise.shape[2:]).expand_as(noise)
+            if mask_voxels is not None:
+                put_back = run.putting_back(known, self.drawn_out(drawn, noise.shape[2:]) > 0, noise, schedule)
 
         # 5. Denoise
         latents = run.denoise(
-            noise * run.scheduler.init_noise_sigma,
+            run.start_from(known, noise, schedule, strength),
             schedule,
             text,
             guidance,
@@ -166,15 +171,17 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             found = found.permute(0, 2, 3, 4, 1).cpu().numpy() if output_type == "np" else found
         return MezzotintVoxelPipelineOutput(voxels=found) if return_dict else (found,)
 
-    def read_voxels(self, voxels: Any, mask_voxels: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The solid that is given, of shape `(1, channels, depth, height, width)` in [-1, 1], and where it is to be
-        drawn, of shape `(1, 1, depth, height, width)`. Raises `ValueError` in one line for what is no such thing."""
-        if (voxels is None) != (mask_voxels is None):
-            raise ValueError(
-                f"voxels and mask_voxels go together: got {'mask_voxels' if voxels is None else 'voxels'} alone"
-            )
+    def read_voxels(
+        self, voxels: Any, mask_voxels: Any, strength: Any
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, float]:
+        """The solid that is given, of shape `(1, channels, depth, height, width)` in [-1, 1], where it is to be drawn,
+        of shape `(1, 1, depth, height, width)`, and the strength. Raises `ValueError` in one line for what is no such
+        thing."""
+        strength = self.settle_strength(strength, {"voxels": voxels}, {"mask_voxels": mask_voxels})
         if voxels is None:
-            return None
+            return None, strength
+        if mask_voxels is None:
+            mask_voxels = torch.ones(self.default_size)
         for name, value in (("voxels", voxels), ("mask_voxels", mask_voxels)):
             if not isinstance(value, (np.ndarray, torch.Tensor)):
                 raise ValueError(f"{name} must be an array or a tensor: got {_shown(value)}")
@@ -188,4 +195,4 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
             )
         if not ((solid >= 0) & (solid <= 1)).all() or not ((drawn >= 0) & (drawn <= 1)).all():
             raise ValueError("voxels and mask_voxels must be between 0 and 1: got other numbers")
-        return solid[None] * 2 - 1, (drawn >= 0.5)[None, None].float()
+        return (solid[None] * 2 - 1, (drawn >= 0.5)[None, None].float()), strength

@@ -553,6 +553,16 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
             network.read(embeds, mask)
         return found
 
+    def start_from(
+        self, known: torch.Tensor | None, noise: torch.Tensor, schedule: torch.Tensor, strength: float
+    ) -> torch.Tensor:
+        """The sample that `denoise` begins with: `noise` at the scheduler's scale, or, with a strength below 1, the
+        clean and normalised sample `known` noised to the first of the timesteps
+        (SDEdit, <https://huggingface.co/papers/2108.01073>)."""
+        if strength < 1:
+            return self.scheduler.add_noise(known, noise, schedule[:1].expand(len(noise)))
+        return noise * self.scheduler.init_noise_sigma
+
     def putting_back(
         self, known: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, schedule: torch.Tensor
     ) -> Callable[[torch.Tensor, int], torch.Tensor]:
