@@ -274,7 +274,7 @@ def test_what_weights_cannot_do_is_said_in_one_line(task_folders, capsys, argv, 
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["{tmp}/tiny", "a", "--strength", "0.5"], "strength goes with --image: got it alone"),
+        (["{tmp}/tiny", "a", "--strength", "0.5"], "strength goes with --image or --audio or --video or --molecule"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/none.png"], "image {tmp}/none.png"),
         (["{tmp}/tiny", "a", "--image", "{tmp}/tiny/model_index.json"], "image {tmp}/tiny/model_index.json"),
         (["{tmp}/tiny", "a", "--image", "x", "--height", "8"], "leave one of --height and --image out"),

@@ -113,6 +113,13 @@ def test_sample_writes_files_or_a_picture_of_them(folder, tmp_path, capsys, name
     for number in (1, 2):
         sound, rate = soundfile.read(tmp_path / name.replace(".", f"-{number}."))
         assert rate == 2000 and sound.shape == (400,)
+    # From a sound at another rate, as long as it is
+    soundfile.write(tmp_path / "mine.wav", np.sin(np.arange(1200) / 9), 4000)
+    argv = [*argv[:3], "--num_inference_steps", "5", "--device", "cpu", "--output", str(tmp_path / "again.wav")]
+    assert cli.main([*argv, "--audio", str(tmp_path / "mine.wav"), "--strength", "0.3"]) == 0
+    assert soundfile.read(tmp_path / "again.wav")[0].shape == (600,)
+    assert cli.main([*argv, "--audio", str(tmp_path / "none.wav")]) == 2
+    assert f"audio {tmp_path / 'none.wav'} cannot be loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ def test_a_string_is_classified_by_its_likelihood(folder, capsys):
     assert capsys.readouterr().err.startswith("mezzotint: molecule [Xx] cannot be read: ")
 
 
+def test_one_is_drawn_from_another_or_from_its_beginning(folder, tmp_path, capsys):
+    argv = ["sample", str(folder), "an alcohol", "--num_inference_steps", "5", "--device", "cpu"]
+    argv += ["--output", str(tmp_path / "x.txt")]
+    assert cli.main([*argv, "--molecule", "[C][C][O]", "--strength", "0.2"]) == 0, capsys.readouterr().err
+    assert (tmp_path / "x.txt").read_text() == "[C][C][O]\n"  # of so little noise the code words are the nearest
+    assert cli.main([*argv, "--fragment", "[O][C]"]) == 0
+    assert (tmp_path / "x.txt").read_text().startswith("[O][C]")
+
+
 def test_its_card_and_its_drawings(folder):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-to-molecule" in card and "of up to 16 tokens of 6 kinds" in card

@@ -166,6 +166,10 @@ def test_sample_writes_files_or_a_picture_of_them(made, tmp_path, capsys):
         assert cli.main([*argv, str(tmp_path / "y.webp"), "--image", str(first), "--num_frames", "6"]) == 0
         video = Image.open(tmp_path / "y-1.webp")
         assert video.n_frames == 6 and (np.asarray(video.convert("RGB")) == 90).all()
+        for given in ("x-1.webp", "x-1.mp4"):
+            again = ["--video", str(tmp_path / given), "--strength", "0.5"]
+            assert cli.main([*argv, str(tmp_path / "z.webp"), *again]) == 0, capsys.readouterr().err
+            assert Image.open(tmp_path / "z-1.webp").n_frames == 4
     assert cli.main([*argv, str(tmp_path / "all.png")]) == 0
     assert Image.open(tmp_path / "all.png").size == {"video": (64, 32), "voxels": (128, 256)}[kind]
     assert cli.main([*argv, str(tmp_path / "x.wav")]) == 2

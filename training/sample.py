@@ -15,6 +15,7 @@ mezzotint sample --from seven.png --num_inference_steps 50
 mezzotint sample runs/spoken-digits "a spoken seven" --output seven.wav --num_images_per_prompt 3
 mezzotint sample runs/walks "a man in plate armour walking left" --output man.webp
 mezzotint sample runs/minis "a red car" --output car.glb
+mezzotint sample runs/spoken-digits "a spoken six" --audio seven.wav --strength 0.6 --output six.wav
 
 Of sounds, WAV and FLAC files are written, of videos WebP, GIF and MP4, of solids VOX, GLB and PLY; of several
 seven-1.wav, seven-2.wav, ...; of molecules a line each, as SMILES (.smi) or as they are drawn (.txt); or one picture
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 import mezzotint
@@ -57,6 +58,7 @@ from mezzotint_training.config.rules import (
 )
 from mezzotint_training.config.tasks import MODALITIES
 from mezzotint_training.engine.files import digest
+from mezzotint_training.modalities.contents import unit
 from mezzotint_training.modalities.images import EXTENSIONS, header, open_picture
 from mezzotint_training.networks.saved import load_pipeline
 
@@ -71,10 +73,25 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 TEXTLESS = (MezzotintUpscalePipeline, MezzotintSegmentPipeline, MezzotintVariationPipeline)  # which need no prompt
 # What goes with a picture, and with which
-NEEDS = {"strength": "image", "num_resamples": "mask", "scale": "image"}
+NEEDS = {"strength": ("image", "audio", "video", "molecule"), "num_resamples": ("mask",), "scale": ("image",)}
 # Arguments that some pipelines have
 OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio", "negative_prompt")
-OWN = ("audio_length_in_s", "num_frames", "height", "width", "image")  # what samples that are no pictures go with
+# What samples that are no pictures go with
+OWN = (
+    "audio_length_in_s",
+    "num_frames",
+    "height",
+    "width",
+    "image",
+    "audio",
+    "video",
+    "molecule",
+    "fragment",
+    "strength",
+)
+OF_OTHERS = {"audio_length_in_s": "sounds", "audio": "sounds", "num_frames": "videos", "video": "videos",
+             "molecule": "molecules", "fragment": "molecules"}  # fmt: skip
+FILES = ("image", "mask", "audio", "video")  # what is given as files
 LINES = (".smi", ".txt")  # files in which a sample is a line
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn
 UNTOLD = ("output", "animation", "device", "from", "prompts_file")  # what is of the call and not of the picture
@@ -123,8 +140,8 @@ def sample(args: argparse.Namespace) -> None:
             raise UserError(f"animation must end in one of {', '.join(MOVING)}: got {animation}")
     given = {name: value for name, value in vars(args).items() if value is not None}
     for name, needed in NEEDS.items():
-        if name in given and needed not in given:
-            raise UserError(f"{name} goes with --{needed}: got it alone")
+        if name in given and not any(other in given for other in needed):
+            raise UserError(f"{name} goes with --{' or --'.join(needed)}: got it alone")
     for name in ("height", "width"):
         if name in given and "image" in given:
             raise UserError(f"{name} is that of the image: leave one of --{name} and --image out")
@@ -206,8 +223,9 @@ def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image])
         unfit = [x for x in (*OWN, "mask", "animation") if x in given and x not in takes]
         if unfit:
             raise UserError(f"{unfit[0]} is not for {type(pipe).__name__}, which these weights ask for: got it")
-        return pipe, {name: (given | pictures)[name] for name in takes if name in given}
-    for name, word in (("audio_length_in_s", "sounds"), ("num_frames", "videos")):
+        samples_given = {name: read_sample(name, given[name], pipe) for name in ("audio", "video") if name in given}
+        return pipe, {name: (given | pictures | samples_given)[name] for name in takes if name in given}
+    for name, word in OF_OTHERS.items():
         if name in given:
             raise UserError(f"{name} is for {word}, and the weights draw {pipe.word}s: got it")
     if isinstance(pipe, MezzotintCascadePipeline):
@@ -269,7 +287,7 @@ def write(picture: Image.Image, output: Path, given: dict[str, Any]) -> None:
     kind, encoded, about = Image.registered_extensions()[output.suffix.lower()], io.BytesIO(), {}
     if kind == "PNG":
         told = {name: value for name, value in given.items() if name not in UNTOLD}
-        files = {name: digest(Path(told[name])) for name in ("image", "mask") if name in told}
+        files = {name: digest(Path(told[name])) for name in FILES if name in told}
         about["pnginfo"] = PngInfo()
         text = json.dumps({"version": mezzotint.__version__, "arguments": told, "sha256": files}, ensure_ascii=False)
         about["pnginfo"].add_itxt(TOLD, text)
@@ -338,6 +356,28 @@ def read(name: str, path: str) -> Image.Image:
         if header(cell).animated:
             raise ValueError("it has several frames: give one of them")
         return open_picture(cell)
+
+
+def read_sample(name: str, path: str, pipe: Any) -> Any:
+    """The sound (channels, samples) or the frames of a file, as the pipeline takes them; `name` is that of the argument, for the message.
+
+    Raises:
+        UserError: for a file that is not there, or holds no such thing.
+    """
+    reader, cell = MODALITIES[pipe.modality].reader, {"path": path, "bytes": None}
+    with loading(f"{name} {path}"):
+        Path(path).open("rb").close()
+        if name == "audio":
+            waveform = {"sampling_rate": pipe.sampling_rate}
+            size = (reader.header(cell, waveform).length,)
+            return unit(reader.read(cell, pipe.channels, size, waveform)[:-1])  # the last says where there is sound
+        if Path(path).suffix.lower() in EXTENSIONS:  # pictures of several frames, as this program writes
+            with Image.open(path) as picture:
+                return [frame.copy() for frame in ImageSequence.Iterator(picture)]
+        found = reader.header(cell)
+        size = (reader.at_rate(found, pipe.frame_rate), found.height, found.width)
+        frames = reader.read(cell, pipe.channels, size, pipe.unet.config.modality)  # (C, T, H, W)
+        return (unit(frames).movedim(0, -1) / 2 + 0.5).numpy()
 
 
 if __name__ == "__main__":

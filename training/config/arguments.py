@@ -190,8 +190,14 @@ def sample(parser: Parser) -> None:
         "strength",
         float,
         SHARE,
-        help="part of the steps that is taken from the picture on; by default 0.8, and 1 with a mask",
+        help="part of the steps that is taken from the picture, sound, video or molecule on; by default 0.8, and 1 "
+        "with a mask",
     )
+    parser.add_argument("--audio", type=text, help="a sound file to start from, as long as which the drawn ones are")
+    parser.add_argument("--video", type=text, help="a video file to start from, of whose frames' number and size the "
+                        "drawn ones are")  # fmt: skip
+    parser.add_argument("--molecule", type=text, help="a molecule to start from, in the notation that is drawn")
+    parser.add_argument("--fragment", type=text, help="tokens of a molecule that each drawn one begins with")
     parser.number(
         "num_resamples", int, at_least(1), at_most(1000), help="times that each step is taken, with a mask (RePaint)"
     )

@@ -88,11 +88,11 @@ def settle(
     if config.frame_rate not in (None, rate):
         raise ValueError(f"frame_rate must be that of the saved pipeline, {rate:g}: got {config.frame_rate:g}")
     asked = tuple(config.resolution or (size and size[1:]) or (first.height, first.width))
-    frames = config.num_frames or (size[0] if size else min(_at_rate(header, rate) for header in headers()))
+    frames = config.num_frames or (size[0] if size else min(at_rate(header, rate) for header in headers()))
     return (frames, asked[0], asked[-1]), {"frame_rate": float(rate)}
 
 
-def _at_rate(header: Header, rate: float) -> int:
+def at_rate(header: Header, rate: float) -> int:
     """The number of frames of a video at a frame rate, at least 2."""
     return max(2, math.floor(header.frames * rate / (header.frame_rate or rate)))
 
