@@ -359,7 +359,8 @@ def read(name: str, path: str) -> Image.Image:
 
 
 def read_sample(name: str, path: str, pipe: Any) -> Any:
-    """The sound (channels, samples) or the frames of a file, as the pipeline takes them; `name` is that of the argument, for the message.
+    """The sound (channels, samples) or the frames of a file, as the pipeline takes them; `name` is that of the
+    argument, for the message.
 
     Raises:
         UserError: for a file that is not there, or holds no such thing.
