@@ -170,8 +170,6 @@ def test_sample_writes_files_or_a_picture_of_them(made, tmp_path, capsys):
             again = ["--video", str(tmp_path / given), "--strength", "0.5"]
             assert cli.main([*argv, str(tmp_path / "z.webp"), *again]) == 0, capsys.readouterr().err
             assert Image.open(tmp_path / "z-1.webp").n_frames == 4
-    else:
-        assert cli.main([*argv, str(tmp_path / "few.vox"), "--color_tolerance", "0.2"]) == 0
     assert cli.main([*argv, str(tmp_path / "all.png")]) == 0
     assert Image.open(tmp_path / "all.png").size == {"video": (64, 32), "voxels": (128, 256)}[kind]
     assert cli.main([*argv, str(tmp_path / "x.wav")]) == 2

@@ -88,10 +88,9 @@ OWN = (
     "molecule",
     "fragment",
     "strength",
-    "color_tolerance",
 )
 OF_OTHERS = {"audio_length_in_s": "sounds", "audio": "sounds", "num_frames": "videos", "video": "videos",
-             "molecule": "molecules", "fragment": "molecules", "color_tolerance": "solids"}  # fmt: skip
+             "molecule": "molecules", "fragment": "molecules"}  # fmt: skip
 FILES = ("image", "mask", "audio", "video")  # what is given as files
 LINES = (".smi", ".txt")  # files in which a sample is a line
 TOLD = "mezzotint"  # the text of a PNG that tells how it was drawn

@@ -126,24 +126,6 @@ def test_solids_are_there_or_not_and_have_colours_where_they_are(solid):
     np.testing.assert_array_equal(tensors.permute(0, 2, 3, 4, 1), found)
 
 
-def test_colours_that_are_alike_become_one(solid, monkeypatch):
-    """Of two colours with a little noise their two means are left; what is farther away than the tolerance stays."""
-    noise = 0.02 * torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
-    colours = noise + torch.where(torch.arange(300)[:, None] % 3 == 0, torch.tensor([0.9, 0.1, 0.1]), 0.3)
-    found = solid.of_few_colours(colours, 0.1)
-    for part in (slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)):
-        mean = colours[part].mean(0) if part.start == 0 else torch.cat([colours[1::3], colours[2::3]]).mean(0)
-        torch.testing.assert_close(found[part], mean.expand(100, -1), atol=1e-6, rtol=0)
-    assert len(found.unique(dim=0)) == 2
-    assert torch.equal(solid.of_few_colours(colours, 0.0), colours)
-    many = torch.rand(3000, 3, generator=torch.Generator().manual_seed(1))
-    assert (solid.of_few_colours(many, 0.1) - many).abs().max() < 0.2 + 1e-6
-    plain, few = call(solid).voxels[0], call(solid, color_tolerance=0.5).voxels[0]
-    np.testing.assert_array_equal(few[..., 3], plain[..., 3])
-    there = plain[..., 3] > 0
-    assert len(np.unique(few[there], axis=0)) < len(np.unique(plain[there], axis=0)) and not few[~there].any()
-
-
 def test_half_of_a_solid_is_kept_and_the_rest_completed(solid):
     given, mask = call(solid, seed=5).voxels[0], np.zeros((8, 8, 8))
     mask[:, :4] = 1
@@ -196,7 +178,6 @@ def test_what_does_not_go_with_videos_is_refused_in_one_line(video, arguments, w
         ({"voxels": np.full((8, 8, 8, 4), 255.0), "mask_voxels": np.zeros((8, 8, 8))}, "must be between 0 and 1"),
         ({"voxels": [1], "mask_voxels": np.zeros((8, 8, 8))}, r"voxels must be an array or a tensor: got \[1\]"),
         ({"output_type": "pil"}, "output_type must be one of 'np', 'pt', 'latent': got 'pil'"),
-        ({"color_tolerance": 2}, r"color_tolerance must be a number in \[0, 1\]: got 2"),
     ],
 )
 def test_what_does_not_go_with_solids_is_refused_in_one_line(solid, arguments, what):

@@ -68,9 +68,9 @@ def arguments(program: str, words: str, word: str) -> Parser:
     return parser
 
 
-def prepared(args: argparse.Namespace, program: str, **more: Any) -> Judged:
+def prepared(args: argparse.Namespace, program: str) -> Judged:
     """Real samples, and drawn ones: `count` for captions that are spread over the training split, and one for each row
-    of the test split. `more` are arguments of the pipeline's call."""
+    of the test split."""
     given = {"train_data_dir": args.train_data_dir}
     names = ("caption_column", "validation_split", "num_validation_samples", "modality", "sample_column")
     config = TrainConfig(**data_of(args.checkpoint, given, names, program), report_to="none")
@@ -82,7 +82,7 @@ def prepared(args: argparse.Namespace, program: str, **more: Any) -> Judged:
     drawn = []
     for number, (real, rows) in enumerate(((train, chosen), (test, torch.arange(len(test.pixels))))):
         captions = [real.captions[i] for i in rows.tolist()]
-        drawn.append((draw(pipe, captions, **how, seed=2 * args.seed + number, **more), rows))
+        drawn.append((draw(pipe, captions, **how, seed=2 * args.seed + number), rows))
     return Judged(train, test, (known, held), *drawn)
 
 

@@ -22,7 +22,6 @@ from diffusers.utils import make_image_grid
 
 from mezzotint.samples import voxels
 from mezzotint_training.benchmarks.judged import Figures, arguments, prepared, program
-from mezzotint_training.config.rules import SHARE
 from mezzotint_training.metrics.copies import retrieved
 from mezzotint_training.metrics.intervals import Figure, average, share
 from mezzotint_training.metrics.judges import train_caption_judge
@@ -66,7 +65,7 @@ def told_apart(drawn: torch.Tensor, real: torch.Tensor) -> Figure:
 
 def measure(args: argparse.Namespace) -> Figures:
     """Every figure: drawn for captions that were trained on, drawn for those of the test split, real."""
-    data = prepared(args, "solid_quality", color_tolerance=args.color_tolerance)
+    data = prepared(args, "solid_quality")
     train, test = grids_of(data.train.pixels), grids_of(data.test.pixels)
     known, unseen = (grids_of(x) for x, _ in (data.known, data.unseen))
     asked = train[data.known[1]]
@@ -118,9 +117,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = arguments("solid_quality", __doc__, "solid")
-    parser.number("color_tolerance", float, SHARE, default=0.0, help="how far colours that are drawn as one lie apart")
-    return program(parser, measure, argv)
+    return program(arguments("solid_quality", __doc__, "solid"), measure, argv)
 
 
 if __name__ == "__main__":

@@ -193,8 +193,6 @@ def sample(parser: Parser) -> None:
         help="part of the steps that is taken from the picture, sound, video or molecule on; by default 0.8, and 1 "
         "with a mask",
     )
-    parser.number("color_tolerance", float, SHARE, help="how far colours of a solid may lie apart to be drawn as one; "
-                  "by default each voxel has its own")  # fmt: skip
     parser.add_argument("--audio", type=text, help="a sound file to start from, as long as which the drawn ones are")
     parser.add_argument("--video", type=text, help="a video file to start from, of whose frames' number and size the "
                         "drawn ones are")  # fmt: skip

@@ -18,7 +18,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
-from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
+from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _shown
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
@@ -56,7 +56,6 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         voxels: np.ndarray | torch.Tensor | None = None,
         mask_voxels: np.ndarray | torch.Tensor | None = None,
         strength: float | None = None,
-        color_tolerance: float = 0.0,
         num_inference_steps: int | None = None,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
@@ -97,8 +96,6 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
                 drawn, 0 where they stay.
             strength (`float`, *optional*): the part of the steps that is taken from `voxels` on; by default 0.8, and 1
                 with a mask.
-            color_tolerance (`float`): in [0, 1], how far colours of a solid may lie apart, in each channel, to be drawn
-                as one, as solids of a palette have few of them; 0 leaves each voxel its own.
             num_solids_per_prompt (`int`): solids for each prompt, side by side in the result.
             latents (`torch.Tensor` of shape `(solids, channels, depth, height, width)`, *optional*): the starting
                 noise.
@@ -124,8 +121,6 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         size = self.default_size
         counts = corrector | dict(zip(("depth", "height", "width"), size, strict=True))
         self.check_inputs(*steps, num_solids_per_prompt, eta, generator, latents, output_type, *callback, **counts)
-        if not _is_number(color_tolerance) or not 0 <= color_tolerance <= 1:
-            raise ValueError(f"color_tolerance must be a number in [0, 1]: got {_shown(color_tolerance)}")
         given, strength = self.read_voxels(voxels, mask_voxels, strength)
         self.check_guidance(guidance)
         text = (
@@ -172,26 +167,9 @@ class MezzotintVoxelPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         if output_type != "latent":
             data = self.decode(latents, size)
             there = (data[:, -1:] > 0).float()
-            colours = data[:, :-1].clamp(-1, 1) / 2 + 0.5
-            if color_tolerance > 0 and colours.shape[1] > 0:
-                for colour, full in zip(colours, there[:, 0] > 0, strict=True):
-                    colour[:, full] = self.of_few_colours(colour[:, full].T, color_tolerance).T
-            found = torch.cat([colours * there, there], 1)
+            found = torch.cat([(data[:, :-1].clamp(-1, 1) / 2 + 0.5) * there, there], 1)
             found = found.permute(0, 2, 3, 4, 1).cpu().numpy() if output_type == "np" else found
         return MezzotintVoxelPipelineOutput(voxels=found) if return_dict else (found,)
-
-    @staticmethod
-    def of_few_colours(colours: torch.Tensor, tolerance: float) -> torch.Tensor:
-        """Colours (voxels, channels) with those near to one that has the most of them about it replaced by their mean,
-        and so on with those that are left."""
-        found, left = colours.clone(), torch.ones(len(colours), dtype=torch.bool, device=colours.device)
-        while left.any():
-            centers = colours[left][:: -(-int(left.sum()) // 1024)]  # of a large solid some
-            near = (torch.cdist(colours, centers, p=torch.inf) <= tolerance) & left[:, None]
-            some = near[:, near.sum(0).argmax()]
-            found[some] = colours[some].mean(0)
-            left &= ~some
-        return found
 
     def read_voxels(
         self, voxels: Any, mask_voxels: Any, strength: Any
