@@ -1,6 +1,7 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """Tell which of several captions a picture is likeliest under, to a pipeline that draws from text: a classifier that
-nobody trained (<https://huggingface.co/papers/2303.16203>). A sound, a video or a molecule as well.
+nobody trained (<https://huggingface.co/papers/2303.16203>). Sounds, videos, solids and molecules are classified as
+well.
 
     mezzotint classify runs/digits picture.png --captions "a handwritten six" "a handwritten eight"
     mezzotint classify runs/mine --train_data_dir pictures/ --split test --output verdicts.json

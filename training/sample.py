@@ -72,23 +72,13 @@ WITH_IMAGE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unclip": (MezzotintVariationPipeline, ("image", "strength")),
 }
 TEXTLESS = (MezzotintUpscalePipeline, MezzotintSegmentPipeline, MezzotintVariationPipeline)  # which need no prompt
-# What goes with a picture, and with which
+# What goes with something that is given, and with what
 NEEDS = {"strength": ("image", "audio", "video", "molecule"), "num_resamples": ("mask",), "scale": ("image",)}
 # Arguments that some pipelines have
 OF_SOME = ("eta", "corrector_steps", "dynamic_thresholding_ratio", "negative_prompt")
 # What samples that are no pictures go with
-OWN = (
-    "audio_length_in_s",
-    "num_frames",
-    "height",
-    "width",
-    "image",
-    "audio",
-    "video",
-    "molecule",
-    "fragment",
-    "strength",
-)
+OWN = ("audio_length_in_s", "num_frames", "height", "width", "image", "audio", "video", "molecule", "fragment",
+       "strength")  # fmt: skip
 OF_OTHERS = {"audio_length_in_s": "sounds", "audio": "sounds", "num_frames": "videos", "video": "videos",
              "molecule": "molecules", "fragment": "molecules"}  # fmt: skip
 FILES = ("image", "mask", "audio", "video")  # what is given as files

@@ -182,8 +182,8 @@ def accuracies(
     numbers: dict[str, int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """How many held-out samples are recognised, without noise and in the middle of each quarter of the timesteps, with
-    Wilson's 95 % interval of that share."""
+    """Share of the held-out samples that are recognised, without noise and in the middle of each quarter of the
+    timesteps, with Wilson's 95 % interval."""
     items = fixed_items(samples, len(samples)) if samples is not None else []
     figures = []
     for noisy, level in [(False, 0.0), *((True, level) for level in LEVELS)] if items else []:

@@ -69,8 +69,8 @@ def test_a_first_frame_that_is_given_is_there_and_noised_with_the_rest(video):
 
 
 def test_a_video_is_taken_up_from_the_noise_of_its_strength(video):
-    """Of three steps 0.7 leave two: the network meets the frames as `add_noise` makes them, with the call's noise. With
-    all of the steps nothing is left of them."""
+    """The network meets the frames as `add_noise` makes them, with the call's noise, at the first of the two steps that
+    a strength of 0.7 leaves of three. With all of the steps nothing is left of the frames."""
     noise, met = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(7)), []
     hook = video.unet.register_forward_pre_hook(lambda _, inputs: met.append(inputs))
     given = call(video, video=FRAMES, strength=0.7, latents=noise, output_type="pt").frames

@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""How likely held-out samples are to a network without guidance: bits per dimension, by the probability-flow ODE and
+"""Likelihoods of held-out samples to a network without guidance: bits per dimension, by the probability-flow ODE and
 by the variational bound, with and without the caption.
 
 The noise level is counted in lambda = log(sigma_t / alpha_t). The flow of the variance-preserving process
@@ -171,7 +171,7 @@ def likelihood(
     """
     scheduler = MezzotintScheduler.from_config(pipe.scheduler.config)
     size = pictures.pixels[0].numel()
-    to_numbers = nats_of_numbers(pipe, pictures.pixels[0])
+    to_numbers = nats_of_numbers(pipe, scheduler, pictures.pixels[0])
     texts = {"without_caption": [""] * len(pictures.captions)}
     if pipe.unet.config.cross_attention_dim is not None:
         texts = {"with_caption": [captions[0] for captions in pictures.captions]} | texts
@@ -248,13 +248,13 @@ def generators_of(samples: range, seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed * 10**6 + i) for i in samples]
 
 
-def nats_of_numbers(pipe: Any, content: torch.Tensor) -> dict[str, float]:
-    """What is added to a sample's -log p in nats, by the flow and by the bound, for that of its whole numbers, which
-    `content` (C, *S) are: the log-determinant, and of single bits what the density at their value is less."""
+def nats_of_numbers(pipe: Any, scheduler: MezzotintScheduler, content: torch.Tensor) -> dict[str, float]:
+    """Nats to be added to a sample's -log p, by the flow and by the bound, to have that of its whole numbers, which
+    `content` (C, *S) are: the log-determinant, and for single bits the height of the density at their value."""
     std = torch.tensor(pipe.unet.config.sample_std, dtype=torch.float64).expand(len(content))  # (C,)
     nats = {name: (std / spacing(content.dtype)).log() for name in ("flow", "bound")}
     if (channels := BITS.get(pipe.modality)) is not None:
-        least, _ = _ends(MezzotintScheduler.from_config(pipe.scheduler.config))
+        least, _ = _ends(scheduler)
         for name, entropy in (("flow", np.log(2 * np.pi) / 2), ("bound", np.log(2 * np.pi * np.e) / 2)):
             nats[name][channels] = -(least + entropy)
     return {name: float(value.mean()) * content.numel() for name, value in nats.items()}

@@ -43,7 +43,7 @@ def bits(pipe: Any, pictures: Real, captions: list[str], batch_size: int, seed: 
         what: the name of the progress bar.
     """
     scheduler, found = MezzotintScheduler.from_config(pipe.scheduler.config), []
-    constant = nats_of_numbers(pipe, pictures.pixels[0])["bound"]
+    constant = nats_of_numbers(pipe, scheduler, pictures.pixels[0])["bound"]
     starts = range(0, len(pictures.pixels), batch_size)
     for start in progress_bar(starts, what, len(starts)):
         some = slice(start, start + batch_size)
@@ -122,6 +122,7 @@ def outliers(pipe: Any, known: Real, held_out: Real, batch_size: int, seed: int,
 
 
 def _told_apart(known: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
-    """How often a known sample has fewer bits (N, 1) than a held-out one (M, 1): the area under the curve."""
+    """Share of the pairs in which a known sample has fewer bits (N, 1) than a held-out one (M, 1): the area under the
+    curve."""
     less, equal = known < held_out.T, known == held_out.T
     return less.double().mean() + 0.5 * equal.double().mean()

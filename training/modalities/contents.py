@@ -17,7 +17,7 @@ def unit(content: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Ten
 
 
 def spacing(dtype: torch.dtype) -> float:
-    """How far apart neighbouring whole numbers of a type are in [-1, 1]."""
+    """Distance in [-1, 1] between neighbouring whole numbers of a type."""
     return 1 / 32768 if dtype == torch.int16 else 1 / 127.5
 
 

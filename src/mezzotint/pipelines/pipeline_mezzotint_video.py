@@ -125,6 +125,7 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         steps = (num_inference_steps, timesteps, sigmas)
         corrector = {"corrector_steps": corrector_steps, "snr": snr}
+        name = "image" if video is None else "video"  # of what frames come from, if any are given
         frames, drawn, strength = self.read_frames(image, video, mask, strength)
         sides = self.default_size[1:] if frames is None else frames.shape[3:]
         count = self.default_size[0] if video is None else frames.shape[2]
@@ -133,7 +134,7 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
         counts = corrector | dict(zip(("num_frames", "height", "width"), size, strict=True))
         self.check_inputs(*steps, num_videos_per_prompt, eta, generator, latents, output_type, *callback, **counts)
         if frames is not None:
-            frames, drawn = self.of_size(frames, drawn, size, "image" if video is None else "video", mask is not None)
+            frames, drawn = self.of_size(name, frames, drawn, size, longer=video is None or mask is not None)
         self.check_guidance(guidance)
         text = (
             prompt,
@@ -156,7 +157,6 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
         noise = run.draw_noise(batch_size, size, generator, latents)
         known = put_back = None
         if frames is not None:
-            name = "image" if video is None else "video"
             frames = self.for_each(name, frames, batch_size // num_videos_per_prompt, num_videos_per_prompt).to(noise)
             known, drawn = run.encode(frames, noise.shape[2:]), drawn.to(noise.device)
             if not drawn.all():
@@ -202,8 +202,9 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
             return first, torch.zeros(1, 1, 1, dtype=torch.bool), strength
         if image is not None:
             raise ValueError("image is the first frame of what is drawn without a video: got both; mask keeps frames")
-        one = video[0] if isinstance(video, list) and video else video
-        several = isinstance(one, list) or getattr(one, "ndim", 0) == 5 - isinstance(video, list)  # in a list 4 axes
+        first = video[0] if isinstance(video, list) and video else video
+        # A batch of videos is a list of lists, a list of arrays of 4 axes, or an array of 5
+        several = isinstance(first, list) or getattr(first, "ndim", 0) == 5 - isinstance(video, list)
         parts = [self.read_image(one) for one in (video if several else [video])]  # (T, C, H, W)
         if len({part.shape for part in parts}) > 1:
             raise ValueError(f"all of video must have one size: got {[tuple(part.shape) for part in parts]}")
@@ -221,18 +222,19 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
 
     @staticmethod
     def of_size(
-        frames: torch.Tensor, drawn: torch.Tensor, size: list[int], name: str, masked: bool
+        name: str, frames: torch.Tensor, drawn: torch.Tensor, size: list[int], longer: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Given frames and where they are to be drawn, as many as there are to be: what is missing is drawn.
+        """Frames that are given by the argument `name`, and where they are to be drawn, as many as there are to be:
+        what is missing is drawn, where the result may be `longer`.
 
         Raises:
-            ValueError: for frames of another height or width, and for more of them than are given, without a mask.
+            ValueError: for frames of another height or width, and for a longer result that may not be.
         """
         if [*frames.shape[3:]] != size[1:]:
             got = [*frames.shape[3:]]
             raise ValueError(f"{name} must have the height and width of what is drawn, {size[1:]}: got {got}")
         missing = size[0] - frames.shape[2]
-        if missing > 0 and name == "video" and not masked:
+        if missing > 0 and not longer:
             raise ValueError(
                 f"num_frames must be at most those of video, {frames.shape[2]}, without a mask: got {size[0]}"
             )
