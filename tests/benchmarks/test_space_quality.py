@@ -13,7 +13,8 @@ from mezzotint_training.benchmarks import quality, space_quality
 from mezzotint_training.config.settings import TrainConfig
 
 
-def test_each_side_has_the_same_time_and_latents_have_all_of_theirs_in_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", ["emoji-64", "scenes-128"])
+def test_each_side_has_the_same_time_and_latents_have_all_of_theirs_in_it(tmp_path, monkeypatch, scale):
     runs, encoded = [], []
 
     def run(side, config, threads):
@@ -26,8 +27,11 @@ def test_each_side_has_the_same_time_and_latents_have_all_of_theirs_in_it(tmp_pa
 
     monkeypatch.setattr(space_quality, "run", run)
     monkeypatch.setattr(space_quality, "steps_within", lambda seconds, *_: [round(x) for x in seconds])
-    shared = TrainConfig(train_data_dir="set", resolution=[64], report_to="none", text_encoder_name_or_path="text")
-    space_quality.train(argparse.Namespace(data="set", seconds=400.0, share=0.3, threads=1), shared, tmp_path)
+    side, unet = quality.SCALES[scale].size, quality.SCALES[scale].ours
+    shared = TrainConfig(
+        train_data_dir="set", resolution=[side], unet=unet, report_to="none", text_encoder_name_or_path="text"
+    )
+    space_quality.train(argparse.Namespace(scale=scale, seconds=400.0, share=0.3, threads=1), shared, tmp_path)
     told = json.loads((tmp_path / "trained.json").read_text())
     assert {name: one["processor"] for name, one in told.items()} == {
         "pixels": 400, "autoencoder": 120, "latents": pytest.approx(280)
@@ -35,7 +39,8 @@ def test_each_side_has_the_same_time_and_latents_have_all_of_theirs_in_it(tmp_pa
     assert told["latents"]["updates"] == 400 - 120 - 25
     pixels, latents = (config for config in runs if config.output_dir.endswith(("/pixels", "/latents")))
     assert pixels.unet["block_out_channels"] == latents.unet["block_out_channels"]
-    assert (pixels.unet["patch_size"], latents.unet.get("patch_size", 1)) == (4, 1)
+    assert (pixels.unet["patch_size"], latents.unet.get("patch_size", 1)) == (side // 16, 1)
+    assert all(config.resolution == [side] and config.train_data_dir == "set" for config in runs)
     assert latents.vae == str(tmp_path / "autoencoder") and pixels.vae is None
 
 

@@ -28,6 +28,7 @@ from diffusers import UNet2DConditionModel
 from scipy import stats
 
 from mezzotint import MezzotintPipeline, MezzotintScheduler
+from mezzotint_training.benchmarks import scenes
 from mezzotint_training.benchmarks.diffusers_recipe import padded_states
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
@@ -102,6 +103,13 @@ SCALES = {
     "emoji-64": Scale(
         64, 3, EMOJI, _stock(64, 3, [64, 128, 192, 192], [False, False, False, True], norm_num_groups=16), **CAPTIONED
     ),
+    "scenes-128": Scale(
+        128,
+        3,
+        EMOJI | {"patch_size": 8, "linear_skip_size": 8},
+        _stock(128, 3, [48, 64, 128, 192, 192], [False, False, False, False, True], norm_num_groups=16),
+        **CAPTIONED | {"recipe": CAPTIONED["recipe"] | {"logit_mean": 0.9}},
+    ),
 }
 TOKENS = 64  # that a caption of a pretrained encoder is padded to on the peer's side
 
@@ -111,7 +119,7 @@ def prepare(name: str, data: str | None, folder: Path, text: str | None = None) 
 
     Args:
         name: of the scale.
-        data: the set's own folder, where it is not `digits`, which is at hand.
+        data: the set's own folder, where it is not `digits`, which is at hand; of scenes that of the emoji in them.
         text: folder or Hub name of the pretrained text encoder, where captions do not name a class.
 
     Raises:
@@ -128,6 +136,8 @@ def prepare(name: str, data: str | None, folder: Path, text: str | None = None) 
         raise UserError(f"the scale {name} needs --data, the folder of its parquet files: got none")
     if text is None and not scale.classes:
         raise UserError(f"the scale {name} needs --text, the folder or Hub name of a pretrained encoder: got none")
+    if name == "scenes-128":
+        data = str(scenes.write(data, folder / name))
     config = TrainConfig(
         train_data_dir=data, resolution=[scale.size], unet=scale.ours, num_validation_samples=0, report_to="none",
         text_encoder={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}, max_text_length=32,

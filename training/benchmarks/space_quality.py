@@ -2,13 +2,15 @@
 """Which space pays: latents of an autoencoder of one's own beside patches of pixels, both trained for as long, the
 autoencoder's training and the encoding of the set included.
 
-    python training/benchmarks/space_quality.py --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2 --seconds 600
-    python training/benchmarks/space_quality.py --data ... --text ... --trained folder/
+    python training/benchmarks/space_quality.py emoji-64 --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2
+    python training/benchmarks/space_quality.py scenes-128 --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2
+    python training/benchmarks/space_quality.py emoji-64 --data ... --text ... --trained folder/
 
 Pixels are the recipe `emoji-64`, latents the recipes `train-autoencoder/emoji-64` and `emoji-64-latents`, on the same
-text of a frozen encoder: both U-Nets see 16x16 places and have the same widths. Of the processor time --share goes to
-the autoencoder, the rest to the encoding of the set and to the U-Net in latents. With --trained they are those that a
-run of this command left there. What is drawn is judged as in `quality.py`, by a two-tower model of real training
+text of a frozen encoder: both U-Nets see 16x16 places and have the same widths. At 128 px, on scenes that are made of
+the emoji (`scenes.py`), they do so by patches of 8x8 and an autoencoder of factor 8. Of the processor time --share goes
+to the autoencoder, the rest to the encoding of the set and to the U-Net in latents. With --trained they are those that
+a run of this command left there. What is drawn is judged as in `quality.py`, by a two-tower model of real training
 pictures: how often it picks, among 32 captions of the test split, which nobody was trained on, what was asked for, and
 the kernel distance (KID) to real pictures on its features. Real pictures that went through the autoencoder are the
 ceiling of what is drawn in its latents.
@@ -37,13 +39,14 @@ from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.modalities.contents import unit, whole
 from mezzotint_training.networks.latents import load_autoencoder
 
-SCALE = "emoji-64"
+RECIPE = "emoji-64"
 GUIDANCE = (1.0, 2.0, 3.0)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--data", required=True, help="folder of the set")
+    parser.add_argument("scale", choices=["emoji-64", "scenes-128"], help="the set")
+    parser.add_argument("--data", required=True, help="folder of the emoji")
     parser.add_argument("--text", required=True, help="folder or Hub name of the frozen text encoder")
     parser.add_argument("--seconds", type=float, default=600, help="processor time of either side")
     parser.add_argument("--share", type=float, default=0.3, help="part of the latents' time that the autoencoder has")
@@ -55,12 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="pictures drawn at a time")
     parser.add_argument("--output", default="space_quality", help="a folder for runs, the grid and figures")
     args = parser.parse_args(argv)
-    args.scale = SCALE
     torch.set_num_threads(args.threads)
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     place = Path(args.trained or args.output)
-    shared = prepare(SCALE, args.data, place, args.text)
+    shared = prepare(args.scale, args.data, place, args.text)
     if args.trained is None:
         train(args, shared, place)
     judge = Judge(args, shared, output)
@@ -77,12 +79,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
     """Train both sides; `trained.json` says for how long."""
-    own, told = SCALES[SCALE].recipe, {}
-    common = own | {"lr_warmup_steps": 50, "num_copy_samples": 0, "validation_prompts": [], "load_back": False}
-    pixels = replace(shared, **common, unet=read_named(SCALE)["unet"], output_dir=str(place / "pixels"))
-    recipe = read_named(SCALE, AutoencoderConfig) | {"output_dir": str(place / "autoencoder"), "load_back": False}
+    scale, told = SCALES[args.scale], {}
+    common = scale.recipe | {"lr_warmup_steps": 50, "num_copy_samples": 0, "validation_prompts": [], "load_back": False}
+    pixels = replace(shared, **common, output_dir=str(place / "pixels"))
+    recipe = read_named(RECIPE, AutoencoderConfig) | {"output_dir": str(place / "autoencoder"), "load_back": False}
+    recipe |= {"train_data_dir": shared.train_data_dir, "resolution": [scale.size]}
     unseen = {"num_validation_samples": 0, "report_to": "none", "validation_steps": 10**6, "checkpointing_steps": 10**6}
-    autoencoder = AutoencoderConfig(train_data_dir=args.data, **recipe | unseen)
+    autoencoder = AutoencoderConfig(**recipe | unseen)
 
     def finish(name: str, config: TrainConfig, seconds: float, before: float = 0.0) -> None:
         """A run of as many updates as fit into so many seconds, of which some were spent before."""
@@ -93,7 +96,7 @@ def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
 
     finish("pixels", pixels, args.seconds)
     finish("autoencoder", autoencoder, args.share * args.seconds)
-    in_latents = {"vae": str(place / "autoencoder"), "unet": read_named(f"{SCALE}-latents")["unet"]}
+    in_latents = {"vae": str(place / "autoencoder"), "unet": read_named(f"{RECIPE}-latents")["unet"]}
     own_levels = {name: value for name, value in common.items() if name != "logit_mean"}  # that of the recipe
     latents = replace(shared, **own_levels, **in_latents, output_dir=str(place / "latents"))
     short = replace(latents, max_train_steps=2, logging_steps=2, output_dir=str(place / "latents-first"))
