@@ -86,6 +86,7 @@ def test_a_molecule_is_taken_up_from_the_noise_of_its_strength(pipe):
     free = call(pipe, latents=noise, num_molecules_per_prompt=2, output_type="pt")
     again = call(pipe, molecule="[C]", strength=1, latents=noise, num_molecules_per_prompt=2, output_type="pt")
     assert torch.equal(free, again)
+    assert len(call(pipe, molecule="[C]" * LENGTH, strength=0.5)) == 1  # as many tokens as fit
     for wrong, what in (({"strength": 0.5}, "strength goes with molecule: got it alone"),
                         ({"molecule": "[N]"}, "molecule must be tokens that the network knows")):  # fmt: skip
         with pytest.raises(ValueError, match=what):
@@ -119,7 +120,8 @@ def test_selfies_become_smiles_where_the_package_is_there(pipe, monkeypatch):
         ({"fragment": "[C][Si]"}, r"fragment must be tokens that the network knows, in selfies: got '\[C\]\[Si\]'"),
         ({"fragment": ""}, "fragment must be tokens that the network knows, in selfies: got ''"),
         ({"fragment": 3}, "fragment must be tokens that the network knows, in selfies: got 3"),
-        ({"fragment": "[C]" * 8}, "fragment must have fewer tokens than fit, 8: got 8"),
+        ({"fragment": "[C]" * 8}, "fragment must have at most 7 tokens: got 8"),
+        ({"molecule": "[C]" * 9}, "molecule must have at most 8 tokens: got 9"),
         ({"num_molecules_per_prompt": 0}, "num_molecules_per_prompt must be a positive whole number: got 0"),
         ({"output_type": "pil"}, "output_type must be one of 'str', 'smiles', 'np', 'pt', 'latent': got 'pil'"),
         ({"generator": [torch.Generator()] * 2}, "a list of generators needs one for each molecule: got 2 for 1"),

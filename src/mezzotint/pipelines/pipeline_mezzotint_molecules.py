@@ -222,8 +222,9 @@ class MezzotintMoleculePipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin
         tokens = re.findall("|".join(map(re.escape, known)), given) if isinstance(given, str) else []
         if not tokens or "".join(tokens) != given:
             raise ValueError(f"{name} must be tokens that the network knows, in {self.notation}: got {_shown(given)}")
-        if len(tokens) >= self.default_size[0]:
-            raise ValueError(f"{name} must have fewer tokens than fit, {self.default_size[0]}: got {len(tokens)}")
+        most = self.default_size[0] - (length is None)  # what is not filled up leaves something to draw
+        if len(tokens) > most:
+            raise ValueError(f"{name} must have at most {most} tokens: got {len(tokens)}")
         tokens += [""] * (0 if length is None else length - len(tokens))
         words = torch.tensor([self.vocabulary[token] for token in tokens])[None, None]
         bits = classes_to_bits(words, 2**self.unet.config.out_channels)
