@@ -66,6 +66,7 @@ def settings(args: argparse.Namespace, part: str, root: Path, *more: str) -> Any
         words = ["--train_data_dir", args.data, "--resolution", "32", "--mixed_precision", "bf16", *EMOJI]
         words += ["--unet", json.dumps(UNET), "--train_batch_size", "32", "--logit_mean", "0.7"] if unet else []
         words += ["--balance_column", "subgroup", "--balance_power", "0.5", "--ema_decay", "0.995"]
+        words += ["--task", "unclip"] if part in ("decoder", "straight") else []
         if part == "ordinary":
             words += ["--text_encoder_name_or_path", args.text]
         if part == "towers":
