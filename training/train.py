@@ -166,8 +166,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     found = source.facts(components["tokenizer"])
     planned = foresee(config, found, derived, components, learner, try_batch)
     if config.plan:
-        copied = copying.foretell(config.max_train_steps, planned["batches"]["epochs"])
-        for line in (*frozen.foretell(len(source.known)), *copied):
+        for line in frozen.foretell(len(source.known)):
             tell(line)
         plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.data.dataset import CaptionedSamples
-from mezzotint_training.metrics.onset import ALARMS, BEGIN, FEWEST, STEPS, CopyWatch
+from mezzotint_training.metrics.onset import ALARMS, FEWEST, STEPS, CopyWatch
 
 
 def images(count: int, seed: int) -> CaptionedSamples:
@@ -90,22 +90,3 @@ def test_pictures_that_are_not_finite_are_no_copies(known):
             raise ValueError("the pictures are not finite")
 
     assert CopyWatch(known, images(50, 1), 8).look(1, Broken(known, 1.0), None) == {}
-
-
-@pytest.mark.parametrize(
-    "updates, passes, expected",
-    [
-        (100, 0.5, "copies       not to be expected in 0.5 passes: "),
-        (300, BEGIN[0] + 1, f"copies       to be expected from update {300 * BEGIN[0] / (BEGIN[0] + 1):.0f} on: "),
-        (10_000, 100, f"copies       to be expected from update {100 * BEGIN[0]:,} to {100 * BEGIN[1]:,} on: "),
-    ],
-)
-def test_a_plan_says_when_they_are_to_be_expected(known, updates, passes, expected):
-    (line,) = CopyWatch(known, images(60, 1), 8).foretell(updates, passes)
-    assert line.startswith(expected) and f"after {BEGIN[0]} to {BEGIN[1]} passes" in line
-
-
-def test_a_plan_says_nothing_of_copies_that_are_not_looked_for(known):
-    for watch in (CopyWatch(known, None, 8), CopyWatch(known, images(60, 1), 0)):
-        assert watch.foretell(100, 100.0) == []
-    assert CopyWatch(known, images(60, 1), 8).foretell(100, None) == []  # of a stream

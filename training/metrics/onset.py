@@ -23,8 +23,6 @@ REFERENCE, SIDE = 10_000, 16
 STEPS, BATCH = 10, 64  # of the drawings, which are without guidance
 ALARMS = 0.05  # share of real pictures that pass for copies
 FEWEST = 2 / ALARMS  # held-out pictures without which that share cannot be told
-# Passes over a set after which copies were first seen, of 200 to 3,400 pictures (`benchmarks/copy_onset.py`)
-BEGIN = (20, 40)
 
 
 class CopyWatch:
@@ -80,26 +78,6 @@ class CopyWatch:
                 "dropout delay it, an earlier checkpoint is without"
             )
         return {"copy_rate": found.drawn.value, "copying": copying}
-
-    def foretell(self, updates: int, passes: float | None) -> list[str]:
-        """The line of a plan that says when copies are to be expected; none where they are not looked for.
-
-        Args:
-            updates: of the run.
-            passes: over its set, that they are; `None` for a stream, whose length is not known.
-        """
-        if not self.passes or passes is None:
-            return []
-        low, high = BEGIN
-        measured = f"they were first seen after {low} to {high} passes over small sets"
-        if passes < low:
-            return [f"{'copies':<12} not to be expected in {passes:,.1f} passes: {measured}"]
-        first, last = (round(updates * some / passes) for some in BEGIN)
-        until = f"update {first:,} to {last:,}" if passes >= high else f"update {first:,}"
-        return [
-            f"{'copies':<12} to be expected from {until} on: {measured}, and this run makes {passes:,.0f}; more "
-            "pictures, dropout or augmentation delay them"
-        ]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
