@@ -4,6 +4,7 @@ of eight colours, which its caption names ("red heart on a green ground"). No pr
 
 import io
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -54,7 +55,8 @@ def _scene(row: dict, index: int, split: int) -> dict:
     large = row["image"].convert("RGB").resize((LARGE, LARGE), Image.Resampling.LANCZOS)
     pixels[1 + y : 1 + y + LARGE, 1 + x : 1 + x + LARGE] = large
     # The ground is the white around the figure, and the two pixels in which it fades into that
-    white = ndimage.label(pixels.min(2) > 235)[0]
+    labelled: Any = ndimage.label(pixels.min(2) > 235)  # scipy's stubs have a number there too
+    white = labelled[0]
     around = ndimage.binary_dilation(white == white[0, 0], iterations=2)
     pixels[around] *= np.array(GROUNDS[colour]) / 255
     content = io.BytesIO()
