@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import strangers
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file
@@ -28,6 +29,7 @@ from mezzotint_training.data.digits import digits
 from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.modalities.contents import unit
 from mezzotint_training.networks import latents as latents_module
+from mezzotint_training.networks.frozen import Frozen
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.publishing import evaluation
 
@@ -123,6 +125,23 @@ def test_a_plan_says_what_the_latents_take_and_touches_nothing(vae, tmp_path):
     result = run("--plan", output_dir=tmp_path / "run", vae=vae)
     assert result.code == 0 and not (tmp_path / "run").exists()
     assert "latents      of 40 pictures, about " in result.out and "vae          " in result.out
+
+
+@pytest.mark.parametrize(
+    "changes, size, said",
+    [
+        ({}, (64, 96), True),
+        ({}, (32, 64), False),
+        ({"task": "upscale"}, (64, 64), False),
+        ({"pretrained_model_name_or_path": "somewhere"}, (128, 128), False),
+        ({"modality": "video"}, (8, 64, 64), False),
+    ],
+)
+def test_a_plan_says_whether_latents_would_pay(changes, size, said):
+    """Of large pictures, which a new network is to draw from text."""
+    frozen = Frozen(TrainConfig(dataset_name="set", report_to="none", **changes), None, None, Accelerator(cpu=True))
+    lines = frozen.foretell(40, size)
+    assert len(lines) == said and all(line.startswith("space        pixels: latents of ") for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------- the checkpoint

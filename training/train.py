@@ -166,7 +166,7 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     found = source.facts(components["tokenizer"])
     planned = foresee(config, found, derived, components, learner, try_batch)
     if config.plan:
-        for line in frozen.foretell(len(source.known)):
+        for line in frozen.foretell(len(source.known), source.data.size):
             tell(line)
         plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir

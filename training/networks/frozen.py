@@ -12,6 +12,9 @@ from mezzotint_training.data.source import Source
 from mezzotint_training.networks.latents import Latents
 from mezzotint_training.networks.towers import Embeddings, towers_for
 
+# Pixels a side at which pixels and latents were trained for as long (`benchmarks/space_quality.py`)
+COMPARED = (64, 128)
+
 
 class Frozen:
     """The frozen networks of a run that read its pictures.
@@ -65,11 +68,18 @@ class Frozen:
         if self.embeddings is not None:
             source.embed(self.embeddings, unet.condition["embeds_mean"], unet.condition["embeds_std"])
 
-    def foretell(self, pictures: int) -> list[str]:
-        """The lines of a plan that say how long so many pictures take; from now on a row may have what is of another of
-        its size."""
+    def foretell(self, pictures: int, size: tuple[int, ...]) -> list[str]:
+        """The line of a plan that says how long so many pictures take, after which a row may have what is of another of
+        its size; or, of large pictures that a new network is to draw without, whether latents would pay."""
         if self.latents is None:
-            return []
+            new = self.config.pretrained_model_name_or_path is None and self.config.task == "text_to_image"
+            if not new or self.config.modality not in (None, "image") or min(size) < COMPARED[0]:
+                return []
+            sides = " and ".join(map(str, COMPARED))
+            return [
+                f"{'space':<12} pixels: latents of an autoencoder of one's own (--vae) drew no better at {sides} px "
+                "after as long, its training included (training/benchmarks/README.md)"
+            ]
         self.latents.estimating = True
         seconds = self.latents.seconds * pictures / self.accelerator.num_processes
         return [f"{'latents':<12} of {pictures:,} pictures, about {seconds:,.0f} s before the first step"]
