@@ -3,10 +3,10 @@
 
     python training/benchmarks/copy_onset.py --data path/to/emoji-32 --text path/to/all-MiniLM-L6-v2
 
-One small network learns at a constant rate from 200, 400 and 800 pictures, each set within the next, and is
-looked at as every run is (`metrics/onset.py`): copies begin where the share of drawn pictures that pass for copies is
-larger than of real ones by more than chance. An update at which that was seen is given with the one at which it was
-last looked for. The last line is the slope of a straight line through the logarithms of updates and pictures: 1 where
+One small network learns at a constant rate from 100 and from 200 pictures, the fewer among the more, and is looked at
+as every run is (`metrics/onset.py`): copies begin where the share of drawn pictures that pass for copies is larger
+than of real ones by more than chance. An update at which that was seen is given with the one at which it was last
+looked for. The last line is the slope of a straight line through the logarithms of updates and pictures: 1 where
 copies begin after as many passes over any set, as theory has it (2505.17638).
 """
 
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", required=True, help="folder of the set, of 32 px")
     parser.add_argument("--text", required=True, help="folder or Hub name of the frozen text encoder")
-    parser.add_argument("--counts", nargs="+", type=int, default=[200, 400, 800], help="pictures to learn from")
-    parser.add_argument("--passes", type=int, default=60, help="passes over each of these sets")
-    parser.add_argument("--look_every", type=int, default=6, help="passes from one look to the next")
+    parser.add_argument("--counts", nargs="+", type=int, default=[100, 200], help="pictures to learn from")
+    parser.add_argument("--passes", type=int, default=240, help="passes over each of these sets")
+    parser.add_argument("--look_every", type=int, default=24, help="passes from one look to the next")
     parser.add_argument("--dropout", type=float, default=0.0, help="of the network")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the runs")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -74,11 +74,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def settings(args: argparse.Namespace, place: Path) -> TrainConfig:
-    """Those of all runs, on the set in an order in which its beginning is like the whole."""
-    folder = place / "set"
+    """Settings of all runs, on the set in an order in which its beginning is like the whole."""
+    folder, part = place / "set", place / "set-part"
     if not folder.is_dir():
         for name, rows in datasets.load_dataset(args.data).items():
-            rows.shuffle(seed=0).to_parquet(folder / f"{name}.parquet")
+            rows.shuffle(seed=0).to_parquet(part / f"{name}.parquet")
+        part.rename(folder)
     unet = UNET | {"dropout": args.dropout}
     shared = prepare(SCALE, str(folder), place, args.text)
     return replace(
@@ -89,7 +90,7 @@ def settings(args: argparse.Namespace, place: Path) -> TrainConfig:
 
 
 def of(shared: TrainConfig, count: int, args: argparse.Namespace, seed: int, folder: Path) -> TrainConfig:
-    """The run on so many pictures."""
+    """Settings of the run on so many pictures."""
     a_pass = count / shared.train_batch_size  # updates
     looks = max(1, round(args.look_every * a_pass))
     return replace(
@@ -99,7 +100,7 @@ def of(shared: TrainConfig, count: int, args: argparse.Namespace, seed: int, fol
 
 
 def onset(lines: list[dict]) -> dict[str, int | None]:
-    """Of the lines of a log with looks: the update at which copies were `seen` first, the `last` one at which they were
+    """Find in a log's lines with looks the update at which copies were `seen` first, the `last` one at which they were
     looked for before, and that of the `least` held-out loss."""
     steps = [line["step"] for line in lines]
     first = next((i for i, line in enumerate(lines) if line["copying"]), None)
