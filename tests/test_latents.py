@@ -138,7 +138,7 @@ def test_a_plan_says_what_the_latents_take_and_touches_nothing(vae, tmp_path):
     ],
 )
 def test_a_plan_says_whether_latents_would_pay(changes, size, said):
-    """Of large pictures, which a new network is to draw from text."""
+    """A plan says so where a new network is to draw large pictures from text, and nowhere else."""
     frozen = Frozen(TrainConfig(dataset_name="set", report_to="none", **changes), None, None, Accelerator(cpu=True))
     lines = frozen.foretell(40, size)
     assert len(lines) == said and all(line.startswith("space        pixels: latents of ") for line in lines)

@@ -20,7 +20,7 @@ def test_white_noise_lies_where_the_areas_of_the_rings_say():
 
 @pytest.mark.parametrize("cycles, band", [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (8, 2)])
 def test_a_wave_lies_in_the_band_of_its_frequency(cycles, band):
-    """Of 16 places; what is the same all over a map, but not in all maps, is of the lowest band."""
+    """Waves are of 16 places; what is the same all over a map, but not in all maps, lies in the lowest band."""
     wave = torch.cos(2 * math.pi * cycles * torch.arange(16) / 16)
     maps = wave.expand(1, 1, 16, 16) * torch.tensor([1.0, -1.0])[:, None, None, None]
     for turned in (maps, maps.transpose(2, 3)):

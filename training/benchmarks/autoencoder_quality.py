@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What each part of an autoencoder's loss does to its reconstructions and to its latents: the recipe beside itself with
-one part changed, for as many updates.
+"""Measure what each part of an autoencoder's loss does to its reconstructions and to its latents: the recipe beside
+itself with one part changed, for as many updates.
 
     python training/benchmarks/autoencoder_quality.py emoji-64 --data path/to/emoji-64 --updates 400
 
@@ -27,7 +27,6 @@ from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.recipe import read_named
 from mezzotint_training.data.dataset import CaptionedSamples
-from mezzotint_training.data.rows import held_out, load_splits
 from mezzotint_training.data.source import look_at, open_rows
 from mezzotint_training.learning.autoencoding import quality
 from mezzotint_training.modalities.contents import unit
@@ -84,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 def unseen(config: AutoencoderConfig) -> list[torch.Tensor]:
     """The pictures of the test split: (C, H, W) each, in [-1, 1]."""
     settings = replace(config, validation_split="test", num_validation_samples=10**9)
-    facts = look_at(open_rows(settings), settings, {"vae": None})
-    _, test = held_out(settings, load_splits(settings))
-    images = CaptionedSamples(test, settings, facts.channels, facts.size)
+    rows = open_rows(settings)
+    facts = look_at(rows, settings, {"vae": None})
+    images = CaptionedSamples(rows.held_out, settings, facts.channels, facts.size)
     found = (images.content(row) for row in range(len(images)))
     return [unit(pixels) for pixels in found if pixels is not None]
 

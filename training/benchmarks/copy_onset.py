@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""When a run begins to copy its training pictures, by how many of them there are.
+"""Find when a run begins to copy its training pictures, by how many of them there are.
 
     python training/benchmarks/copy_onset.py --data path/to/emoji-32 --text path/to/all-MiniLM-L6-v2
 
@@ -21,20 +21,13 @@ import numpy as np
 import torch
 
 from mezzotint_training.benchmarks.cascade_quality import show
-from mezzotint_training.benchmarks.quality import finished, prepare, run
+from mezzotint_training.benchmarks.quality import SCALES, finished, prepare, run
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
 
 SCALE = "emoji-32"
-UNET = {
-    "patch_size": 2,
-    "block_out_channels": [64, 96, 128],
-    "transformer_layers_per_block": [0, 1, 1],
-    "layers_per_block": 1,
-    "attention_head_dim": 32,
-    "linear_skip_size": 4,
-}
+UNET = SCALES[SCALE].ours | {"block_out_channels": [64, 96, 128], "attention_head_dim": 32}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ import torch
 
 from mezzotint import MezzotintPriorPipeline, MezzotintVariationPipeline
 from mezzotint_training.benchmarks.digits_accuracy import reader
-from mezzotint_training.benchmarks.quality import run, steps_within
+from mezzotint_training.benchmarks.quality import SCALES, run, steps_within
 from mezzotint_training.benchmarks.task_quality import grid
 from mezzotint_training.config.flags import Help, parse_args
 from mezzotint_training.config.prior import PriorConfig
@@ -49,10 +49,6 @@ QUIET = [
     "--num_validation_samples", "0", "--validation_steps", "1000000", "--checkpointing_steps", "1000000",
     "--report_to", "none", "--no-load_back", "--validation_prompts",
 ]  # fmt: skip
-UNET = {
-    "patch_size": 2, "block_out_channels": [128, 192, 256], "transformer_layers_per_block": [0, 1, 1],
-    "layers_per_block": 1, "attention_head_dim": 64, "dropout": 0.1, "linear_skip_size": 4,
-}  # fmt: skip
 EMOJI = ["--caption_column", "text", "{text}, {keywords}", "{subgroup}: {text}", "--caption_weights", "2", "1", "1"]
 
 
@@ -64,7 +60,8 @@ def settings(args: argparse.Namespace, part: str, root: Path, *more: str) -> Any
         words = ["--recipe", "digits-unclip" if part in ("decoder", "straight") else "digits"]
     else:
         words = ["--train_data_dir", args.data, "--resolution", "32", "--mixed_precision", "bf16", *EMOJI]
-        words += ["--unet", json.dumps(UNET), "--train_batch_size", "32", "--logit_mean", "0.7"] if unet else []
+        network = json.dumps(SCALES["emoji-32"].ours)
+        words += ["--unet", network, "--train_batch_size", "32", "--logit_mean", "0.7"] if unet else []
         words += ["--balance_column", "subgroup", "--balance_power", "0.5", "--ema_decay", "0.995"]
         words += ["--task", "unclip"] if part in ("decoder", "straight") else []
         if part == "ordinary":

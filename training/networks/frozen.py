@@ -69,8 +69,8 @@ class Frozen:
             source.embed(self.embeddings, unet.condition["embeds_mean"], unet.condition["embeds_std"])
 
     def foretell(self, pictures: int, size: tuple[int, ...]) -> list[str]:
-        """The line of a plan that says how long so many pictures take, after which a row may have what is of another of
-        its size; or, of large pictures that a new network is to draw without, whether latents would pay."""
+        """The line of a plan that says how long the latents of so many pictures take, after which a row may have those
+        of another of its size; or, where a new network is to draw large ones in pixels, whether latents would pay."""
         if self.latents is None:
             new = self.config.pretrained_model_name_or_path is None and self.config.task == "text_to_image"
             if not new or self.config.modality not in (None, "image") or min(size) < COMPARED[0]:
@@ -78,7 +78,7 @@ class Frozen:
             sides = " and ".join(map(str, COMPARED))
             return [
                 f"{'space':<12} pixels: latents of an autoencoder of one's own (--vae) drew no better at {sides} px "
-                "after as long, its training included (training/benchmarks/README.md)"
+                "after minutes of a core, its training included (training/benchmarks/README.md)"
             ]
         self.latents.estimating = True
         seconds = self.latents.seconds * pictures / self.accelerator.num_processes
