@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     shared = prepare(args.scale, args.data, place, args.text)
     if args.trained is None:
         train(args, shared, place)
-    single, cascade = loaded(place / "single"), loaded(place / "stage-1", place / "stage-2")
+    single = loaded(place / "single") if compared(args.tables) else None
+    cascade = loaded(place / "stage-1", place / "stage-2")
     judge = Judge(args, shared, output)
     for name in args.tables:
         print(f"\n### {name}\n")
@@ -75,8 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def compared(tables: list[str]) -> bool:
+    """Whether one of these tables needs the one network beside the cascade."""
+    return tables != ["noise_level"]
+
+
 def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
-    """Train the one network and both stages, each for its part of the time; `trained.json` says for how long."""
+    """Train the one network, where a table needs it, and both stages, each for its part of the time; `trained.json`
+    says for how long."""
     common = {
         name: getattr(shared, name)
         for name in (
@@ -95,7 +102,7 @@ def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
     size = SCALES[args.scale].size
     encoder = str(shared.text_encoder_name_or_path)
     alone = {"unet": read_named(args.scale)["unet"], "output_dir": str(place / "single"), "load_back": False}
-    runs = {"single": (replace(shared, **common | own | alone), 1.0)}
+    runs = {"single": (replace(shared, **common | own | alone), 1.0)} if compared(args.tables) else {}
     for number, side in enumerate(stages.sizes(size, size)):
         share = args.share if number == 0 else 1 - args.share
         runs[f"stage-{number + 1}"] = (replace(stages.settings(number, side, encoder), train_text_encoder=False), share)
