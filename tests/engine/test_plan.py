@@ -214,8 +214,23 @@ def test_drawings_and_held_out_losses_cost_their_forward_passes():
     config.guidance_scale = 1.0
     half = plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)
     assert half["parts"]["drawings"] == pytest.approx(found["parts"]["drawings"] / 2)
-    config.max_train_minutes = 5
-    assert plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)["total"] == 300
+    assert half["cut"] is None
+
+
+def test_a_run_that_the_clock_ends_is_told_how_far_it_comes():
+    config = settings(max_train_steps=3000, validation_steps=10**6, max_train_minutes=10)
+    found = plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)
+    assert found["total"] == 600 and found["cut"]["left"] == 200
+    (_, time) = plan.time_lines(found, now=datetime(2026, 12, 31, 23, 0))
+    assert time.split(maxsplit=1)[1] == (
+        "10 min for about 200 of 2,980 steps, until 2026-12-31 23:10 (training 2.48 h); max_train_minutes 10 ends it "
+        "there, before the learning rate has fallen: max_train_steps 220 lets it fall"
+    )
+    config.lr_scheduler = "constant_with_warmup"
+    (_, time) = plan.time_lines(plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20))
+    assert time.endswith("; max_train_minutes 10 ends it there")
+    config.max_train_minutes = 150
+    assert plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)["cut"] is None
 
 
 def test_the_end_is_told_by_the_clock():

@@ -263,17 +263,22 @@ def seconds(
     drawn = len(config.validation_prompts) * config.num_validation_images
     drawn *= config.num_inference_steps * (2 if config.guidance_scale != 1 else 1)
     parts = {"training": left * each, "drawings": times * drawn * forward, "held-out losses": times * passes * forward}
-    total = sum(parts.values())
-    if config.max_train_minutes is not None:
-        total = min(total, 60 * config.max_train_minutes)
+    total, cut = sum(parts.values()), None
+    if config.max_train_minutes is not None and 60 * config.max_train_minutes < total:
+        limit = 60 * config.max_train_minutes
+        cut = {"minutes": config.max_train_minutes, "left": int(left * limit / total)}
+        cut["rate_falls"] = not config.lr_scheduler.startswith("constant")
+        total = limit
     return {
         "seconds_per_step": each,
         "images_per_second": pictures * processes / each,
         "data_wait": sum(waits[counted]) / sum(steps[counted]),
         "measured_over": len(steps[counted]),
+        "step": step,
         "left": left,
         "parts": {name: value for name, value in parts.items() if value > 0},
         "total": total,
+        "cut": cut,
     }
 
 
@@ -358,10 +363,17 @@ def time_lines(of: Mapping[str, Any], now: datetime | None = None) -> list[str]:
     days = of["total"] / 86400
     end = f", until {(now or datetime.now()) + timedelta(days):%Y-%m-%d %H:%M}" if days < 365_000 else ""
     parts = ", ".join(f"{name} {_span(value)}" for name, value in of["parts"].items())
+    steps, cut = f"{of['left']:,} steps", ""
+    if of["cut"]:
+        fit = of["cut"]["left"]
+        steps = f"about {fit:,} of {steps}"
+        cut = f"; max_train_minutes {of['cut']['minutes']:g} ends it there"
+        if of["cut"]["rate_falls"]:
+            cut += f", before the learning rate has fallen: max_train_steps {of['step'] + fit:,} lets it fall"
     return [
         f"{'speed':<12} {of['seconds_per_step']:.3g} s a step (median of {of['measured_over']}), "
         f"{of['images_per_second']:.3g} images/s, {of['data_wait']:.0%} of the time waiting for data",
-        f"{'time':<12} {_span(of['total'])} for {of['left']:,} steps{end} ({parts})",
+        f"{'time':<12} {_span(of['total'])} for {steps}{end} ({parts}){cut}",
     ]
 
 
