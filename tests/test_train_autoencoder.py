@@ -60,6 +60,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, tmp_path):
     assert distance(*vaes) == 0
 
 
+def test_a_run_with_an_adversary_goes_on_as_if_it_had_not_been_stopped(whole, tmp_path):
+    settings = {"adversary_weight": 0.5, "adversary_from": 0.5}  # from update 4 on
+    first = trained(tmp_path / "first", **settings)
+    shutil.copytree(first / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
+    again = trained(tmp_path / "run", resume_from_checkpoint="latest", **settings)
+    for name in ("weights", "optimizer", "ema"):
+        assert distance(saved(again, 6, name), saved(first, 6, name)) == 0, name
+    assert any(name.startswith("adversary.conv_out") for name in saved(first, 6, "weights"))
+    for column in ("loss", "held_out_loss", "psnr", "told_apart"):
+        assert logged(again, column) == logged(first, column) != {}
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert 0 <= metrics["quality"]["told_apart"] <= 1 and metrics["parameters"].keys() == {"vae"}
+    assert [network in metrics["plan"]["networks"] for network in ("vae", "adversary")] == [True, True]
+    # the autoencoder follows it from the time that was asked for, and what is saved is the autoencoder alone
+    idle = trained(tmp_path / "idle", **settings | {"adversary_from": 1})
+    vaes = [{k: v for k, v in saved(x, 6, "weights").items() if k.startswith("vae.")} for x in (first, idle)]
+    assert distance(*vaes) > 0
+    early = [{k: v for k, v in saved(x, 2, "weights").items() if k.startswith("vae.")} for x in (first, idle)]
+    assert distance(*early) == 0
+    kinds = [AutoencoderDC.from_pretrained(folder).state_dict() for folder in (first, whole)]
+    assert kinds[0].keys() == kinds[1].keys()
+
+
 def test_the_same_command_again_changes_nothing_that_was_measured(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     before = json.loads((folder / "metrics.json").read_text())
@@ -145,6 +168,8 @@ def test_a_plan_touches_nothing(tmp_path):
         ({"latent_channels": 5}, "AutoencoderDC cannot be made: "),
         ({"vae_scale_factor": 4}, "network must make latents of (4, 2, 2) for vae_scale_factor 4: got (4, 4, 4)"),
         ({"caption_column": "text"}, "unknown flag --caption_column"),
+        ({"adversary_from": 1.5}, "adversary_from must be at most 1: got 1.5"),
+        ({"adversary_weight": -1}, "adversary_weight must be a number from 0: got -1.0"),
         ({"pretrained_model_name_or_path": "/nowhere"}, "pretrained_model_name_or_path /nowhere cannot be loaded"),
     ],
 )  # fmt: skip

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from mezzotint.pipelines.latents_mezzotint import vae_factor
 from mezzotint_training.config.autoencoder import AutoencoderConfig
-from mezzotint_training.config.errors import exit_code
+from mezzotint_training.config.errors import UserError, exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
 from mezzotint_training.engine import plan
@@ -41,6 +41,7 @@ from mezzotint_training.engine.process import (
 from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import go_on, keep, previous_run, same_data, update_size, write_recipe
 from mezzotint_training.engine.threads import Neighbours
+from mezzotint_training.learning.adversary import Adversary
 from mezzotint_training.learning.autoencoding import (
     HeldOutReconstruction,
     Reconstruction,
@@ -97,8 +98,14 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
     model = Reconstruction(vae.requires_grad_(True)).to(accelerator.device).train()
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    learner = Learner(config, {"vae": model}, accelerator)
-    called = learner.models["vae"]
+    trained: dict[str, torch.nn.Module] = {"vae": model}
+    if config.adversary_weight > 0:
+        made = Adversary(facts.channels, vae.config.latent_channels, factor)
+        trained["adversary"] = made.to(accelerator.device)
+    learner = Learner(config, trained, accelerator)
+    called, adversary = learner.models["vae"], learner.models.get("adversary")
+    if adversary is not None and learner.sharded:
+        raise UserError(f"adversary_weight must be 0 under FSDP: got {config.adversary_weight:g}")
     samples = source.validation_samples()
     validation = Validation(samples, config.train_batch_size, accelerator, HeldOutReconstruction)
     unseen = [item["sample"] for item in samples[0]] if samples is not None else []
@@ -113,6 +120,11 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
     batches, tell, neighbours = source.batches(position.step), accelerator.print, Neighbours()
 
     # -------------------------------------------------------------------------------------------------- 4. one update
+    def losses(batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of each picture, (B,)."""
+        late = position.step >= config.adversary_from * config.max_train_steps
+        return autoencoding_loss(config, called, batch["sample"], batch["uniform"], accelerator, adversary, late)
+
     def update() -> float:
         """One update of the weights. Returns the norm of its gradient; where that is not finite, it was skipped."""
         norm = math.nan
@@ -122,7 +134,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
             for line in source.new_bad_rows(batch):
                 tell(f"skipped: {line}")
             with accelerator.accumulate(*learner.models.values()):
-                loss = autoencoding_loss(config, called, batch["sample"], batch["uniform"], accelerator)  # (B,)
+                loss = losses(batch)
                 accelerator.backward(loss.mean())
                 norm = learner.step(position.step + 1)
             meter.add(loss, batch["uniform"])
@@ -134,8 +146,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
 
     # 5. What the run will do and cost, before it does
     def try_batch(size: int) -> None:
-        batch = source.usual_batch(size)
-        autoencoding_loss(config, called, batch["sample"], batch["uniform"], accelerator).mean().backward()
+        losses(source.usual_batch(size)).mean().backward()
         learner.optimizer.zero_grad()
 
     def tell_time(step: int) -> None:
@@ -144,7 +155,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
         for line in (*plan.time_lines(planned["time"]), *neighbours.lines()):
             tell(line)
 
-    planned = foresee(config, source.facts(None), [], {"vae": vae}, learner, try_batch)
+    planned = foresee(config, source.facts(None), [], trained | {"vae": vae}, learner, try_batch)
     if config.plan:
         plan.rehearse(update, tell_time, position.step, planned, stop_at_bad_rows and bool(source.bad), accelerator)
         return output_dir
@@ -174,7 +185,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
                 line |= validation.look(position.step, learner, config, called)
                 if main:
                     with learner.averaged():
-                        line |= quality(vae, unseen, config.train_batch_size) if unseen else {}
+                        line |= quality(vae, unseen, config.train_batch_size, adversary) if unseen else {}
                         draw(vae, source, output_dir, position.step, accelerator)
             if line:
                 report.write(position.step, **line)
@@ -196,7 +207,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
                 "autoencoder": type(vae).__name__,
                 "vae_scale_factor": factor,
                 "latent_channels": vae.config.latent_channels,
-                "quality": quality(vae, unseen, config.train_batch_size) if unseen else None,
+                "quality": quality(vae, unseen, config.train_batch_size, adversary) if unseen else None,
                 "latents": set_scale(vae, [item["sample"] for item in samples[1]] if samples else []),
             }
             grid = draw(vae, source, output_dir, position.step, accelerator)

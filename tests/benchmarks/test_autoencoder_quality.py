@@ -29,12 +29,17 @@ def test_a_wave_lies_in_the_band_of_its_frequency(cycles, band):
 
 
 def test_a_table_of_the_changes_that_were_asked_for(tmp_path, capsys):
-    changes = ["L1 alone", "neither"]
+    changes = ["L1 alone", "neither", "an adversary"]
     asked = ["digits", "--updates", "2", "--output", str(tmp_path), "--changes", *changes]
     assert autoencoder_quality.main(asked) == 0
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == [*changes, "the pictures, averaged"]
     told = json.loads((tmp_path / "figures.json").read_text())
-    for name, recipe in (("L1-alone", "structure_weight: 0"), ("neither", "latent_noise: 0")):
+    for name, recipe in (
+        ("L1-alone", "structure_weight: 0"),
+        ("neither", "latent_noise: 0"),
+        ("an-adversary", "adversary_weight: 0.5"),
+    ):
         assert recipe in (tmp_path / name / "recipe.yaml").read_text()
+    assert all(told[name]["frechet_distance"] > 0 for name in changes)
     assert told["neither"]["psnr"] > 3 and sum(told["neither"]["spectrum"]) == pytest.approx(1)

@@ -53,6 +53,18 @@ class AutoencoderConfig(TrainConfig):
     latent_noise: float = setting(
         0.1, "most noise in the latents that the decoder is trained on, in their standard deviations", FROM_0
     )
+    adversary_weight: float = setting(
+        0.0,
+        "gradient from a network that learns to tell reconstructions from pictures, as a share of that of L1 and "
+        "structure; 0 trains none",
+        FROM_0,
+    )
+    adversary_from: float = setting(
+        0.5,
+        "share of the updates after which the autoencoder follows that network, which learns from the first",
+        FROM_0,
+        at_most(1),
+    )
     kl_weight: float = setting(
         1e-6, "weight of an AutoencoderKL's divergence from a standard normal, in nats a latent", FROM_0
     )

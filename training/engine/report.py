@@ -34,6 +34,7 @@ SHOWN = {
     "picked": "captions picked {:.1%}",
     "psnr": "PSNR {:.2f} dB",
     "ssim": "SSIM {:.4f}",
+    "told_apart": "told apart {:.0%}",
 }
 
 

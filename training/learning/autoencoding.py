@@ -1,5 +1,5 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""An autoencoder's loss, which needs no other network, and how good its reconstructions are.
+"""An autoencoder's loss, which needs no pretrained network, and how good its reconstructions are.
 
 L1 and structure (SSIM) at several scales; noise in the latents that the decoder reads, as a diffusion model will leave
 some there; and scale equivariance (<https://huggingface.co/papers/2502.14831>): of latents at half the size the decoder
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from mezzotint.pipelines.latents_mezzotint import to_latents, to_pixels, vae_factor
 from mezzotint_training.config.autoencoder import AutoencoderConfig
+from mezzotint_training.learning.adversary import followed, told_apart
 from mezzotint_training.learning.held_out import HeldOutLoss
 
 # Of the window of SSIM: pixels along each axis, and its standard deviation (Wang et al. 2004, section III.C)
@@ -91,7 +92,7 @@ class Reconstruction(torch.nn.Module):
 
     def forward(
         self, pixels: torch.Tensor, noise: torch.Tensor, half: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Make pictures again from their latents, to which noise is added.
 
         Args:
@@ -100,8 +101,8 @@ class Reconstruction(torch.nn.Module):
             half: whether the picture at half the size is made too.
 
         Returns:
-            the picture; the one at half the size, or `None`; the latents' divergence from a standard normal in nats a
-            latent, (B,), or `None` where they are no distribution.
+            the picture; its latents, without noise; the picture at half the size, or `None`; the latents' divergence
+            from a standard normal in nats a latent, (B,), or `None` where they are no distribution.
         """
         found, divergence = self.vae.encode(pixels, return_dict=False)[0], None
         if not isinstance(found, torch.Tensor):
@@ -116,7 +117,7 @@ class Reconstruction(torch.nn.Module):
         small = None
         if half:
             small = self.vae.decode(F.avg_pool2d(latents, 2), return_dict=False)[0].float()
-        return output, small, divergence
+        return output, latents, small, divergence
 
 
 def autoencoding_loss(
@@ -125,6 +126,8 @@ def autoencoding_loss(
     pixels: torch.Tensor,
     uniform: torch.Tensor,
     accelerator: Accelerator,
+    adversary: torch.nn.Module | None = None,
+    late: bool = False,
 ) -> torch.Tensor:
     """The loss of each picture of a batch, in the precision that the run computes in.
 
@@ -134,6 +137,8 @@ def autoencoding_loss(
         pixels (`torch.Tensor` of shape `(B, C, H, W)`): in [-1, 1].
         uniform (`torch.Tensor` of shape `(B,)`): in [0, 1), how much of `latent_noise` there is.
         accelerator: of the run.
+        adversary (`Adversary`, *optional*): that learns from the reconstructions, wrapped or not.
+        late: whether the autoencoder follows it; see `followed`.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, in float32.
@@ -142,8 +147,12 @@ def autoencoding_loss(
     # Latents of an odd size have no half
     half = config.equivariance_weight > 0 and all(side % 2 == 0 for side in latent_size(model, pixels))
     with accelerator.autocast():
-        output, small, divergence = model(pixels, config.latent_noise * uniform, half)
+        output, latents, small, divergence = model(pixels, config.latent_noise * uniform, half)
     loss = reconstruction_loss(config, output, pixels)
+    if adversary is not None:
+        with accelerator.autocast():
+            weight = config.adversary_weight if late else 0.0
+            loss = followed(adversary, pixels, output, latents, loss, weight)
     if small is not None:
         loss = loss + config.equivariance_weight * reconstruction_loss(config, small, F.avg_pool2d(pixels, 2))
     if divergence is not None:
@@ -168,23 +177,32 @@ class HeldOutReconstruction(HeldOutLoss):
 
 
 @torch.no_grad()
-def quality(vae: Any, pictures: list[torch.Tensor], batch_size: int) -> dict[str, float]:
-    """How good reconstructions are, as pictures of 8 bits: the means over pictures of PSNR in dB and of SSIM.
+def quality(
+    vae: Any, pictures: list[torch.Tensor], batch_size: int, adversary: torch.nn.Module | None = None
+) -> dict[str, float]:
+    """How good reconstructions are, as pictures of 8 bits: the means over pictures of PSNR in dB and of SSIM, and how
+    many an adversary tells from their pictures.
 
     Args:
         vae: in evaluation mode.
         pictures: (C, H, W) each, in [-1, 1]; neighbours of one size go through together.
+        adversary (`Adversary`, *optional*): in evaluation mode.
     """
-    ratios, similarities = [], []
+    found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, len(pictures), batch_size):
         some = pictures[start : start + batch_size]
         groups = [torch.stack(some)] if len({x.shape for x in some}) == 1 else [x[None] for x in some]
         for pixels in groups:
             made = reconstructed(vae, pixels)
             error = ((made - pixels) / 2).square().mean((1, 2, 3))  # of a span of 1
-            ratios.append(-10 * error.clamp(min=1e-10).log10())
-            similarities.append(ssim(made, pixels))
-    return {"psnr": torch.cat(ratios).mean().item(), "ssim": torch.cat(similarities).mean().item()}
+            of_these = {"psnr": -10 * error.clamp(min=1e-10).log10(), "ssim": ssim(made, pixels)}
+            if adversary is not None:
+                seen = (x.to(vae.device) for x in (pixels, made))
+                told = told_apart(adversary, *seen, to_latents(vae, pixels.to(vae.device)))
+                of_these["told_apart"] = told.float().cpu()
+            for name, values in of_these.items():
+                found.setdefault(name, []).append(values)
+    return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
 
 @torch.no_grad()
