@@ -66,6 +66,8 @@ def _task(folder: Path, settings: dict, environment: dict[str, str], rank: int =
 
 def _enter(environment: dict[str, str], output: Path) -> None:
     os.environ.update(environment)
+    for name in [name for name, value in environment.items() if not value]:
+        del os.environ[name]
     with output.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -52,9 +52,11 @@ def single(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory) -> Path:
-    """A run of two processes with a copy each, ended by a signal to their launcher some time after its fourth step."""
+    """A run of two processes with a copy each, ended by a signal to their launcher some time after its fourth step;
+    where there are CPUs alone, nobody says that they are to be used."""
     folder = tmp_path_factory.mktemp("copies") / "run"
-    process = launch(folder, 2, SETTINGS | {"train_batch_size": 4, "max_train_steps": 100_000})
+    told = {} if torch.accelerator.is_available() else {"ACCELERATE_USE_CPU": ""}
+    process = launch(folder, 2, SETTINGS | {"train_batch_size": 4, "max_train_steps": 100_000}, **told)
     while process.is_alive() and not (folder / "checkpoint-5").exists():
         time.sleep(0.01)
     process.terminate()

@@ -3,6 +3,7 @@
 the business of `train.py`."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -37,8 +38,11 @@ def make_accelerator(config: TrainConfig, output_dir: Path) -> Accelerator:
             f"got {config.report_to!r}"
         )
     tracker = {"auto": "tensorboard" if "tensorboard" in available else None, "none": None}
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         accelerator = Accelerator(
+            # where torchrun starts several processes on CPUs, each takes itself for the only one if it is not told
+            cpu=several and not getattr(torch, "accelerator", torch.cuda).is_available(),
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=tracker.get(config.report_to, config.report_to),
