@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from mezzotint.pipelines.latents_mezzotint import vae_factor
 from mezzotint_training.config.autoencoder import AutoencoderConfig
-from mezzotint_training.config.errors import UserError, exit_code
+from mezzotint_training.config.errors import exit_code
 from mezzotint_training.config.flags import parse_args
 from mezzotint_training.data.source import Source, fingerprint, look_at, open_rows
 from mezzotint_training.engine import plan
@@ -104,8 +104,6 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
         trained["adversary"] = made.to(accelerator.device)
     learner = Learner(config, trained, accelerator)
     called, adversary = learner.models["vae"], learner.models.get("adversary")
-    if adversary is not None and learner.sharded:
-        raise UserError(f"adversary_weight must be 0 under FSDP: got {config.adversary_weight:g}")
     samples = source.validation_samples()
     validation = Validation(samples, config.train_batch_size, accelerator, HeldOutReconstruction)
     unseen = [item["sample"] for item in samples[0]] if samples is not None else []
