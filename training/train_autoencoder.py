@@ -100,8 +100,7 @@ def _train(config: AutoencoderConfig, output_dir: Path, accelerator: Accelerator
         model.to(memory_format=torch.channels_last)
     trained: dict[str, torch.nn.Module] = {"vae": model}
     if config.adversary_weight > 0:
-        made = Adversary(facts.channels, vae.config.latent_channels, factor)
-        trained["adversary"] = made.to(accelerator.device)
+        trained["adversary"] = Adversary(facts.channels, vae.config.latent_channels, factor).to(accelerator.device)
     learner = Learner(config, trained, accelerator)
     called, adversary = learner.models["vae"], learner.models.get("adversary")
     samples = source.validation_samples()

@@ -25,7 +25,8 @@ def test_each_side_has_the_same_time_and_latents_have_all_of_theirs_in_it(tmp_pa
         encoded.extend([config] * first)
         return quality.Run([], 1.0, config.max_train_steps + 25.0 * first)
 
-    monkeypatch.setattr(space_quality, "run", run)
+    for module in (quality, space_quality):
+        monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(space_quality, "steps_within", lambda seconds, *_: [round(x) for x in seconds])
     side, unet = quality.SCALES[scale].size, quality.SCALES[scale].ours
     shared = TrainConfig(

@@ -89,7 +89,8 @@ def test_what_was_spent_is_not_trained_for(tmp_path, monkeypatch, teacher):
         Path(config.output_dir).mkdir(exist_ok=True)
         return quality.Run([], 1.0, config.max_train_steps + (25.0 if len(runs) == 1 else 0.0))
 
-    monkeypatch.setattr(text_encoders, "run", run)
+    for module in (quality, text_encoders):
+        monkeypatch.setattr(module, "run", run)
     monkeypatch.setattr(text_encoders, "steps_within", lambda seconds, *_: [round(x) for x in seconds])
     monkeypatch.setattr(text_encoders, "load_text_encoder", lambda folder: teacher)
     args = argparse.Namespace(seconds=100.0, threads=1)

@@ -215,6 +215,8 @@ def test_drawings_and_held_out_losses_cost_their_forward_passes():
     half = plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)
     assert half["parts"]["drawings"] == pytest.approx(found["parts"]["drawings"] / 2)
     assert half["cut"] is None
+    config.max_train_minutes = 5
+    assert plan.seconds(config, [3.0] * 20, [0.0] * 20, step=20)["total"] == 300
 
 
 def test_a_run_that_the_clock_ends_is_told_how_far_it_comes():

@@ -1,4 +1,4 @@
-"""What an adversary asks of reconstructions and what it learns from them, beside gradients taken apart by hand."""
+"""An adversary: the gradient that it asks of reconstructions, and what it learns from them, taken apart by hand."""
 
 import pytest
 import torch

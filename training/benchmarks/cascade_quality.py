@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compared(tables: list[str]) -> bool:
     """Whether one of these tables needs the one network beside the cascade."""
-    return tables != ["noise_level"]
+    return set(tables) != {"noise_level"}
 
 
 def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:

@@ -228,6 +228,17 @@ def steps_within(seconds: list[float], side: str, config: TrainConfig, threads: 
     return [max(few[0], int(many[0] + (x - many[1]) / an_update)) for x in seconds]
 
 
+def encoding_seconds(config: TrainConfig, threads: int) -> float:
+    """Processor seconds that the first run of these settings spends on what later ones find in its cache: the captions
+    of a frozen encoder, the latents of an autoencoder."""
+    short = replace(config, max_train_steps=2, logging_steps=2, output_dir=f"{config.output_dir}-first")
+    times = []
+    for _ in range(2):
+        times.append(run("ours", short, threads).processor)
+        shutil.rmtree(short.output_dir)
+    return max(times[0] - times[1], 0.0)
+
+
 def _short_runs(side: str, config: TrainConfig, threads: int) -> list[tuple[int, float]]:
     """Updates and processor seconds of two runs, after one that fills the caches of all (a frozen encoder's texts)."""
     found = []

@@ -20,7 +20,6 @@ A grid goes to --output: a row of real pictures, then of each in the order of th
 
 import argparse
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 
 from mezzotint.pipelines.latents_mezzotint import to_latents, to_pixels
 from mezzotint_training.benchmarks.cascade_quality import Judge, cells, loaded, show
-from mezzotint_training.benchmarks.quality import SCALES, prepare, run, steps_within
+from mezzotint_training.benchmarks.quality import SCALES, encoding_seconds, prepare, run, steps_within
 from mezzotint_training.config.autoencoder import AutoencoderConfig
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
@@ -99,13 +98,8 @@ def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
     in_latents = {"vae": str(place / "autoencoder"), "unet": read_named(f"{RECIPE}-latents")["unet"]}
     own_levels = {name: value for name, value in common.items() if name != "logit_mean"}  # that of the recipe
     latents = replace(shared, **own_levels, **in_latents, output_dir=str(place / "latents"))
-    short = replace(latents, max_train_steps=2, logging_steps=2, output_dir=str(place / "latents-first"))
-    times = []
-    for _ in range(2):  # the first of which encodes the set
-        times.append(run("ours", short, args.threads).processor)
-        shutil.rmtree(short.output_dir)
-    left = args.seconds - told["autoencoder"]["processor"]
-    finish("latents", latents, left, before=max(times[0] - times[1], 0.0))
+    encoding = encoding_seconds(latents, args.threads)
+    finish("latents", latents, args.seconds - told["autoencoder"]["processor"], before=encoding)
     (place / "trained.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

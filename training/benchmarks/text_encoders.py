@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What a text encoder is worth to captions whose words nobody trained on: one and the same U-Net, on texts that a small
-encoder of bytes, a pretrained one, and less than it read.
+"""Compare text encoders by what is drawn for captions whose words nobody trained on: one and the same U-Net learns from
+the texts as each of them reads them.
 
     python training/benchmarks/text_encoders.py --data path/to/emoji-32 --text path/to/all-MiniLM-L6-v2
 
@@ -17,7 +17,6 @@ pictures with words of its own.
 import argparse
 import copy
 import json
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -28,7 +27,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from mezzotint_training.benchmarks.cascade_quality import cells, show
-from mezzotint_training.benchmarks.quality import SCALES, QualityJudge, prepare, run, steps_within
+from mezzotint_training.benchmarks.quality import SCALES, QualityJudge, encoding_seconds, prepare, run, steps_within
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.flags import Help
 from mezzotint_training.config.settings import TrainConfig
@@ -154,12 +153,7 @@ def missed(student: Any, teacher: Any, tokenizer: Any, captions: list[str]) -> t
 def train(config: TrainConfig, spent: float, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Train for what is left of the time, of which `spent` seconds are gone, and say how long it took."""
     config = replace(config, output_dir=str(folder))
-    short = replace(config, max_train_steps=2, logging_steps=2, output_dir=f"{folder}-first")
-    times = []
-    for _ in range(2):  # the first of which encodes the captions
-        times.append(run("ours", short, args.threads).processor)
-        shutil.rmtree(short.output_dir)
-    spent += max(times[0] - times[1], 0.0)
+    spent += encoding_seconds(config, args.threads)
     (steps,) = steps_within([args.seconds - spent], "ours", config, args.threads)
     ended = run("ours", replace(config, max_train_steps=steps, logging_steps=steps), args.threads)
     encoder, _ = load_text_encoder(str(folder))

@@ -180,8 +180,8 @@ class HeldOutReconstruction(HeldOutLoss):
 def quality(
     vae: Any, pictures: list[torch.Tensor], batch_size: int, adversary: torch.nn.Module | None = None
 ) -> dict[str, float]:
-    """How good reconstructions are, as pictures of 8 bits: the means over pictures of PSNR in dB and of SSIM, and how
-    many an adversary tells from their pictures.
+    """Measure reconstructions, as pictures of 8 bits: the means over pictures of PSNR in dB and of SSIM, and the share
+    that an adversary tells from their pictures.
 
     Args:
         vae: in evaluation mode.
@@ -193,12 +193,13 @@ def quality(
         some = pictures[start : start + batch_size]
         groups = [torch.stack(some)] if len({x.shape for x in some}) == 1 else [x[None] for x in some]
         for pixels in groups:
-            made = reconstructed(vae, pixels)
+            latents = to_latents(vae, pixels.to(vae.device))
+            made = _as_files_hold_it(vae, latents)
             error = ((made - pixels) / 2).square().mean((1, 2, 3))  # of a span of 1
             of_these = {"psnr": -10 * error.clamp(min=1e-10).log10(), "ssim": ssim(made, pixels)}
             if adversary is not None:
                 seen = (x.to(vae.device) for x in (pixels, made))
-                told = told_apart(adversary, *seen, to_latents(vae, pixels.to(vae.device)))
+                told = told_apart(adversary, *seen, latents)
                 of_these["told_apart"] = told.float().cpu()
             for name, values in of_these.items():
                 found.setdefault(name, []).append(values)
@@ -208,5 +209,10 @@ def quality(
 @torch.no_grad()
 def reconstructed(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """What becomes of pictures (B, C, H, W) in [-1, 1], as files hold it, on the CPU."""
-    made = to_pixels(vae, to_latents(vae, pixels.to(vae.device))).clamp(-1, 1).cpu()
+    return _as_files_hold_it(vae, to_latents(vae, pixels.to(vae.device)))
+
+
+def _as_files_hold_it(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The pictures of latents, rounded to 8 bits, on the CPU."""
+    made = to_pixels(vae, latents).clamp(-1, 1).cpu()
     return ((made + 1) * 127.5).round() / 127.5 - 1
