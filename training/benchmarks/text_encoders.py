@@ -6,7 +6,8 @@ the texts as each of them reads them.
 
 - bytes: the small T5 of `train.py`, trained along with the U-Net.
 - pretrained: the encoder that --text names, frozen.
-- distilled: its first --layers layers, taught here to give its hidden states of the training captions; frozen then.
+- distilled: --layers of its layers, the first and the last among them, taught here to give its hidden states of the
+  training captions; frozen then.
 - untrained: its shape and its tokenizer with random weights, frozen: what tokens alone are worth.
 
 Each has the same processor time, the distillation and the encoding of the captions included. What is drawn for captions
@@ -37,7 +38,7 @@ from mezzotint_training.networks.text import load_text_encoder
 
 ENCODERS = ("bytes", "pretrained", "distilled", "untrained")
 GUIDANCE = (1.0, 2.0)
-RATE = 3e-4  # of the distillation
+RATE, WARMUP = 1e-3, 20  # of the distillation, and updates in which it rises
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS), help="which of them")
     parser.add_argument("--seconds", type=float, default=600, help="processor seconds of each in all")
     parser.add_argument("--layers", type=int, default=2, help="layers of the distilled encoder")
-    parser.add_argument("--distill_steps", type=int, default=300, help="updates of its distillation")
+    parser.add_argument("--distill_steps", type=int, default=200, help="updates of its distillation")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the runs")
     parser.add_argument("--count", type=int, default=320, help="pictures that each row is judged by")
     parser.add_argument("--sampling_steps", type=int, default=10, help="steps in which they are drawn")
@@ -115,26 +116,32 @@ def with_encoder(name: str, shared: TrainConfig, args: argparse.Namespace, place
     return replace(shared, text_encoder_name_or_path=str(place / name)), spent
 
 
-def distilled(teacher: Any, tokenizer: Any, captions: list[str], layers: int, steps: int, batch: int = 64) -> Any:
-    """An encoder that begins as the teacher's first layers and learns the teacher's hidden states of captions.
+def distilled(teacher: Any, tokenizer: Any, captions: list[str], layers: int, steps: int, batch: int = 32) -> Any:
+    """An encoder that begins as some of the teacher's layers, evenly spaced from the first to the last (DistilBERT,
+    arXiv 1910.01108, section 3, takes every other one), and learns the teacher's hidden states of captions.
 
     Raises:
-        UserError: for more layers than the teacher has, or none.
+        UserError: for more layers than the teacher has, or fewer than two.
     """
     most = teacher.config.num_hidden_layers
-    if not 1 <= layers <= most:
-        raise UserError(f"--layers must be from 1 to {most}, as many as the encoder has: got {layers}")
+    if not 2 <= layers <= most:
+        raise UserError(f"--layers must be from 2 to {most}, as many as the encoder has: got {layers}")
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = layers
-    student = type(teacher)(config)
-    student.load_state_dict(teacher.state_dict(), strict=False)
+    student = copy.deepcopy(teacher)
+    student.config = config
+    (stack,) = (part for part in student.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == most)
+    for place in reversed(range(most)):
+        if place not in {round(number * (most - 1) / (layers - 1)) for number in range(layers)}:
+            del stack[place]
     student.eval()  # without dropout, as it will be used
     optimizer = torch.optim.AdamW(student.parameters(), RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
         chosen = torch.randint(len(captions), (batch,), generator=generator).tolist()
-        error = missed(student, teacher.eval(), tokenizer, [captions[i] for i in chosen])
+        with torch.autocast("cpu", torch.bfloat16):
+            error = missed(student, teacher.eval(), tokenizer, [captions[i] for i in chosen])
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
@@ -146,8 +153,8 @@ def missed(student: Any, teacher: Any, tokenizer: Any, captions: list[str]) -> t
     tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
     kept = tokens.attention_mask.bool()  # (B, L)
     with torch.no_grad():
-        aim = teacher(**tokens).last_hidden_state[kept]  # (tokens, D)
-    return mse_loss(student(**tokens).last_hidden_state[kept], aim) / aim.var(0, correction=0).mean()
+        aim = teacher(**tokens).last_hidden_state[kept].float()  # (tokens, D)
+    return mse_loss(student(**tokens).last_hidden_state[kept].float(), aim) / aim.var(0, correction=0).mean()
 
 
 def train(config: TrainConfig, spent: float, args: argparse.Namespace, folder: Path) -> dict[str, float]:
