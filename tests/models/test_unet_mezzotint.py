@@ -24,6 +24,7 @@ from diffusers import (
 )
 from diffusers.models import modeling_utils
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.embeddings import apply_rotary_emb
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -378,7 +379,7 @@ def test_the_first_convolution_starts_at_one_variance_whatever_the_patches(patch
 
 
 # Arguments that older configs do not have
-LATER = ["patch_size", "linear_skip_size", "condition", "attributes", "modality", "downsample_axes"]
+LATER = ["patch_size", "linear_skip_size", "condition", "attributes", "modality", "downsample_axes", "rope_theta"]
 
 
 def test_a_config_from_before_patches_is_of_a_network_without_them(make_unet):
@@ -595,6 +596,52 @@ def test_attention_equals_written_out_softmax(context, masked):
     x, context = randn(2, 7, 24), context and randn(*context, seed=1)
     mask = torch.arange(7 if context is None else 5).expand(2, -1) < torch.tensor([[2], [4]]) if masked else None
     close(attn(x, context, mask), reference_attention(attn, x, context, mask))
+
+
+@pytest.mark.parametrize("spatial, head_dim", [((7,), 8), ((3, 4), 8), ((2, 3, 4), 14)])
+def test_rotary_embeddings_turn_the_channels_of_each_axis_by_its_position(spatial, head_dim):
+    """Against complex numbers: a pair of channels of axis k is turned by p_k theta^(-2 i / d_k)."""
+    pairs, theta = head_dim // 2, 100.0
+    shares = [pairs * (k + 1) // len(spatial) - pairs * k // len(spatial) for k in range(len(spatial))]
+    assert sum(shares) == pairs and max(shares) - min(shares) <= 1
+    x = randn(2, math.prod(spatial), 3, head_dim)
+    turned = apply_rotary_emb(x, blocks_mezzotint.rotary_embedding(spatial, head_dim, theta), sequence_dim=1)
+    for n, place in enumerate(itertools.product(*map(range, spatial))):
+        angles = [p * theta ** (-i / share) for p, share in zip(place, shares, strict=True) for i in range(share)]
+        turn = torch.polar(torch.ones(pairs, dtype=torch.float64), torch.tensor(angles, dtype=torch.float64))
+        expected = torch.view_as_real(torch.view_as_complex(x[:, n].double().unflatten(-1, (-1, 2))) * turn)
+        close(turned[:, n], expected.flatten(-2).float())
+
+
+def test_with_rotary_embeddings_attention_knows_how_far_apart_and_not_where():
+    torch.manual_seed(0)
+    attn = MezzotintAttention(24, head_dim=8)
+    for parameter in attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x, (cosines, sines) = randn(2, 5, 24), blocks_mezzotint.rotary_embedding((12,), 8, 100.0)
+    here, there = (attn(x, rotary_emb=(cosines[at : at + 5], sines[at : at + 5])) for at in (0, 7))
+    close(here, there)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    close(attn(x[:, order]), attn(x)[:, order])  # without them it knows of no order
+    assert (attn(x[:, order], rotary_emb=(cosines[:5], sines[:5])) - here[:, order]).abs().max() > 0.1
+    attn.fuse_projections()
+    close(attn(x, rotary_emb=(cosines[:5], sines[:5])), here)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_network_with_rotary_embeddings_reads_positions_and_keeps_all_else(make_unet, dims, tmp_path):
+    shape = {"spatial_dims": dims, "attention_head_dim": 8}
+    plain, rotary = make_unet(**shape), make_unet(**shape, rope_theta=10000.0)
+    rotary.load_state_dict(plain.state_dict())  # no weights of their own
+    given = inputs() | {"sample": randn(2, 3, *(8,) * dims, seed=1)}
+    found = rotary(**given).sample
+    assert (found - plain(**given).sample).abs().max() > 1e-4
+    rotary.save_pretrained(tmp_path)
+    assert MezzotintUNetModel.from_pretrained(tmp_path)(**given).sample.equal(found)
+    rotary.set_attn_processor(type(next(iter(rotary.attn_processors.values())))())
+    assert rotary(**given).sample.equal(found)
+    rotary.enable_gradient_checkpointing()
+    close(rotary(**given).sample, found)
 
 
 class WrittenOut:
@@ -1135,6 +1182,12 @@ def test_nothing_is_pickled(make_unet, tmp_path):
         ({"patch_size": 10**6}, "patch_size must be a whole number from 1 to 1024: got 1000000"),
         ({"patch_size": (2, 2)}, r"patch_size must be a whole number from 1 to 1024: got \(2, 2\)"),
         ({"patch_size": "4"}, "patch_size must be a whole number from 1 to 1024: got '4'"),
+        ({"rope_theta": 0}, "rope_theta must be a positive number, or none: got 0"),
+        ({"rope_theta": "10k"}, "rope_theta must be a positive number, or none: got '10k'"),
+        (
+            {"rope_theta": 1e4, "attention_head_dim": 2, "block_out_channels": (8, 8)},
+            "with rope_theta, attention_head_dim must be even and 4 or more, a pair .* each axis: got 2",
+        ),
         ({"linear_skip_size": 0}, "linear_skip_size must be a whole number from 1 to 1024: got 0"),
         ({"linear_skip_size": 4}, r"linear_skip_size must be a multiple of patch_size \(1\) and divide 2, .*: got 4"),
         (

@@ -19,6 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -81,6 +82,32 @@ def cosine_basis(size: int) -> torch.Tensor:
     return basis
 
 
+def rotary_embedding(
+    spatial: Sequence[int], head_dim: int, theta: float, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The angles by which self-attention turns the queries and keys of each position, so that what two positions are to
+    each other depends on how far apart they are (RoFormer, <https://huggingface.co/papers/2104.09864>, eq. 15). The
+    pairs of channels of a head are shared out among the axes, as evenly as can be.
+
+    Args:
+        spatial (`(int, ...)`): positions along each axis.
+        head_dim (`int`): channels of a head, an even number.
+        theta (`float`): what the slowest pair of an axis turns by is about `1 / theta` a position.
+        device (`torch.device`, *optional*): where the result lies.
+
+    Returns:
+        cosines and sines, each `torch.Tensor` of shape `(prod(spatial), head_dim)` in float32.
+    """
+    axes, pairs, found = len(spatial), head_dim // 2, []
+    for axis, size in enumerate(spatial):
+        share = pairs * (axis + 1) // axes - pairs * axis // axes
+        angles = get_1d_rotary_pos_embed(2 * share, torch.arange(size, device=device), theta, use_real=True)
+        shape = [1] * axis + [size] + [1] * (axes - axis - 1) + [2 * share]
+        found.append([x.reshape(shape).expand(*spatial, -1) for x in angles])
+    cosines, sines = (torch.cat(parts, -1).flatten(0, axes - 1) for parts in zip(*found, strict=True))
+    return cosines, sines
+
+
 def zero_init(module: nn.Module) -> nn.Module:
     """The module with its parameters set to zero: a residual branch that ends in it starts as the identity."""
     for parameter in module.parameters():
@@ -128,6 +155,7 @@ class MezzotintAttnProcessor:
         # (B, L, D), or its keys and values, (B, L, h, d) each; None is self-attention
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (N, d) each, of self-attention
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.fused_projections and not attn.is_cross_attention:
@@ -136,6 +164,8 @@ class MezzotintAttnProcessor:
         else:
             query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
             key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
+        if rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, rotary_emb, sequence_dim=1) for x in (query, key))
         backend = self._attention_backend
         if attention_mask is not None:
             attention_mask, backend = attention_mask[:, None, None, :], AttentionBackendName.NATIVE  # (B, 1, 1, L)
@@ -230,8 +260,10 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+        rotary = () if rotary_emb is None else (rotary_emb,)  # a processor of the user's need not know of it
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, *rotary)
 
 
 class MezzotintTransformerLayer(nn.Module):
@@ -256,8 +288,9 @@ class MezzotintTransformerLayer(nn.Module):
         hidden_states: torch.Tensor,  # (B, N, C)
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
         encoder_attention_mask: torch.Tensor | None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), rotary_emb=rotary_emb)
         if self.attn2 is not None:
             hidden_states = hidden_states + self.attn2(
                 self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
@@ -381,8 +414,10 @@ class MezzotintBlock(nn.Module):
         stride: tuple[int, ...],
         downsample_from: int | None = None,
         upsample_to: int | None = None,
+        rope_theta: float | None = None,
     ):
         super().__init__()
+        self.head_dim, self.rope_theta = head_dim, rope_theta
         self.scale_factor = [float(x) for x in stride]
         self.downsample = conv(downsample_from, in_dim, 3, stride=stride, padding=1) if downsample_from else None
         self.residual = MezzotintResidualBlock(conv, in_dim, dim, embed_dim, groups, eps, dropout)
@@ -403,9 +438,12 @@ class MezzotintBlock(nn.Module):
         hidden_states = self.residual(hidden_states, embedding)
         if len(self.transformer_layers) > 0:
             spatial = hidden_states.shape[2:]
+            rotary_emb = None
+            if self.rope_theta is not None:
+                rotary_emb = rotary_embedding(spatial, self.head_dim, self.rope_theta, hidden_states.device)
             hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
             for i, layer in enumerate(self.transformer_layers):
-                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask)
+                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask, rotary_emb)
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
         if self.upsample is not None:
             hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=self.scale_factor, mode="nearest"))

@@ -122,6 +122,15 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
         if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
             raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
+        theta = config.get("rope_theta")
+        if theta is not None and not (_is_finite(theta) and theta > 0):
+            raise ValueError(f"rope_theta must be a positive number, or none: got {theta!r}")
+        head_dim = config.attention_head_dim
+        if theta is not None and any(depths) and (head_dim % 2 or head_dim < 2 * spatial_dims):
+            raise ValueError(
+                f"with rope_theta, attention_head_dim must be even and {2 * spatial_dims} or more, a pair of channels "
+                f"for each axis: got {head_dim}"
+            )
 
         skip, factor = config.get("linear_skip_size"), self.downsample_factor
         if skip is not None and (factor % skip or skip % config.patch_size):
@@ -150,6 +159,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             "eps": config.norm_eps,
             "dropout": config.dropout,
             "stride": self._along_axes(2),
+            "rope_theta": config.get("rope_theta"),
         }
         units = []
         for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):

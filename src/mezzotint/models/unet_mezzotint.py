@@ -111,6 +111,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         downsample_axes (tuple of `int`, *optional*): the spatial axes, counted from 0, along which levels halve the
             resolution and patches and blocks have more than one position: `(1, 2)` leaves the first, the time of a
             video, as it is. `None` is all.
+        rope_theta (`float`, *optional*): base of the rotary positional embeddings of self-attention
+            (`rotary_embedding`), 10,000 in most networks. `None` is none: then attention knows of positions what the
+            convolutions tell it, which is enough for pictures and little for the symbols of a sequence.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -141,6 +144,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         attributes: dict[str, list[Any]] | None = None,
         modality: dict[str, Any] | None = None,
         downsample_axes: tuple[int, ...] | None = None,
+        rope_theta: float | None = None,
     ):
         super().__init__()
         if modality is not None and not (isinstance(modality, dict) and isinstance(modality.get("name"), str)):
