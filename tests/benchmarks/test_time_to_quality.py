@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel
+from mezzotint import MezzotintPipeline, MezzotintScheduler, MezzotintUNetModel, MezzotintUpscalePipeline
 from mezzotint_training.benchmarks import ablations, changes, diffusers_recipe, quality, time_to_emoji, time_to_quality
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
@@ -157,8 +157,8 @@ def test_sets_of_captions_are_judged_by_captions_of_the_test_split(captioned, tm
     assert judge.judge(torch.full_like(judge.asked.pixels, 255), judge.asked).kernel_distance.value > 1
 
 
-@pytest.mark.parametrize("peer", [False, True])
-def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch, capsys, make_unet, peer):
+@pytest.mark.parametrize("racer", ["ours", "cascade", "peer"])
+def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch, capsys, make_unet, racer):
     """A run that leaves an untrained network has a row too: what it draws is not recognised."""
     stock = quality._stock(8, 3, [8, 8], [False, True], norm_num_groups=4, attention_head_dim=2)
     scale = quality.Scale(8, 3, {}, stock, settings={"caption_column": ["text"]}, classes=False)
@@ -172,22 +172,35 @@ def test_a_race_gives_a_row_of_the_leaderboard(captioned, tmp_path, monkeypatch,
             unet = UNet2DConditionModel(cross_attention_dim=8, **config.unet)
             unet.save_pretrained(f"{config.output_dir}/unet-{config.max_train_steps}")
         else:
-            pipe = MezzotintPipeline(make_unet(cross_attention_dim=8), MezzotintScheduler(), encoder, tokenizer)
-            pipe.save_pretrained(config.output_dir)
-        return quality.Run([], 1234.5, 2000.0)
+            shape, pipeline = {"cross_attention_dim": 8}, MezzotintPipeline
+            if config.task == "upscale":
+                about = {"task": "upscale", "scale": config.scale}
+                shape, pipeline = shape | {"in_channels": 7, "condition": about}, MezzotintUpscalePipeline
+            size = config.resolution[0] if racer == "cascade" else 8
+            unet = make_unet(**shape, sample_size=size)
+            pipeline(unet, MezzotintScheduler(), encoder, tokenizer).save_pretrained(config.output_dir)
+        return quality.Run([], 1234.5 / (2 if racer == "cascade" else 1), 2000.0)
 
     monkeypatch.setattr(time_to_emoji, "run", run)
     flags = ["--data", str(captioned / "set"), "--text", str(captioned / "text"), "--judge_steps", "60"]
-    flags += ["--sampling_steps", "2", "--output", str(tmp_path / "out"), "--max_train_steps", "77", "--threads", "1"]
-    assert time_to_emoji.main([*flags, *(["--peer"] if peer else [])]) == 0
-    ((side, config),) = asked
-    assert side == ("peer" if peer else "ours") and config.max_train_steps == 77
-    assert config.unet == stock if peer else config.unet["linear_skip_size"] == 4
-    assert peer or config.balance_column == "subgroup"  # the recipe's
+    flags += ["--sampling_steps", "2", "--output", str(tmp_path / "out"), "--threads", "1", "--side", racer]
+    given = ["--max_train_steps", "77"] if racer != "cascade" else ["--stages", "{max_train_steps: 77}", "{}"]
+    assert time_to_emoji.main([*flags, *given]) == 0
+    side, config = asked[0]
+    assert side == ("peer" if racer == "peer" else "ours") and config.max_train_steps == 77
+    if racer == "cascade":
+        first, second = (config for _, config in asked)
+        assert (first.resolution, second.resolution, second.task) == ([2, 2], [8, 8], "upscale")
+        assert first.balance_column == second.balance_column == "subgroup" and second.max_train_steps > 77
+        assert first.cache_dir == second.cache_dir and not second.train_text_encoder
+    else:
+        assert len(asked) == 1
+        assert config.unet == stock if racer == "peer" else config.unet["linear_skip_size"] == 4
+        assert racer == "peer" or config.balance_column == "subgroup"  # the recipe's
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[0] == "1,234" and float(row[1][:-1]) < 50 and float(row[3]) > 50 and row[4] == "no"
     (figures,) = map(json.loads, (tmp_path / "out/time_to_emoji.jsonl").read_text().splitlines())
-    assert figures["seconds"] == 1234.5 and figures["real"] > 0.9 and figures["flags"] == ["--max_train_steps", "77"]
+    assert figures["seconds"] == 1234.5 and figures["real"] > 0.9 and figures["flags"] == given
     (picture,) = (tmp_path / "out").glob("*.png")
     assert Image.open(picture).size[0] == 560  # ten columns
 
