@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the repository, and one that was written by earlier code: each is of files that a
+"""The checkpoints that come with the repository, and one that was written by earlier code: each is of files that a
 repository can hold, names no place of the machine that made it, and draws the pictures of its card, by its own code and
 by the package's."""
 
@@ -13,14 +13,15 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from mezzotint import MezzotintPipeline
+from mezzotint.drawing import class_of
 
 # `emoji-16` was shipped once; it is kept as one from before
-FOLDERS = [Path(__file__).parents[1] / "model_cards" / "emoji-64", Path(__file__).parent / "emoji-16"]
-either = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+SHIPPED = Path(__file__).parents[1] / "model_cards"
+FOLDERS = [SHIPPED / "emoji-64-cascade", SHIPPED / "emoji-64", Path(__file__).parent / "emoji-16"]
+each = pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
 
 
-@either
+@each
 def test_it_is_of_small_files_and_nothing_is_pickled(folder):
     files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert max(path.stat().st_size for path in files) < 16 * 2**20
@@ -30,7 +31,7 @@ def test_it_is_of_small_files_and_nothing_is_pickled(folder):
             assert not re.search(r"(?<![\w.])/(work|tmp|home|root|Users)\b", path.read_text(encoding="utf-8")), path
 
 
-@either
+@each
 def test_its_card_has_the_figures_that_were_measured(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
     (found,) = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["prompt_accuracy"].values()
@@ -38,16 +39,16 @@ def test_its_card_has_the_figures_that_were_measured(folder):
         assert f"{figure['value']:.1%}" in card
 
 
-@either
+@each
 @pytest.mark.parametrize("life", ["owner", "stranger", "moved"])
 def test_it_draws_the_pictures_of_its_card(life, folder):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     if life == "owner":
-        pipe = MezzotintPipeline.from_pretrained(folder)
+        pipe = class_of(folder).from_pretrained(folder)
     else:
         pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
         if life == "moved":  # components of the checkpoint's own, older code in a pipeline of the package's
-            pipe = MezzotintPipeline.from_pipe(pipe)
+            pipe = class_of(folder).from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     prompts = recipe["validation_prompts"][:3]
     drawn = pipe(

@@ -65,12 +65,13 @@ def test_along_other_numbers_of_axes_as_many_positions_are_few(size, patch, leve
 
 
 @pytest.mark.parametrize(
-    "height, width, sides",
-    [(8, 8, [8, 4]), (16, 16, [16, 8]), (32, 32, [32, 16, 8]), (28, 28, [28, 14, 7]), (32, 128, [32, 16, 8]),
-     (48, 48, [48, 24, 12, 6]), (30, 30, [30, 15]), (17, 17, [17]), (65, 65, [65]), (66, 66, [66, 33])],
+    "size, height, width, sides",
+    [("tiny", 8, 8, [8, 4]), ("tiny", 16, 16, [16, 8]), ("small", 32, 32, [32, 16, 8]), ("tiny", 28, 28, [28, 14, 7]),
+     ("small", 32, 128, [32, 16, 8]), ("small", 48, 48, [48, 24, 12, 6]), ("tiny", 30, 30, [30, 15]),
+     ("tiny", 17, 17, [17]), ("tiny", 65, 65, [65]), ("tiny", 66, 66, [66, 33])],
 )  # fmt: skip
-def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, sides):
-    config = dialled("--size", "tiny", facts=Facts(1000, (height, width), 1))
+def test_levels_halve_the_picture_down_to_about_eight_pixels(size, height, width, sides):
+    config = dialled("--size", size, facts=Facts(1000, (height, width), 1))
     assert "patch_size" not in config.unet
     assert len(config.unet["block_out_channels"]) == len(sides)
     factor = 2 ** (len(sides) - 1)
@@ -81,10 +82,11 @@ def test_levels_halve_the_picture_down_to_about_eight_pixels(height, width, side
 
 @pytest.mark.parametrize(
     "height, width, patch, sides",
-    [(64, 64, 4, [16, 8, 4]), (128, 128, 4, [32, 16, 8, 4]), (256, 256, 4, [64, 32, 16, 8, 4]), (96, 64, 4, [16, 8, 4]),
+    [(32, 32, 2, [16, 8, 4]), (32, 128, 2, [16, 8, 4]), (48, 48, 2, [24, 12, 6, 3]),
+     (64, 64, 4, [16, 8, 4]), (128, 128, 4, [32, 16, 8, 4]), (256, 256, 4, [64, 32, 16, 8, 4]), (96, 64, 4, [16, 8, 4]),
      (1024, 1024, 4, [256, 128, 64, 32, 16, 8]), (68, 68, 2, [34, 17]), (100, 64, 2, [32, 16]), (72, 72, 4, [18, 9])],
 )  # fmt: skip
-def test_from_64_px_on_levels_halve_the_patches_down_to_about_four(height, width, patch, sides):
+def test_from_32_px_on_tiny_levels_halve_the_patches_down_to_about_four(height, width, patch, sides):
     config = dialled("--size", "tiny", facts=Facts(1000, (height, width), 1))
     assert config.unet["patch_size"] == patch and len(config.unet["block_out_channels"]) == len(sides)
     factor = downsample_factor(sides, patch)
