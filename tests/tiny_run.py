@@ -87,6 +87,13 @@ def run(*argv: str, **settings) -> Run:
     return called(train, *flags(**settings), *argv)
 
 
+def reset_accelerate() -> None:
+    """Forget what accelerate keeps of a process: one trains once, but here the next run must not find the last one's
+    state."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def called(program: ModuleType, *argv: str) -> Run:
     """A training program with `argv`."""
     out, err = io.StringIO(), io.StringIO()
@@ -103,11 +110,11 @@ def called(program: ModuleType, *argv: str) -> Run:
         stack.enter_context(contextlib.redirect_stderr(err))
         for handler in handlers:
             stack.enter_context(mock.patch.object(handler, "stream", err))
+        reset_accelerate()  # of a test that made an accelerator itself
         try:
             code = program.main(list(argv))
-        finally:  # a process trains once; here the next run must not find the last one's state
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+        finally:
+            reset_accelerate()
     lines = [line.split("\r")[-1].rstrip() for line in err.getvalue().split("\n")]
     return Run(code, out.getvalue(), "\n".join(line for line in lines if line))
 

@@ -262,7 +262,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        rotary = () if rotary_emb is None else (rotary_emb,)  # a processor of the user's need not know of it
+        rotary = () if rotary_emb is None else (rotary_emb,)  # nor need a processor of the user's
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, *rotary)
 
 
@@ -290,7 +290,8 @@ class MezzotintTransformerLayer(nn.Module):
         encoder_attention_mask: torch.Tensor | None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), rotary_emb=rotary_emb)
+        rotary = {} if rotary_emb is None else {"rotary_emb": rotary_emb}  # what stands in for it need not know of it
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), **rotary)
         if self.attn2 is not None:
             hidden_states = hidden_states + self.attn2(
                 self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
