@@ -126,10 +126,8 @@ def distilled(teacher: Any, tokenizer: Any, captions: list[str], layers: int, st
     most = teacher.config.num_hidden_layers
     if not 2 <= layers <= most:
         raise UserError(f"--layers must be from 2 to {most}, as many as the encoder has: got {layers}")
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = layers
     student = copy.deepcopy(teacher)
-    student.config = config
+    student.config.num_hidden_layers = layers
     (stack,) = (part for part in student.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == most)
     for place in reversed(range(most)):
         if place not in {round(number * (most - 1) / (layers - 1)) for number in range(layers)}:

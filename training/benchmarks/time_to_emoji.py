@@ -94,7 +94,7 @@ def settings(side: str, shared: TrainConfig, place: str, flags: list[str]) -> li
 
 
 def judged(args: argparse.Namespace, judge: QualityJudge, configs: list[TrainConfig]) -> Judged:
-    """What the finished runs of these settings draw, judged."""
+    """The verdict on pictures that the finished runs of these settings draw."""
     folders = [Path(config.output_dir) for config in configs]
     if args.side == "cascade":
         how = {"num_inference_steps": args.sampling_steps, "batch_size": 128, "seed": 0, "progress": False}

@@ -262,7 +262,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        rotary = () if rotary_emb is None else (rotary_emb,)  # nor need a processor of the user's
+        rotary = () if rotary_emb is None else (rotary_emb,)  # a processor of the user's need not know of it
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, *rotary)
 
 
