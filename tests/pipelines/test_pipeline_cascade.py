@@ -78,12 +78,21 @@ def test_a_cascade_is_its_stages_one_after_the_other(stages):
     assert found.shape == (2, 3, 32, 32) and torch.equal(found, pictures)
 
 
-def test_a_number_is_of_every_stage_but_guidance_is_the_base_s(stages):
+def test_steps_and_guidance_are_the_base_s_and_a_level_of_noise_is_every_upscaler_s(stages):
     pipe = cascade(*stages)
     call = {"output_type": "pt", "generator": seeded()}
     found = pipe(PROMPT, num_inference_steps=2, guidance_scale=3.0, noise_level=0.2, **call).images
-    of_each = {"num_inference_steps": [2, 2, 2], "guidance_scale": [3.0, 1.0, 1.0], "noise_level": [0.2, 0.2]}
+    of_each = {"num_inference_steps": [2, 4, 4], "guidance_scale": [3.0, 1.0, 1.0], "noise_level": [0.2, 0.2]}
     assert torch.equal(pipe(PROMPT, **of_each, **call | {"generator": seeded()}).images, found)
+
+
+def test_an_upscaler_that_is_told_nothing_takes_four_steps_or_those_it_is_distilled_to(stages):
+    pipe = cascade(*stages)
+    pipe.scheduler_3 = MezzotintScheduler(consistency_steps=[2, 1])
+    pipe(PROMPT, num_inference_steps=5)
+    assert pipe.num_timesteps == 5 + 4 + 2
+    pipe(PROMPT)
+    assert pipe.num_timesteps == 20 + 4 + 2
 
 
 def test_a_picture_depends_on_its_own_generator_alone(stages):
@@ -136,8 +145,8 @@ def test_a_cascade_is_drawn_step_by_step_in_its_own_tab(stages, tmp_path):
     drawing = draw(
         pipe, MezzotintCascadePipeline, 2, 3, progress=lambda *x: steps.append(x), prompt=PROMPT, num_inference_steps=2
     )
-    assert [x.shape for x in drawing.noisy] == [(2, 8, 8, 3)] * 2 + [(2, 16, 16, 3)] * 2
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [x.shape for x in drawing.noisy] == [(2, 8, 8, 3)] * 2 + [(2, 16, 16, 3)] * 4
+    assert steps == [(number, 6) for number in range(1, 7)]
     once = pipe(PROMPT, num_inference_steps=2, num_images_per_prompt=2, generator=[seeded(3), seeded(4)]).images
     for (picture, _), expected in zip(drawing.pictures, once, strict=True):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))

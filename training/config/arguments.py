@@ -141,8 +141,8 @@ def sample(parser: Parser) -> None:
         default=1,
         help="pictures (sounds, videos, ...) for each prompt",
     )
-    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default 20, or of a distilled network "
-                  "those that it is distilled to")  # fmt: skip
+    parser.number("num_inference_steps", int, *COUNT, help="sampling steps, of a cascade its base's; by default 20, 4 "
+                  "of an upscaler, or of a distilled network those that it is distilled to")  # fmt: skip
     parser.add_argument(
         "--sampler", help="a scheduler of diffusers by name, such as DDIMScheduler; by default the checkpoint's own"
     )
@@ -280,8 +280,8 @@ def evaluate(parser: Parser) -> None:
     many = at_most(10**6)
     parser.number("count", int, at_least(2 * GROUPS), many, default=1000,
                   help="pictures to draw, and most real ones to compare with")  # fmt: skip
-    parser.number("num_inference_steps", int, *COUNT, help="sampling steps; by default the pipeline's own, 20, or of "
-                  "a distilled network those that it is distilled to")  # fmt: skip
+    parser.number("num_inference_steps", int, *COUNT, help="sampling steps, of a cascade its base's; by default the "
+                  "pipeline's own, 20, or of a distilled network those that it is distilled to")  # fmt: skip
     parser.number("guidance_scale", float, *GUIDANCE, help="weight of the guidance; 1 turns it off, which is the "
                   "default of a distilled network; else 2")  # fmt: skip
     parser.number("eta", float, SHARE, default=0.0, help="noise added in each step, from the flow's, 0, to the "

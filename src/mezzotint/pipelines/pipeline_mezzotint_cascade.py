@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _check_unet, _is_number, _shown, _tensor_inputs
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin, _seen_without_defaults
-from mezzotint.pipelines.upscaling_mezzotint import MezzotintUpscalingMixin
+from mezzotint.pipelines.upscaling_mezzotint import UPSCALER_STEPS, MezzotintUpscalingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -194,8 +194,9 @@ class MezzotintCascadePipeline(
             height (`int`, *optional*): of the pictures in the end, in pixels; by default the size trained at. A
                 multiple of all that the upscalers enlarge by.
             width (`int`, *optional*): likewise.
-            num_inference_steps (`int` or list of `int`, *optional*): steps of every stage, or of each; by default 20,
-                or those that a stage is distilled to.
+            num_inference_steps (`int` or list of `int`, *optional*): steps of the base, or of each stage; by default
+                20 for the base. An upscaler that is not told of any takes 4, as it adds no more than details, and
+                grain with more steps. By default a distilled stage takes those that it is distilled to.
             guidance_scale (`float` or list of `float`, *optional*): weight of the base's guidance, or of each stage's;
                 by default 2 for the base. An upscaler that is not told of any has none: 1, at half the cost.
             noise_level (`float` or list of `float`): noise-conditioning augmentation: in [0, 1), standard deviation of
@@ -301,7 +302,7 @@ class MezzotintCascadePipeline(
                 raise ValueError(f"{name} needs one entry, or one for each {what}, of which there are {count}: got "
                                  f"{_shown(value)}")  # fmt: skip
         if not isinstance(steps, (list, tuple)):
-            steps = [steps] * len(stages)
+            steps = [steps, *[None] * (len(stages) - 1)]
         if not isinstance(scales, (list, tuple)):
             scales = [scales, *[1.0] * (len(stages) - 1)]
         if not isinstance(levels, (list, tuple)):
@@ -311,6 +312,7 @@ class MezzotintCascadePipeline(
         settled, run = [], copy.copy(self)
         for (_, run.scheduler), *asked in zip(stages, steps, scales, strict=True):
             settled.append(run.settle_steps(*asked))
+            run.usual_steps = UPSCALER_STEPS  # of all that come after the base
         if unfit := [scale for _, scale in settled if not _is_number(scale)]:
             raise ValueError(f"guidance_scale must be a finite number: got {_shown(unfit[0])}")
         return [count for count, _ in settled], [scale for _, scale in settled], list(levels)

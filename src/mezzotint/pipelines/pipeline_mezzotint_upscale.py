@@ -21,7 +21,7 @@ from mezzotint.pipelines.checkpoint_mezzotint import MezzotintCheckpointMixin
 from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance
 from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
-from mezzotint.pipelines.upscaling_mezzotint import MezzotintUpscalingMixin
+from mezzotint.pipelines.upscaling_mezzotint import UPSCALER_STEPS, MezzotintUpscalingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -37,6 +37,7 @@ class MezzotintUpscalePipeline(
     title = "Upscale"
     summary = "Drop in a small picture to have it drawn again, larger."
     tasks = ("upscale",)
+    usual_steps = UPSCALER_STEPS
 
     @torch.no_grad()
     def __call__(
@@ -46,7 +47,7 @@ class MezzotintUpscalePipeline(
         noise_level: float = 0.0,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = UPSCALER_STEPS,
         timesteps: list[float] | None = None,
         sigmas: list[float] | None = None,
         guidance_scale: float = 1.0,
@@ -84,6 +85,7 @@ class MezzotintUpscalePipeline(
             noise_level (`float`): in [0, 1), standard deviation of the noise that is mixed into the small picture
                 (conditioning augmentation): the higher, the more is drawn anew. 0 trusts every pixel; for pictures that
                 a model drew, or a camera under a poor light, 0.1 to 0.3 let faults be mended.
+            num_inference_steps (`int`): sampling steps: few, as the small picture settles most, and more add grain.
             tile_size (`int`, *optional*): pixels of the result, along each axis, that the network sees at a time; by
                 default as many as it was trained at. What memory a call needs goes by it, not by the picture.
             tile_overlap (`int`, *optional*): pixels that neighbouring tiles share; by default a quarter of a tile.

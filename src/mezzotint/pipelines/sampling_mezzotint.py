@@ -85,6 +85,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "pred_original_sample", "prompt_embeds", "prompt_attention_mask"]
+    usual_steps = 20  # of a network that is not distilled, where a call does not say
 
     @_seen_without_defaults
     def __init__(
@@ -283,9 +284,9 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         return list(steps) if isinstance(steps, (list, tuple)) and steps else None
 
     def settle_steps(self, num_inference_steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
-        """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: 20 and 2, or the
-        first of `distilled_steps` and 1 of a distilled network, which has guidance in it."""
-        steps, scale = (20, 2.0) if self.distilled_steps is None else (self.distilled_steps[0], 1.0)
+        """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: `usual_steps` and
+        2, or the first of `distilled_steps` and 1 of a distilled network, which has guidance in it."""
+        steps, scale = (self.usual_steps, 2.0) if self.distilled_steps is None else (self.distilled_steps[0], 1.0)
         return (
             steps if num_inference_steps is None else num_inference_steps,
             scale if guidance_scale is None else guidance_scale,

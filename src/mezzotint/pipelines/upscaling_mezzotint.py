@@ -19,6 +19,8 @@ from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 
+UPSCALER_STEPS = 4  # where a call says nothing: the small picture settles most, and more steps add grain
+
 
 class MezzotintUpscalingMixin:
     """Enlarges with noise-conditioning augmentation, in tiles where the result is larger than what was trained at."""
