@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
 """A cascade beside one network of the full size that was trained for as long, what dynamic thresholding does to either
-under strong guidance, what the noise between the stages does, and how many steps the upscaler needs.
+under strong guidance, what the noise between the stages and in the steps does, and how many steps the upscaler needs.
 
     python training/benchmarks/cascade_quality.py digits --seconds 120
     python training/benchmarks/cascade_quality.py emoji-64 --data path/to/emoji-64 --text path/to/all-MiniLM-L6-v2 \
@@ -45,7 +45,8 @@ GUIDANCE = (2.0, 3.0, 5.0, 8.0, 15.0)
 RATIOS = {"free": None, "0.995": 0.995, "0.01": 0.01}  # quantiles: none, Imagen's, and one that clips alone
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8)
 STEPS = (1, 2, 3, 4, 6, 10, 20)
-TABLES = ("equal_time", "thresholding", "noise_level", "upscaler_steps")
+ETAS = (0.0, 0.5, 1.0)
+TABLES = ("equal_time", "thresholding", "noise_level", "upscaler_steps", "eta")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compared(tables: list[str]) -> bool:
     """Whether one of these tables needs the one network beside the cascade."""
-    return not set(tables) <= {"noise_level", "upscaler_steps"}
+    return bool({"equal_time", "thresholding"} & set(tables))
 
 
 def train(args: argparse.Namespace, shared: TrainConfig, place: Path) -> None:
@@ -183,6 +184,14 @@ class Judge:
             found = self.drawn("upscaler_steps", cascade, 2.0, num_inference_steps=[self.args.sampling_steps, steps])
             rows.append([str(steps), *cells(found), f"{grain(found.pixels):.2f}"])
         rows.append(["real pictures", *cells(self.of.of_real()), f"{grain(self.of.asked.pixels):.2f}"])
+        return rows
+
+    def eta(self, single: Any, cascade: Any) -> list[list[str]]:
+        rows = [["steps of the base", "eta", "read as asked for", "KID x 1000", "grain"]]
+        for steps in (self.args.sampling_steps, 2 * self.args.sampling_steps):
+            for eta in ETAS:
+                found = self.drawn("eta", cascade, 2.0, num_inference_steps=steps, eta=eta)
+                rows.append([str(steps), f"{eta:g}", *cells(found), f"{grain(found.pixels):.2f}"])
         return rows
 
 
