@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from mezzotint.drawing import class_of
+from mezzotint_training.networks.saved import load_pipeline
 
 # `emoji-16` was shipped once; it is kept as one from before
 SHIPPED = Path(__file__).parents[1] / "model_cards"
@@ -64,3 +65,13 @@ def test_it_draws_the_pictures_of_its_card(life, folder):
         step = 64 // picture.width
         tile = grid[2:66:step, 68 * column + 2 : 68 * column + 66 : step]
         assert np.abs(tile - np.asarray(picture)).mean() < 1  # of 255: rounding only
+
+
+@each
+def test_programs_compute_in_float32_on_a_cpu_with_the_weights_as_they_are_saved(folder):
+    loaded, saved = load_pipeline(folder), class_of(folder).from_pretrained(folder)
+    for name, model in loaded.components.items():
+        if isinstance(model, torch.nn.Module):
+            of_file = getattr(saved, name).state_dict()
+            for key, weight in model.state_dict().items():
+                assert weight.dtype != torch.float16 and torch.equal(weight, of_file[key].to(weight.dtype)), (name, key)

@@ -50,7 +50,7 @@ def load_pipeline(
     **components: Any,
 ) -> MezzotintPipeline:
     """The pipeline of a folder or a Hub repository, of the class for the task that its weights are trained for, by the
-    installed package's code, every weight accounted for and finite.
+    installed package's code, every weight accounted for and finite; on a CPU in float32 where it is saved in float16.
 
     Args:
         source: a folder or a Hub name.
@@ -84,6 +84,10 @@ def load_pipeline(
     alike = cls is MezzotintPipeline or cls.modality != MezzotintPipeline.modality  # in their components
     if alike and task.pipeline != cls.__name__:
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
+    if place.type == "cpu":  # which computes little in float16
+        for model in pipe.components.values():
+            if isinstance(model, torch.nn.Module) and model.dtype == torch.float16:
+                model.float()
     return pipe.to(place)
 
 
