@@ -48,6 +48,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb, get_1d_rotary_pos_embed
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -110,6 +111,32 @@ def cosine_basis(size: int) -> torch.Tensor:
     return basis
 
 
+def rotary_embedding(
+    spatial: Sequence[int], head_dim: int, theta: float, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The angles by which self-attention turns the queries and keys of each position, so that what two positions are to
+    each other depends on how far apart they are (RoFormer, <https://huggingface.co/papers/2104.09864>, eq. 15). The
+    pairs of channels of a head are shared out among the axes, as evenly as can be.
+
+    Args:
+        spatial (`(int, ...)`): positions along each axis.
+        head_dim (`int`): channels of a head, an even number.
+        theta (`float`): what the slowest pair of an axis turns by is about `1 / theta` a position.
+        device (`torch.device`, *optional*): where the result lies.
+
+    Returns:
+        cosines and sines, each `torch.Tensor` of shape `(prod(spatial), head_dim)` in float32.
+    """
+    axes, pairs, found = len(spatial), head_dim // 2, []
+    for axis, size in enumerate(spatial):
+        share = pairs * (axis + 1) // axes - pairs * axis // axes
+        angles = get_1d_rotary_pos_embed(2 * share, torch.arange(size, device=device), theta, use_real=True)
+        shape = [1] * axis + [size] + [1] * (axes - axis - 1) + [2 * share]
+        found.append([x.reshape(shape).expand(*spatial, -1) for x in angles])
+    cosines, sines = (torch.cat(parts, -1).flatten(0, axes - 1) for parts in zip(*found, strict=True))
+    return cosines, sines
+
+
 def zero_init(module: nn.Module) -> nn.Module:
     """The module with its parameters set to zero: a residual branch that ends in it starts as the identity."""
     for parameter in module.parameters():
@@ -157,6 +184,7 @@ class MezzotintAttnProcessor:
         # (B, L, D), or its keys and values, (B, L, h, d) each; None is self-attention
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,  # (B, L) bool, True is attended to
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (N, d) each, of self-attention
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.fused_projections and not attn.is_cross_attention:
@@ -165,6 +193,8 @@ class MezzotintAttnProcessor:
         else:
             query = attn.norm_q(attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)))  # (B, N, h, d)
             key, value = attn.keys_values(context) if isinstance(context, torch.Tensor) else context
+        if rotary_emb is not None:
+            query, key = (apply_rotary_emb(x, rotary_emb, sequence_dim=1) for x in (query, key))
         backend = self._attention_backend
         if attention_mask is not None:
             attention_mask, backend = attention_mask[:, None, None, :], AttentionBackendName.NATIVE  # (B, 1, 1, L)
@@ -259,8 +289,10 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+        rotary = () if rotary_emb is None else (rotary_emb,)  # a processor of the user's need not know of it
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, *rotary)
 
 
 class MezzotintTransformerLayer(nn.Module):
@@ -285,8 +317,10 @@ class MezzotintTransformerLayer(nn.Module):
         hidden_states: torch.Tensor,  # (B, N, C)
         encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
         encoder_attention_mask: torch.Tensor | None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states))
+        rotary = {} if rotary_emb is None else {"rotary_emb": rotary_emb}  # what stands in for it need not know of it
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), **rotary)
         if self.attn2 is not None:
             hidden_states = hidden_states + self.attn2(
                 self.norm2(hidden_states), encoder_hidden_states, encoder_attention_mask
@@ -410,8 +444,10 @@ class MezzotintBlock(nn.Module):
         stride: tuple[int, ...],
         downsample_from: int | None = None,
         upsample_to: int | None = None,
+        rope_theta: float | None = None,
     ):
         super().__init__()
+        self.head_dim, self.rope_theta = head_dim, rope_theta
         self.scale_factor = [float(x) for x in stride]
         self.downsample = conv(downsample_from, in_dim, 3, stride=stride, padding=1) if downsample_from else None
         self.residual = MezzotintResidualBlock(conv, in_dim, dim, embed_dim, groups, eps, dropout)
@@ -432,9 +468,12 @@ class MezzotintBlock(nn.Module):
         hidden_states = self.residual(hidden_states, embedding)
         if len(self.transformer_layers) > 0:
             spatial = hidden_states.shape[2:]
+            rotary_emb = None
+            if self.rope_theta is not None:
+                rotary_emb = rotary_embedding(spatial, self.head_dim, self.rope_theta, hidden_states.device)
             hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
             for i, layer in enumerate(self.transformer_layers):
-                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask)
+                hidden_states = layer(hidden_states, contexts and contexts[i], encoder_attention_mask, rotary_emb)
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, spatial)  # (B, C, *S)
         if self.upsample is not None:
             hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=self.scale_factor, mode="nearest"))
@@ -562,6 +601,15 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             raise ValueError(f"norm_eps must be a positive number: got {config.norm_eps!r}")
         if not _is_finite(config.dropout) or not 0 <= config.dropout <= 1:
             raise ValueError(f"dropout must be in [0, 1]: got {config.dropout!r}")
+        theta = config.get("rope_theta")
+        if theta is not None and not (_is_finite(theta) and theta > 0):
+            raise ValueError(f"rope_theta must be a positive number, or none: got {theta!r}")
+        head_dim = config.attention_head_dim
+        if theta is not None and any(depths) and (head_dim % 2 or head_dim < 2 * spatial_dims):
+            raise ValueError(
+                f"with rope_theta, attention_head_dim must be even and {2 * spatial_dims} or more, a pair of channels "
+                f"for each axis: got {head_dim}"
+            )
 
         skip, factor = config.get("linear_skip_size"), self.downsample_factor
         if skip is not None and (factor % skip or skip % config.patch_size):
@@ -590,6 +638,7 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             "eps": config.norm_eps,
             "dropout": config.dropout,
             "stride": self._along_axes(2),
+            "rope_theta": config.get("rope_theta"),
         }
         units = []
         for level, (dim, layers) in enumerate(zip(widths, depths, strict=True)):
@@ -802,6 +851,9 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         downsample_axes (tuple of `int`, *optional*): the spatial axes, counted from 0, along which levels halve the
             resolution and patches and blocks have more than one position: `(1, 2)` leaves the first, the time of a
             video, as it is. `None` is all.
+        rope_theta (`float`, *optional*): base of the rotary positional embeddings of self-attention
+            (`rotary_embedding`), 10,000 in most networks. `None` is none: then attention knows of positions what the
+            convolutions tell it, which is enough for pictures and little for the symbols of a sequence.
 
     Raises:
         ValueError: for settings that do not fit together; the message names the rule.
@@ -832,6 +884,7 @@ class MezzotintUNetModel(MezzotintEncoderMixin, ModelMixin, ConfigMixin, Attenti
         attributes: dict[str, list[Any]] | None = None,
         modality: dict[str, Any] | None = None,
         downsample_axes: tuple[int, ...] | None = None,
+        rope_theta: float | None = None,
     ):
         super().__init__()
         if modality is not None and not (isinstance(modality, dict) and isinstance(modality.get("name"), str)):

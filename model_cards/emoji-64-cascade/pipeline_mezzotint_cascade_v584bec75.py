@@ -1552,6 +1552,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["text_encoder", "tokenizer", "guider", "guidance_unet", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "pred_original_sample", "prompt_embeds", "prompt_attention_mask"]
+    usual_steps = 20  # of a network that is not distilled, where a call does not say
 
     @_seen_without_defaults
     def __init__(
@@ -1750,9 +1751,9 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         return list(steps) if isinstance(steps, (list, tuple)) and steps else None
 
     def settle_steps(self, num_inference_steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
-        """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: 20 and 2, or the
-        first of `distilled_steps` and 1 of a distilled network, which has guidance in it."""
-        steps, scale = (20, 2.0) if self.distilled_steps is None else (self.distilled_steps[0], 1.0)
+        """The number of steps and the guidance scale of a call, where it leaves them to the pipeline: `usual_steps` and
+        2, or the first of `distilled_steps` and 1 of a distilled network, which has guidance in it."""
+        steps, scale = (self.usual_steps, 2.0) if self.distilled_steps is None else (self.distilled_steps[0], 1.0)
         return (
             steps if num_inference_steps is None else num_inference_steps,
             scale if guidance_scale is None else guidance_scale,
@@ -2113,6 +2114,8 @@ from diffusers.utils.torch_utils import randn_tensor
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
 
+UPSCALER_STEPS = 4  # where a call says nothing: the small picture settles most, and more steps add grain
+
 
 class MezzotintUpscalingMixin:
     """Enlarges with noise-conditioning augmentation, in tiles where the result is larger than what was trained at."""
@@ -2394,8 +2397,9 @@ class MezzotintCascadePipeline(
             height (`int`, *optional*): of the pictures in the end, in pixels; by default the size trained at. A
                 multiple of all that the upscalers enlarge by.
             width (`int`, *optional*): likewise.
-            num_inference_steps (`int` or list of `int`, *optional*): steps of every stage, or of each; by default 20,
-                or those that a stage is distilled to.
+            num_inference_steps (`int` or list of `int`, *optional*): steps of the base, or of each stage; by default
+                20 for the base. An upscaler that is not told of any takes 4, as it adds no more than details, and
+                grain with more steps. By default a distilled stage takes those that it is distilled to.
             guidance_scale (`float` or list of `float`, *optional*): weight of the base's guidance, or of each stage's;
                 by default 2 for the base. An upscaler that is not told of any has none: 1, at half the cost.
             noise_level (`float` or list of `float`): noise-conditioning augmentation: in [0, 1), standard deviation of
@@ -2501,7 +2505,7 @@ class MezzotintCascadePipeline(
                 raise ValueError(f"{name} needs one entry, or one for each {what}, of which there are {count}: got "
                                  f"{_shown(value)}")  # fmt: skip
         if not isinstance(steps, (list, tuple)):
-            steps = [steps] * len(stages)
+            steps = [steps, *[None] * (len(stages) - 1)]
         if not isinstance(scales, (list, tuple)):
             scales = [scales, *[1.0] * (len(stages) - 1)]
         if not isinstance(levels, (list, tuple)):
@@ -2511,6 +2515,7 @@ class MezzotintCascadePipeline(
         settled, run = [], copy.copy(self)
         for (_, run.scheduler), *asked in zip(stages, steps, scales, strict=True):
             settled.append(run.settle_steps(*asked))
+            run.usual_steps = UPSCALER_STEPS  # of all that come after the base
         if unfit := [scale for _, scale in settled if not _is_number(scale)]:
             raise ValueError(f"guidance_scale must be a finite number: got {_shown(unfit[0])}")
         return [count for count, _ in settled], [scale for _, scale in settled], list(levels)
