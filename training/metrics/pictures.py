@@ -122,7 +122,7 @@ def shuffled(count: int, seed: int) -> torch.Tensor:
 def draw(
     pipe: Any,
     captions: list[list[str]],
-    num_inference_steps: int,
+    num_inference_steps: int | list[int],
     guidance_scale: float,
     batch_size: int,
     seed: int,

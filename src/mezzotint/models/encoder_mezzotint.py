@@ -1,6 +1,6 @@
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What the networks share as models: a config that is checked, the encoder that is made from it, and weights that are
-written and read strictly.
+"""Parts that all networks share as models: a config that is checked, the encoder that is made from it, and weights
+that are written and read strictly.
 
 A shared file: where a network is saved, its file carries the text of this one in place of the import.
 """

@@ -479,8 +479,8 @@ class MezzotintBlock(nn.Module):
             hidden_states = self.upsample(F.interpolate(hidden_states, scale_factor=self.scale_factor, mode="nearest"))
         return hidden_states
 # Copyright 2026 The Mezzotint authors. Licensed under the Apache License, Version 2.0.
-"""What the networks share as models: a config that is checked, the encoder that is made from it, and weights that are
-written and read strictly.
+"""Parts that all networks share as models: a config that is checked, the encoder that is made from it, and weights
+that are written and read strictly.
 
 A shared file: where a network is saved, its file carries the text of this one in place of the import.
 """
