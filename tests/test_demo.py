@@ -11,9 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from mezzotint import hub
+from mezzotint import MezzotintPipeline, hub
 from mezzotint_training import cli
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -113,6 +114,7 @@ def test_a_space_runs_alone_and_holds_what_is_published_and_no_more(folder, tmp_
     recipe = {"license": "apache-2.0", "train_data_dir": str(tmp_path), "validation_prompts": ["a red boot", "7"]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "secret.txt").write_text("a token")
+    MezzotintPipeline.from_pretrained(folder).text_encoder.half().save_pretrained(folder / "text_encoder")
     space = tmp_path / "space"
     assert demo(folder, "--space", space) == 0
     assert capsys.readouterr().out.startswith(f"{space}: a Space; ")
@@ -136,14 +138,15 @@ def test_a_space_runs_alone_and_holds_what_is_published_and_no_more(folder, tmp_
     process.start()
     process.join(120)
     assert process.exitcode == 0
-    place, tasks = json.loads((tmp_path / "said.json").read_text())
+    place, tasks, dtypes = json.loads((tmp_path / "said.json").read_text())
     assert Path(place).is_relative_to(space)
+    assert dtypes == ["torch.float32"] or torch.cuda.is_available()  # a CPU computes little in float16
     assert tasks == ["text_to_image", "image_to_image", "inpaint", "forward_process"]
 
 
 def run_app(space: Path, said: Path) -> None:
     """Run a Space's program where neither mezzotint nor what only training needs is installed, and write down which
-    package it found, and what the page can do."""
+    package it found, what the page can do, and in which types its networks compute."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("mezzotint", "mezzotint_training")]:
         del sys.modules[name]
     for name in ("mezzotint_training", "datasets", "sklearn", "tensorboard"):
@@ -155,7 +158,8 @@ def run_app(space: Path, said: Path) -> None:
     import mezzotint
 
     tasks = [fn.api_name for fn in app.page.fns.values() if fn.api_visibility == "public"]
-    said.write_text(json.dumps([mezzotint.__file__, tasks]))
+    dtypes = {str(model.dtype) for model in (app.pipe.unet, app.pipe.text_encoder)}
+    said.write_text(json.dumps([mezzotint.__file__, tasks, sorted(dtypes)]))
 
 
 def test_a_space_of_a_pipeline_on_the_hub_names_it(tmp_path, monkeypatch):

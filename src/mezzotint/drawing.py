@@ -92,6 +92,16 @@ def class_of(source: str | Path, revision: str | None = None) -> Any:
     return cls if own or cls.modality != plain.modality else plain
 
 
+def on_device(pipe: Any, device: str | torch.device) -> Any:
+    """The pipeline `pipe`, moved to a device; to a CPU, which computes little in float16, with the components that are
+    of that type in float32."""
+    if torch.device(device).type == "cpu":
+        for model in pipe.components.values():
+            if isinstance(model, torch.nn.Module) and model.dtype == torch.float16:
+                model.float()
+    return pipe.to(device)
+
+
 def tasks_of(pipe: Any) -> list[Any]:
     """The pipelines of the package that draw with the weights of `pipe`: first the one that they are trained for, then
     text to image, then the others."""

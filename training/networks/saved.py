@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 import mezzotint
 from mezzotint import MezzotintPipeline
-from mezzotint.drawing import class_of
+from mezzotint.drawing import class_of, on_device
 from mezzotint_training.config.errors import UserError, loading
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.config.tasks import trained_task
@@ -84,11 +84,7 @@ def load_pipeline(
     alike = cls is MezzotintPipeline or cls.modality != MezzotintPipeline.modality  # in their components
     if alike and task.pipeline != cls.__name__:
         pipe = getattr(mezzotint, task.pipeline)(**pipe.components)
-    if place.type == "cpu":  # which computes little in float16
-        for model in pipe.components.values():
-            if isinstance(model, torch.nn.Module) and model.dtype == torch.float16:
-                model.float()
-    return pipe.to(place)
+    return on_device(pipe, place)
 
 
 def check_finite(name: str, model: Any) -> None:

@@ -26,11 +26,11 @@ import torch
 
 from mezzotint.demo.controls import Checkpoint
 from mezzotint.demo.page import launch, make_page
-from mezzotint.drawing import class_of
+from mezzotint.drawing import class_of, on_device
 
 SOURCE, NAME = {source}, {name}
 
-pipe = class_of(SOURCE).from_pretrained(SOURCE).to("cuda" if torch.cuda.is_available() else "cpu")
+pipe = on_device(class_of(SOURCE).from_pretrained(SOURCE), "cuda" if torch.cuda.is_available() else "cpu")
 page = make_page(Checkpoint.of(pipe, SOURCE, NAME))
 if __name__ == "__main__":
     launch(page)
