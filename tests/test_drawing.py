@@ -73,6 +73,30 @@ def test_pictures_are_the_pipelines_and_the_states_lead_to_them(make_pipe):
     assert np.abs(drawn.clean[0].astype(int) - drawn.noisy[0]).mean() > 10
 
 
+@pytest.mark.parametrize(
+    "settings, unfit",
+    [
+        ({"beta_schedule": "sigmoid"}, "DDIMScheduler"),
+        ({"prediction_type": "sample"}, "KDPM2DiscreteScheduler"),
+        ({"prediction_type": "sample"}, "PNDMScheduler"),
+    ],
+)
+def test_samplers_are_those_that_can_take_a_step(make_pipe, settings, unfit):
+    pipe = make_pipe()
+    pipe.scheduler = MezzotintScheduler(**settings)
+    names = list(drawing.samplers_of(pipe))
+    assert names[0] == "MezzotintScheduler" and "DDPMScheduler" in names and unfit not in names
+    with pytest.raises(ValueError, match=f"^sampler must be one of {', '.join(names)}: got '{unfit}'$"):
+        drawing.sampler_of(pipe, unfit)
+    for name in names:
+        assert len(drawing.draw(pipe, MezzotintPipeline, sampler=name, prompt="7", num_inference_steps=2).noisy) >= 2
+
+
+def test_no_steps_are_no_animation(tmp_path):
+    with pytest.raises(ValueError, match="^an animation needs a step at least: got none$"):
+        drawing.animate(drawing.Drawing([], [], [], [], []), tmp_path / "a.webp")
+
+
 def test_the_states_of_a_size_that_is_drawn_larger_are_cropped(make_pipe):
     call = {"prompt": "7", "num_inference_steps": 2, "height": 7, "width": 5}
     drawn = drawing.draw(make_pipe(), MezzotintPipeline, **call)

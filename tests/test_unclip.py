@@ -150,6 +150,10 @@ def test_programs_know_it(runs, tmp_path, capsys):
     assert Image.open(output).size == (8, 16)
     assert cli.main(["sample", str(runs["decoder"]), "--image", str(tmp_path / "given.png"), *words]) == 0
     assert Image.open(output).size == (8, 8)
+    given = ["--image", str(tmp_path / "given.png"), "--mask", str(tmp_path / "given.png")]
+    for kind in ("decoder", "prior"):
+        assert cli.main(["sample", str(runs[kind]), *given, *words]) == 2
+        assert "mask is not for weights of unclip, which draw variations of a pict" in capsys.readouterr().err
     assert cli.main(["sample", str(runs["decoder"]), "7", *words]) == 2
     assert "has no prior" in capsys.readouterr().err
     words = [

@@ -50,7 +50,7 @@ from mezzotint_training.engine.report import Meter, Report
 from mezzotint_training.engine.resume import CACHE, go_on, keep, previous_run, same_data, update_size, write_recipe
 from mezzotint_training.learning.distillation import Distillation, evaluations, times_of
 from mezzotint_training.learning.learner import Learner
-from mezzotint_training.networks.components import make_trainable
+from mezzotint_training.networks.components import make_trainable, weights_of
 from mezzotint_training.networks.saved import check_denoises, load_pipeline, sample_size
 from mezzotint_training.networks.text import TextEncoding
 from mezzotint_training.publishing.checks import foresee
@@ -160,7 +160,7 @@ def _distill(config: DistillConfig, output_dir: Path, accelerator: Accelerator, 
     facts = look_at(rows, config, components)
     previous = previous_run(config, output_dir, world)
     source = Source(rows, config, facts, accelerator)
-    digests = fingerprint(rows, config)
+    digests = fingerprint(rows, config) | weights_of(components, ["unet", "text_encoder"])  # of the teacher
     if previous is not None:
         same_data(previous[1], digests, config.resume_from_checkpoint or output_dir, accelerator.print)
     source.normalise(components["unet"].config)

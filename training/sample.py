@@ -196,7 +196,10 @@ def sample(args: argparse.Namespace) -> None:
         picture = classes  # a map of classes keeps their numbers, by which --mask reads it
     write(picture, output, given)
     if animation:
-        animate(kept.drawing([(image, "") for image in images]), animation)
+        try:
+            animate(kept.drawing([(image, "") for image in images]), animation)
+        except ValueError as error:
+            raise UserError(f"{error}; {output} has the picture" if output.exists() else str(error)) from None
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 
@@ -231,6 +234,8 @@ def for_task(pipe: Any, given: dict[str, Any], pictures: dict[str, Image.Image])
             pipe = MezzotintPipeline(**pipe.components)
         return pipe, {name: given.get(name) for name in ("height", "width")}
     kind = trained["task"] if trained["task"] in WITH_IMAGE else "img2img"
+    if "mask" in pictures and kind == "unclip":
+        raise UserError("mask is not for weights of unclip, which draw variations of a picture: leave it out")
     if "mask" in pictures:
         kind = "inpaint" if "image" in pictures else "layout"
     elif kind in ("inpaint", "layout"):  # weights that read a mask start from a picture without one too

@@ -53,7 +53,7 @@ from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.learning.objective import training_loss
 from mezzotint_training.metrics.onset import CopyWatch
-from mezzotint_training.networks.components import make_trainable, new_components
+from mezzotint_training.networks.components import left_as_they_are, make_trainable, new_components
 from mezzotint_training.networks.frozen import Frozen
 from mezzotint_training.networks.latents import load_autoencoder
 from mezzotint_training.networks.saved import pretrained_components
@@ -111,6 +111,10 @@ def _train(config: TrainConfig, output_dir: Path, accelerator: Accelerator, bega
     # The noise levels are ours to handle whatever sampler a saved pipeline came with (and keeps)
     scheduler = MezzotintScheduler.from_config(components["scheduler"].config)
     number("num_inference_steps", int, config.num_inference_steps, at_most(len(scheduler)))
+    fixed = left_as_they_are(config, components)
+    if previous is not None:
+        same_data(previous[1], fixed, config.resume_from_checkpoint or output_dir, accelerator.print)
+    digests |= fixed
     learner = Learner(config, make_trainable(config, components, accelerator), accelerator)
     unet, text_encoder = (learner.models.get(name, components[name]) for name in ("unet", "text_encoder"))
     encode = TextEncoding(text_encoder, components["tokenizer"], accelerator, trained="text_encoder" in learner.models)

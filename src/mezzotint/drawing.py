@@ -119,15 +119,11 @@ def arguments_of(cls: Any) -> dict[str, Any]:
 
 def samplers_of(pipe: Any) -> dict[str, Any]:
     """The classes of schedulers by name that can take the pipeline's steps, its own first: those that it says are
-    compatible, but for the ones that lack a package, cannot hold its noise schedule, or have timesteps of their own."""
+    compatible, but for the ones that lack a package, cannot hold its noise schedule, have timesteps of their own, or
+    cannot take a step by what the network predicts."""
     own = type(pipe.scheduler)
-    found = {own.__name__: own}
-    for cls in sorted(own._get_compatibles(), key=lambda cls: cls.__name__):
-        known = inspect.signature(cls.__init__).parameters
-        holds = "rescale_betas_zero_snr" in known or not pipe.scheduler.config.get("rescale_betas_zero_snr")
-        if not hasattr(cls, "_backends") and "sigma_data" not in known and holds:  # EDM's are functions of sigma
-            found[cls.__name__] = cls
-    return found
+    others = sorted(own._get_compatibles(), key=lambda cls: cls.__name__)
+    return {own.__name__: own} | {cls.__name__: cls for cls in others if _takes_steps(cls, pipe.scheduler)}
 
 
 def sampler_of(pipe: Any, name: str) -> Any:
@@ -136,15 +132,37 @@ def sampler_of(pipe: Any, name: str) -> Any:
     Raises:
         ValueError: for a name that is not among `samplers_of`.
     """
-    samplers = samplers_of(pipe)
-    if name not in samplers:
-        raise ValueError(f"sampler must be one of {', '.join(samplers)}: got {name!r}")
-    if samplers[name] is type(pipe.scheduler):
+    own = type(pipe.scheduler)
+    if name == own.__name__:
         return pipe.scheduler
-    known = inspect.signature(samplers[name].__init__).parameters
-    config = {key: value for key, value in pipe.scheduler.config.items() if key in known and key != "solver_order"}
+    cls = next((cls for cls in own._get_compatibles() if cls.__name__ == name), None)
+    if cls is None or not _takes_steps(cls, pipe.scheduler):
+        raise ValueError(f"sampler must be one of {', '.join(samplers_of(pipe))}: got {name!r}")
+    return _converted(cls, pipe.scheduler)
+
+
+def _takes_steps(cls: Any, scheduler: Any) -> bool:
+    """Whether schedulers of class `cls` can take the place of `scheduler`."""
+    known = inspect.signature(cls.__init__).parameters
+    holds = "rescale_betas_zero_snr" in known or not scheduler.config.get("rescale_betas_zero_snr")
+    if hasattr(cls, "_backends") or "sigma_data" in known or not holds:  # EDM's are functions of sigma
+        return False
+    try:
+        one, sample = _converted(cls, scheduler), torch.zeros(1, 1, 1, 1)
+        one.set_timesteps(2)
+        one.step(one.scale_model_input(sample, one.timesteps[0]), one.timesteps[0], sample)
+    except (NotImplementedError, ValueError):  # of the noise schedule, or of the kind of prediction
+        return False
+    return True
+
+
+def _converted(cls: Any, scheduler: Any) -> Any:
+    """A scheduler of class `cls` with the noise schedule of another."""
+    known = inspect.signature(cls.__init__).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in known and key != "solver_order"}
     config |= {"lower_order_final": True} if "lower_order_final" in known else {}  # which ends on clean data
-    return samplers[name].from_config(config)
+    config |= {"skip_prk_steps": True} if "skip_prk_steps" in known else {}  # which come in fours, not to be cut
+    return cls.from_config(config)
 
 
 def draw(
@@ -201,7 +219,13 @@ def as_grid(state: np.ndarray) -> Image.Image:
 
 def animate(drawing: Drawing, path: str | Path) -> None:
     """Write the states of a drawing as an animation, x_t on the left and the predicted x_0 on the right, which rests on
-    its end: WebP, GIF or PNG by the path's ending. Small pictures are enlarged, pixel by pixel."""
+    its end: WebP, GIF or PNG by the path's ending. Small pictures are enlarged, pixel by pixel.
+
+    Raises:
+        ValueError: where no step was taken.
+    """
+    if not drawing.noisy:
+        raise ValueError("an animation needs a step at least: got none")
     frames = []
     for noisy, clean in zip(drawing.noisy, drawing.clean, strict=True):
         pair = [as_grid(noisy).convert("RGB"), as_grid(clean).convert("RGB")]

@@ -74,8 +74,13 @@ def test_a_row_is_read_and_what_is_missing_is_unknown():
     found = [read.vector(row).tolist() for row in ROWS]
     assert found == [[1, 0, 0, -1, 1], [0, 1, 0, 1, 1], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0]]
     other = Attributes(config(label_column="kind"), {"class_labels": ["a", "c"]}, ROWS.features)
-    with pytest.raises(UserError, match="^label_column has a class that the network does not know: got 'b'"):
+    with pytest.raises(ValueError, match="^label_column has a class that the network does not know: got 'b'"):
         other.vector(ROWS[0])
+    with pytest.raises(UserError, match="^row 0: label_column has a class that the network does not know: got 'b'; le"):
+        other.check(ROWS)
+    other.check(ROWS.select([1, 2]))
+    none = {"shade": -1, "size": 1.0}  # by which `datasets` says that there is no label
+    assert read.vector(none).tolist() == [0, 0, 0, -1, 1]
     with pytest.raises(UserError, match="^attributes must be among those that the network reads, none: got size$"):
         Attributes(config(attribute_columns=["size"]), {}, ROWS.features)
 

@@ -78,6 +78,16 @@ def panorama() -> bytes:
     return encoded(picture)
 
 
+def big_endian(level: int) -> bytes:
+    """A TIFF of the size with its most significant bytes first."""
+    picture = Image.new("I;16B", SIZE)
+    picture.frombytes(level.to_bytes(2, "big") * (SIZE[0] * SIZE[1]))
+    return encoded(picture, "TIFF")
+
+
+# Clear above and 64 of 255 below
+CLEAR = np.vstack([np.full((SIZE[0] // 2, SIZE[1]), 0x1234), np.full((SIZE[0] - SIZE[0] // 2, SIZE[1]), 0x4000)])
+CLEAR = CLEAR.astype(np.uint16)
 # Of each picture: its file, and the colour of its upper and its lower half as it is used, or what is wrong with it
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 PICTURES = {
@@ -90,6 +100,8 @@ PICTURES = {
     "words": (b"not a picture", "cannot identify image file"),
     "CMYK": (encoded(Image.new("CMYK", SIZE, (0, 255, 255, 0)), "JPEG", quality=100), (RED, RED)),
     "16 bits a pixel": (encoded(np.full(SIZE, 0x80FF, dtype=np.uint16)), ((128,) * 3, (128,) * 3)),
+    "16 bits a pixel, some clear": (encoded(Image.fromarray(CLEAR), transparency=0x1234), ((255,) * 3, (64,) * 3)),
+    "16 bits a pixel, the other way round": (big_endian(0x4000), ((64,) * 3, (64,) * 3)),
     "fractions for pixels": (encoded(np.ones(SIZE, dtype=np.float32), "TIFF"), "its pixels are fractions"),
     "one bit a pixel": (encoded(np.ones(SIZE, dtype=bool)), ((255,) * 3, (255,) * 3)),
     "see-through": (encoded(Image.new("RGBA", SIZE, (0, 0, 0, 0))), ((255,) * 3, (255,) * 3)),

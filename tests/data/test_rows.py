@@ -270,6 +270,15 @@ def test_a_hub_set_is_asked_for_by_name_and_its_failure_is_one_line(monkeypatch,
     assert asked == [(("user/set", "small"), {"streaming": streaming})]
 
 
+@pytest.mark.parametrize("name", ["imagefolder", "parquet", "text"])
+def test_a_folder_may_have_the_name_of_a_kind_of_file(tmp_path, monkeypatch, name):
+    """For which `datasets` has a reader that would take all there is in the current directory."""
+    pictures(tmp_path / name, count=3)
+    pictures(tmp_path / "other", count=5)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_splits(TrainConfig(train_data_dir=name))["train"]) == 3
+
+
 def test_metadata_is_found_by_its_reader(tmp_path):
     folder = pictures(tmp_path / "set", count=2, captions=False)
     (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_stops import assert_same, at_call
 from tiny_run import LONG, TINY, pictures, run, trained, tree
 
@@ -71,6 +72,60 @@ def test_a_run_does_not_go_on_with_other_data(whole, tmp_path, what, branch):
         "with others, in another output_dir"
     )
     assert tree(tmp_path) == before
+
+
+def test_a_run_does_not_go_on_with_other_attributes(tmp_path):
+    folder, rows = pictures(tmp_path / "set", count=40), []
+    for i, line in enumerate((folder / "metadata.jsonl").read_text().splitlines()):
+        rows.append(json.loads(line) | {"kind": "abcd"[i % 4], "age": i % 7})
+
+    def write():
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write()
+    more = {"label_column": "kind", "attribute_columns": ["age"], "output_dir": tmp_path / "run"}
+    trained(**settings(folder, **more))
+    for name, value in (("kind", "b"), ("age", 99)):
+        before, rows[0] = rows[0], rows[0] | {name: value}
+        write()
+        result = run(**settings(folder, **more))
+        assert result.code == 2 and " holds a run on other data (other attributes): " in result.err
+        rows[0] = before
+    write()
+    assert run(**settings(folder, **more)).code == 0
+
+
+@pytest.mark.parametrize("how", ["fine-tuned", "adapters", "text"])
+def test_a_run_does_not_go_on_with_another_network_in_its_place(whole, tmp_path, how):
+    """Nothing of a frozen text encoder, or of what is below adapters, is in a checkpoint of the run."""
+    shutil.copytree(whole, tmp_path / "base")
+    own = {"text_encoder": ..., "max_text_length": ...}
+    base = own | {"pretrained_model_name_or_path": tmp_path / "base", "unet": ...}
+    more: dict = {
+        "fine-tuned": base, "adapters": base | {"adapter": "lora"},
+        "text": own | {"text_encoder_name_or_path": tmp_path / "base"},
+    }[how] | {"output_dir": tmp_path / "run"}  # fmt: skip
+    data = whole.parent / "set"
+    trained(**settings(data, **more))
+    part = tmp_path / "base" / ("unet" if how == "adapters" else "text_encoder")
+    (file,) = part.glob("*.safetensors")
+    weights = load_file(file)
+    name = min(weights)
+    save_file(weights | {name: weights[name] + 1}, file, {"format": "pt"})
+    result = run(**settings(data, **more))
+    assert result.code == 2 and f" holds a run on other data (other {part.name.replace('_', ' ')}): " in result.err
+    save_file(weights, file, {"format": "pt"})
+    assert run(**settings(data, **more)).code == 0
+
+
+def test_a_plan_of_a_run_that_has_begun_is_that_of_the_run(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    data = whole.parent / "set"
+    result = run(**settings(data, output_dir=tmp_path / "run", plan=True))
+    assert result.code == 0 and "40 of 40 rows" in result.out, result.err
+    # and what a message advises is no other run
+    result = run(**settings(data, output_dir=tmp_path / "run", on_bad_row="skip"))
+    assert result.code == 0 and "holds another run" not in result.err
 
 
 @pytest.mark.parametrize("streaming", [False, True])

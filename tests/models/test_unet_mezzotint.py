@@ -702,6 +702,12 @@ def test_fused_projections_give_the_same_and_come_apart_bit_for_bit(make_unet, a
 
 def test_fused_projections_are_neither_saved_nor_made_of_adapters(make_unet, tmp_path):
     unet = make_unet()
+    for trained in (False, True):
+        unet.requires_grad_(trained)
+        unet.fuse_qkv_projections()
+        assert all(weight.requires_grad == trained for weight in unet.parameters())
+        unet.unfuse_qkv_projections()
+        assert all(weight.requires_grad == trained for weight in unet.parameters())
     unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="^projections must be saved one by one: call unfuse_qkv_projections"):
         unet.save_pretrained(tmp_path / "unet")
@@ -1052,6 +1058,11 @@ def test_shards_are_loaded_one_by_one_and_side_by_side(make_unet, tmp_path, monk
         assert all(torch.equal(state[name], tensor) for name, tensor in unet.state_dict().items())
     with pytest.raises(OSError, match=r"\.safetensors"):  # and no other format is looked for
         MezzotintUNetModel.from_pretrained(tmp_path, variant="fp8")
+    with torch.no_grad():
+        next(unet.parameters()).add_(1)
+    unet.save_pretrained(tmp_path, variant=variant)  # as one file, and nothing of the shards is in its way
+    state = MezzotintUNetModel.from_pretrained(tmp_path, variant=variant).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in unet.state_dict().items())
 
 
 def test_auto_model_loads_the_network_of_a_saved_pipeline(make_pipe, tmp_path, monkeypatch):

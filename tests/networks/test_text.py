@@ -19,6 +19,7 @@ from forked import server
 from safetensors.torch import load_file, save_file
 from tiny_run import TEXT_ENCODER, tree
 
+from mezzotint.pipelines.sampling_mezzotint import token_limit
 from mezzotint_training.config.errors import UserError
 from mezzotint_training.config.settings import TrainConfig
 from mezzotint_training.metrics.features import PretrainedFeatures
@@ -596,3 +597,17 @@ def test_an_encoder_that_is_damaged_or_whose_tokenizer_is_anothers_is_one_line(d
         load_text_encoder(str(tmp_path / "bert"))
     assert str(error.value).startswith(f"text_encoder_name_or_path {tmp_path / 'bert'} cannot be loaded: ")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+def test_a_text_is_as_long_as_there_are_positions(kind):
+    """Where positions are counted from behind the padding's, as many less."""
+    settings = {**WIDTH, "vocab_size": 384, "max_position_embeddings": 34, "pad_token_id": 0}
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **settings))
+    tokenizer = transformers.ByT5Tokenizer(model_max_length=1000)
+    limit = 34 if kind == "bert" else 33 if kind == "roberta" else 32
+    assert token_limit(model, tokenizer) == limit
+    for length in (limit, limit + 1):
+        ids = torch.full((1, length), 7)
+        with pytest.raises((IndexError, RuntimeError)) if length > limit else contextlib.nullcontext():
+            model(ids, attention_mask=torch.ones_like(ids))

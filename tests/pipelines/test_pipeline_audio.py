@@ -115,6 +115,7 @@ def test_each_generator_draws_its_own_sound_whatever_the_batch(pipe):
         ({"audio_length_in_s": "long"}, "audio_length_in_s must be a number of seconds above 0: got 'long'"),
         ({"mask": np.ones(3)}, "mask goes with audio: got it alone"),
         ({"strength": 0.5}, "strength goes with audio: got it alone"),
+        ({"audio": "a.wav"}, r"audio must have shape \(1, samples\), of finite numbers: got 'a.wav'"),
         ({"audio": np.zeros((2, 9))}, r"audio must have shape \(1, samples\), of finite numbers: got shape \(2, 9\)"),
         ({"audio": np.full((1, 9), np.nan)}, r"audio must have shape \(1, samples\), of finite numbers: got .*"),
         ({"audio": np.zeros((1, 9)), "mask": np.ones(8)}, r"mask must have shape \(9,\), between 0 and 1: got .*"),

@@ -218,6 +218,30 @@ def test_what_a_call_cannot_take_is_refused(stages, call, rule):
     assert "\n" not in str(error.value)
 
 
+def test_an_upscaler_is_told_what_it_reads_of_what_the_base_is_told(make_pipe, make_unet):
+    """A class and a number of the base, of which the upscaler reads the number alone."""
+    base = make_pipe(attributes={"class_labels": ["a", "b"], "age": [5.0, 2.0]})
+    shape = {"in_channels": 7, "block_out_channels": (16, 16), "transformer_layers_per_block": (0, 1)}
+    condition = {"task": "upscale", "scale": 2}
+
+    def pipe(attributes):
+        unet = make_unet(sample_size=16, condition=condition, attributes=attributes, **shape)
+        return cascade(base, MezzotintUpscalePipeline(unet, MezzotintScheduler(), base.text_encoder, base.tokenizer))
+
+    def drawn(pipe, label, age):
+        call = {"class_labels": label, "attributes": {"age": age}, "num_inference_steps": [1, 1]}
+        return pipe(PROMPT, generator=seeded(), output_type="pt", **call).images
+
+    one = pipe({"age": [5.0, 2.0]})
+    assert len({drawn(one, *told).sum().item() for told in (("a", 4), ("b", 4), ("a", 6))}) == 3
+    torch.testing.assert_close(drawn(one, torch.tensor(1), 4), drawn(one, "b", 4))
+    taken, other = [], pipe({"class_labels": ["a", "c"]})
+    other.unet.register_forward_hook(lambda *args: taken.append(1))
+    with pytest.raises(ValueError, match=r"^class_labels must be one of \['a', 'c'\]: got 'b'$"):
+        drawn(other, "b", 4)
+    assert not taken  # before anything is drawn
+
+
 # ------------------------------------------------------------------------------------------------ dynamic thresholding
 
 

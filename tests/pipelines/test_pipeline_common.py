@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import LMSDiscreteScheduler, SASolverScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.guiders import (
     AutoGuidance,
@@ -16,7 +16,7 @@ from diffusers.hooks import LayerSkipConfig
 from peft import LoraConfig
 from test_pipeline_mezzotint import by_hand, close, draw, load_as_shipped, load_installed
 
-from mezzotint import MezzotintClassifier, MezzotintPipeline
+from mezzotint import MezzotintClassifier, MezzotintImg2ImgPipeline, MezzotintPipeline
 
 
 def one_line(error) -> None:
@@ -140,6 +140,42 @@ def test_a_callback_may_not_give_all_pictures_the_text_of_one(make_pipe, kwargs)
     with pytest.raises(ValueError, match="^prompt_embeds of a callback must have 2 or 4 rows: got 1$") as error:
         draw(make_pipe(), callback_on_step_end=callback, **kwargs)
     one_line(error)
+
+
+@pytest.mark.parametrize("which", ["given", "original", "of another task"])
+@pytest.mark.parametrize("scheduler", [None, LMSDiscreteScheduler, SASolverScheduler])
+def test_a_callback_may_draw_with_the_pipeline_in_which_it_is_called(make_pipe, scheduler, which):
+    """With other steps and another guidance, and the call around it goes on as if nothing had been."""
+    pipe = make_pipe()
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    scales = []
+
+    def inner(run, i, t, tensors):
+        other = {"given": run, "original": pipe}.get(which) or MezzotintImg2ImgPipeline.from_pipe(run)
+        more = {"image": torch.zeros(1, 3, 8, 8), "strength": 1.0} if which == "of another task" else {}
+        other("inner", num_inference_steps=3, guidance_scale=1.0, generator=torch.Generator().manual_seed(7), **more)
+        scales.append(run.guidance_scale)
+        return {}
+
+    assert torch.equal(draw(pipe, guidance_scale=3.0, callback_on_step_end=inner), draw(pipe, guidance_scale=3.0))
+    assert len(scales) >= 4 and set(scales) == {3.0}
+
+
+def test_a_call_within_a_callback_stops_with_the_one_around_it(make_pipe):
+    pipe, taken = make_pipe(), []
+
+    def within(run, i, t, tensors):
+        taken.append(i)
+        pipe._interrupt = True
+        return {}
+
+    def around(run, i, t, tensors):
+        run("inner", num_inference_steps=4, callback_on_step_end=within)
+        return {}
+
+    draw(pipe, callback_on_step_end=around)
+    assert taken == [0]
 
 
 def test_a_callback_for_other_pipelines_is_refused(make_pipe):

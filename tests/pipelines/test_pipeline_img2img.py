@@ -10,11 +10,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import DiffusionPipeline, PNDMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 from test_pipeline_mezzotint import PROMPT, close, draw, encode, seeded
 
 from mezzotint import MezzotintImg2ImgPipeline, MezzotintPipeline, MezzotintScheduler
+from mezzotint.drawing import sampler_of
 from mezzotint_training.modalities.images import read
 
 TABLE = {"num_inference_steps": 4, "guidance_scale": 2.0, "taus": [990.5, 700.25, 400.5, 100.0]}
@@ -196,6 +197,7 @@ def test_pictures_of_a_prompt_and_lists_of_generators(make_img2img, picture):
         ({"strength": "a"}, "strength must be a number .*: got 'a'"),
         ({"strength": 0.1}, "strength must leave one of 4 steps, at least 0.25: got 0.1"),
         ({"image": None}, "image must be a picture, an array or a tensor, or a list of them: got None"),
+        ({"image": torch.zeros(1, 3, 0, 8)}, r"image must have pixels: got shape \(1, 3, 0, 8\)"),
         ({"image": torch.zeros(8, 8)}, r"image must have 3 or 4 axes: got shape \(8, 8\)"),
         ({"image": torch.zeros(1, 4, 8, 8)}, r"image must have 3 channels of finite numbers: got shape \(1, 4, 8, 8\)"),
         ({"image": torch.full((1, 3, 8, 8), -0.5)}, r"image must be between 0 \(black\) and 1 .*: got -0.5 to -0.5"),
@@ -212,6 +214,25 @@ def test_call_that_cannot_be_carried_out_is_refused(make_img2img, picture, kwarg
     with pytest.raises(ValueError, match=rule) as error:
         draw(make_img2img(), **{"image": picture} | kwargs)
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_of_16_bits_is_read_as_in_training(make_img2img):
+    grey = Image.fromarray(np.full((8, 8), 0x40FF, dtype=np.uint16))
+    found = make_img2img().read_image(grey)
+    torch.testing.assert_close(found, torch.full((1, 3, 8, 8), 0x40 / 127.5 - 1))
+    with pytest.raises(ValueError, match="^image cannot be read: its pixels are fractions"):
+        make_img2img().read_image(Image.new("F", (8, 8)))
+
+
+def test_steps_that_come_in_fours_are_not_cut(make_img2img, picture):
+    pipe = make_img2img()
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+    assert draw(pipe, image=picture, strength=1.0).isfinite().all()
+    with pytest.raises(ValueError, match="^strength below 1 would cut the first steps of a PNDMScheduler") as error:
+        draw(pipe, image=picture, strength=0.5)
+    assert "\n" not in str(error.value)
+    pipe.scheduler = sampler_of(make_img2img(), "PNDMScheduler")
+    assert pipe.scheduler.config.skip_prk_steps and draw(pipe, image=picture, strength=0.5).isfinite().all()
 
 
 def test_a_patched_network_draws_a_picture_of_any_size(make_img2img):

@@ -127,6 +127,11 @@ def test_fused_adapters_are_the_sum_of_weights(make, tmp_path):
     assert away(draw(pipe), picture) < 1e-5 and pipe.num_fused_loras == 1
     pipe.unfuse_lora()
     assert away(draw(pipe), picture) < 1e-5 and pipe.num_fused_loras == 0
+    for scale in (0.5, 0.0):
+        pipe.fuse_lora(lora_scale=scale)
+        assert away(draw(pipe), picture) > 1e-3
+        pipe.unfuse_lora()
+        assert away(draw(pipe), picture) < 1e-5
     pipe.fuse_lora(lora_scale=0.5)
     pipe.unload_lora_weights()
     for name in ("unet", "text_encoder"):

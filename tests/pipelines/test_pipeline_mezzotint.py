@@ -789,6 +789,18 @@ def test_from_pipe_shares_the_components(make_pipe):
     assert third.scheduler is scheduler and third.unet is pipe.unet and third.text_encoder is pipe.text_encoder
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_from_pipe_leaves_the_components_as_they_are(make_pipe, dtype):
+    pipe = make_pipe()
+    pipe.unet.to(dtype)
+    state = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    other = MezzotintPipeline.from_pipe(pipe)
+    assert other.unet is pipe.unet and pipe.text_encoder.dtype == torch.float32
+    assert all(torch.equal(weight, state[name]) for name, weight in pipe.unet.state_dict().items())
+    assert pipe.unet.dtype == dtype
+    assert MezzotintPipeline.from_pipe(pipe, dtype=torch.float32).unet.dtype == torch.float32  # as it is asked for
+
+
 # -------------------------------------------------------------------------------------------------- what it refuses
 
 EMBEDS = torch.zeros(1, 5, 16)

@@ -156,6 +156,7 @@ def test_half_of_a_solid_is_kept_and_the_rest_completed(solid):
             {"video": FRAMES, "width": 8},
             r"video must have the height and width of what is drawn, \[8, 8\]: got \[8, 12\]",
         ),
+        ({"video": []}, "video must have frames: got none"),
         ({"video": [FRAMES, FRAMES[:2]]}, "all of video must have one size: got"),
         ({"video": [FRAMES, FRAMES]}, "video needs one entry, or one for each of 1 prompts: got 2"),
     ],

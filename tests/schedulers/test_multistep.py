@@ -461,6 +461,15 @@ def test_two_tables_of_a_kind_and_unknown_orders_are_refused():
         MezzotintScheduler(solver_order=4)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_of_noise_alone_nothing_is_guided(prediction_type):
+    """It has no signal of the class; the division by alpha = 0 would make it infinite."""
+    scheduler = MezzotintScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    output, gradient = randn(2, 1, 4, 4), randn(2, 1, 4, 4, seed=1)
+    found = scheduler.guide(output, torch.tensor([999, 500]), gradient)
+    assert torch.equal(found[0], output[0]) and found.isfinite().all() and not torch.equal(found[1], output[1])
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_guide_adds_to_the_score(prediction_type):
     scheduler = MezzotintScheduler(prediction_type=prediction_type)

@@ -248,7 +248,7 @@ class TrainConfig:
     on_bad_row: Literal["stop", "skip"] = setting(
         "stop",
         "what to do at a picture that cannot be read or a missing caption: stop, or skip and count",
-        on_resume="branch",
+        on_resume="free",
     )
     streaming: bool = setting(
         False, "read rows as they come and keep none: for sets larger than the memory or the disk"

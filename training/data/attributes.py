@@ -95,21 +95,38 @@ class Attributes:
         """What the network reads of a row, all of it, of shape `(features,)`.
 
         Raises:
-            UserError: for a class that it does not know.
+            ValueError: for a class that it does not know, in one line.
         """
-        values = {}
-        for attribute, name in self.columns.items():
-            value = row[name]
-            if value is None or isinstance(value, float) and not np.isfinite(value):
-                continue  # unknown
-            if attribute == LABEL:
-                value = self.names[attribute][value] if attribute in self.names else str(value)
-                if value not in self.known[attribute]:
-                    known = self.known[attribute]
-                    raise UserError(f"label_column has a class that the network does not know: got {shown(value)}"
-                                    f"{nearest(value, known)}")  # fmt: skip
-            values[attribute] = value
-        return attribute_vector(self.known, values)
+        values = {attribute: self._read(attribute, row[name]) for attribute, name in self.columns.items()}
+        return attribute_vector(self.known, {name: value for name, value in values.items() if value is not None})
+
+    def _read(self, attribute: str, value: Any) -> Any:
+        """The value of a cell, as `vector` has it; `None` where it is not known."""
+        if value is None or isinstance(value, float) and not np.isfinite(value):
+            return None
+        if attribute in self.names and not 0 <= value < len(self.names[attribute]):
+            return None  # -1, by which `datasets` says that there is no label
+        if attribute == LABEL:
+            known, names = self.known[attribute], self.names.get(attribute)
+            value = str(value) if names is None else names[value]
+            if value not in known:
+                raise ValueError(f"label_column has a class that the network does not know: got {shown(value)}"
+                                 f"{nearest(value, known)}")  # fmt: skip
+        return value
+
+    def check(self, rows: datasets.Dataset) -> None:
+        """See that the network knows the classes of all `rows`.
+
+        Raises:
+            UserError: for one that it does not know, with its row.
+        """
+        values = [column(rows, name) for attribute, name in self.columns.items() if attribute == LABEL]
+        for value in values[0].unique().to_pylist() if values else ():
+            try:
+                self._read(LABEL, value)
+            except ValueError as error:
+                place = values[0].to_pylist().index(value)
+                raise UserError(f"row {place}: {error}; leave rows of it out, or train a new network") from None
 
     def drawn(self, row: Mapping[str, Any], key: list[int]) -> torch.Tensor:
         """What it reads of a row in training: each attribute is dropped by itself, as often as

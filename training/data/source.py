@@ -135,6 +135,12 @@ def fingerprint(rows: Rows, config: TrainConfig) -> dict[str, Any]:
                 break
     size = {"rows": len(rows.known)} if rows.stream is None else {"parts": rows.stream.rows.num_shards}
     found = size | {"captions": captions.hexdigest(), "pictures": pictures.hexdigest()}
+    if said := attribute_columns(config).values():
+        values = hashlib.sha256()
+        for part in (rows.known, rows.held_out):
+            for name in said if part is not None else ():
+                values.update(f"{name} {part.features.get(name)} {column(part, name).to_pylist()}".encode())
+        found["attributes"] = values.hexdigest()
     if config.balance_column is not None:
         values = balance.column_to_balance(rows.known, config).astype("<i8").tobytes()
         found["values to balance"] = hashlib.sha256(values).hexdigest()
@@ -222,6 +228,9 @@ class Source:
 
         Args:
             network: its config: `sample_mean` and `sample_std` of each channel, in [-1, 1] units.
+
+        Raises:
+            UserError: for attributes that the network does not read, and a class of the rows at hand.
         """
         for data in (self.data, self.known, self.held_out):
             if data is not None:
@@ -231,6 +240,8 @@ class Source:
                 if network.get("attributes") or self.attributes:
                     known = network.get("attributes") or {}
                     data.attributes = Attributes(self.config, known, self.known.rows.features)
+                    if isinstance(data, CaptionedSamples):
+                        data.attributes.check(data.rows)
 
     def validation_samples(self) -> tuple[list, list] | None:
         """Held-out samples and as many that are trained on, up to `num_validation_samples`, always the same, as

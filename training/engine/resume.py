@@ -141,14 +141,14 @@ def same_data(state: dict[str, Any], now: dict[str, Any], place: Path | str, say
     """Compare the data of a checkpoint's run with those of now, by `source.fingerprint`.
 
     Raises:
-        UserError: for other data.
+        UserError: for other data. What a checkpoint of an earlier version did not note is taken for the same.
     """
     before = state.get("data")
     if before is None:
         say("the checkpoint is of a version that did not note what the data were: it is not known if they are the same")
         return
     for name, value in now.items():
-        if before.get(name) != value:
+        if name in before and before[name] != value:
             was = f"{name} were {before.get(name)}, now {value}" if isinstance(value, int) else f"other {name}"
             raise UserError(
                 f"{place} holds a run on other data ({was}): a run goes on with the data that it began with; "

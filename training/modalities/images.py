@@ -13,6 +13,7 @@ import pyarrow
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from mezzotint.pipelines.images_mezzotint import opaque
 from mezzotint_training.modalities.contents import faults_in_one_line, file_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -99,7 +100,7 @@ def header(cell: dict | None, about: Mapping[str, Any] | None = None) -> Header:
         # a TIFF's is upright already; PNG's own `getexif` would decode it
         if picture.format != "TIFF" and Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
-        channels = 1 if picture.mode in ("1", "L", "I", "I;16") else 3
+        channels = 1 if picture.mode in ("1", "L") or picture.mode.startswith("I") else 3
         return Header(height, width, getattr(picture, "is_animated", False), channels)
 
 
@@ -117,14 +118,7 @@ def read(
     height, width = size
     with faults_in_one_line():
         picture = open_picture(cell, at_least=2 * max(size))  # Pillow's margin for thumbnails
-        if picture.has_transparency_data:  # on white, not on whatever colour the hidden pixels have
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        if picture.mode == "F":
-            raise ValueError("its pixels are fractions, of which nothing says what is white")
-        if picture.mode.startswith("I"):  # 16 bits a pixel, all but the darkest of which Pillow would make white
-            picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = opaque(picture, "L" if channels == 1 else "RGB")
         if picture.size != (width, height):
             picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
     array = np.asarray(picture).reshape(height, width, channels)

@@ -15,6 +15,7 @@ from mezzotint_training.config.tasks import channels, condition, downsample_axes
 from mezzotint_training.data.augment import AUGMENT_DIM, TURN_DIM
 from mezzotint_training.data.dataset import CaptionedSamples
 from mezzotint_training.networks.adapters import add_adapters
+from mezzotint_training.networks.cache import fingerprint
 from mezzotint_training.networks.latents import check_scale
 from mezzotint_training.networks.saved import check_finite
 from mezzotint_training.networks.text import load_text_encoder, new_text_encoder, train_what_is_read
@@ -99,6 +100,27 @@ def new_scheduler(config: TrainConfig) -> MezzotintScheduler:
         raise UserError(str(error)) from None
 
 
+def trains_text(config: TrainConfig) -> bool:
+    """Whether the text encoder is trained too: where `train_text_encoder` says so, or else where it is new."""
+    if config.train_text_encoder is not None:
+        return config.train_text_encoder
+    return not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
+
+
+def left_as_they_are(config: TrainConfig, components: dict[str, Any]) -> dict[str, str]:
+    """A hash of each network that the run reads by and does not change, of which its checkpoints hold nothing: the text
+    encoder where it is not trained, and below adapters all. To be called before `make_trainable`."""
+    text = config.adapter is not None or not trains_text(config)
+    names = [*(["unet"] if config.adapter is not None else []), *(["text_encoder"] if text else [])]
+    return weights_of(components, names)
+
+
+def weights_of(components: dict[str, Any], names: list[str]) -> dict[str, str]:
+    """A hash of each of these networks, but for those that are not there, as messages call them."""
+    found = {name.replace("_", " "): components[name] for name in names if components[name] is not None}
+    return {name: fingerprint({}, network).hexdigest() for name, network in found.items()}
+
+
 def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
     """Bring the networks to their device and make those ready that are trained: the U-Net, and the text encoder if
     `train_text_encoder` says so or it is new.
@@ -115,9 +137,7 @@ def make_trainable(config: TrainConfig, components: dict[str, Any], accelerator:
         UserError: for weights that are not finite, or adapters that do not fit the networks.
     """
     networks = {name: components[name] for name in ("unet", "text_encoder") if components[name] is not None}
-    train_text = config.train_text_encoder
-    if train_text is None:
-        train_text = not (config.pretrained_model_name_or_path or config.text_encoder_name_or_path)
+    train_text = trains_text(config)
     trained = {name: model for name, model in networks.items() if name == "unet" or train_text}
     for name, model in networks.items():
         check_finite(name, model)

@@ -13,6 +13,7 @@ import transformers
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 
+from mezzotint.pipelines.sampling_mezzotint import token_limit
 from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.rules import at_least, at_most, known_arguments, number
 from mezzotint_training.config.settings import TrainConfig
@@ -203,8 +204,7 @@ class TextEncoding:
     @property
     def limit(self) -> int:
         """The greatest number of tokens; what is longer is cut."""
-        config = getattr(self.text_encoder, "module", self.text_encoder).config
-        return min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+        return token_limit(getattr(self.text_encoder, "module", self.text_encoder), self.tokenizer)
 
     def _tokens(self, caption: str) -> torch.Tensor:
         tokens = self.recent.get(caption)

@@ -115,9 +115,9 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-def _linear(weight: torch.Tensor) -> nn.Linear:
+def _linear(weight: torch.Tensor, trained: bool) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight)
+    layer.weight = nn.Parameter(weight, requires_grad=trained)
     return layer
 
 
@@ -237,7 +237,8 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         layers = [getattr(self, f"to_{x}") for x in letters]
         if odd := [type(x).__name__ for x in layers if type(x) is not nn.Linear]:
             raise ValueError(f"projections can be fused where they are plain linear layers: got {odd[0]}")
-        setattr(self, f"to_{letters}", _linear(torch.cat([x.weight.detach() for x in layers])))
+        trained = any(x.weight.requires_grad for x in layers)
+        setattr(self, f"to_{letters}", _linear(torch.cat([x.weight.detach() for x in layers]), trained))
         for x in letters:
             setattr(self, f"to_{x}", None)
         self.fused_projections = True
@@ -251,7 +252,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         if type(fused) is not nn.Linear:
             raise ValueError(f"projections can be told apart in a plain linear layer: got {type(fused).__name__}")
         for x, weight in zip(letters, fused.weight.detach().chunk(len(letters)), strict=True):
-            setattr(self, f"to_{x}", _linear(weight.clone()))
+            setattr(self, f"to_{x}", _linear(weight.clone(), fused.weight.requires_grad))
         delattr(self, f"to_{letters}")
         self.fused_projections = False
 

@@ -5,6 +5,7 @@ that are written and read strictly.
 A shared file: where a network is saved, its file carries the text of this one in place of the import.
 """
 
+import json
 import math
 import reprlib
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import torch.nn as nn
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME
+from diffusers.utils.hub_utils import _add_variant
 
 from mezzotint.models.blocks_mezzotint import CONV, MezzotintBlock
 
@@ -278,6 +281,11 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
             **kwargs,
         )  # fmt: skip
+        index = Path(save_directory, _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant))
+        if is_main_process and index.is_file():  # diffusers leaves one of files that it has removed
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all((index.parent / name).is_file() for name in names):
+                index.unlink()
         if (config := Path(save_directory) / self.config_name).is_file():
             for path in config.parent.glob("*.safetensors"):  # which are written for their owner's eyes only
                 path.chmod(config.stat().st_mode)

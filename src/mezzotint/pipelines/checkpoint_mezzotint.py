@@ -10,6 +10,7 @@ by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where mezzot
 """
 
 import ast
+import copy
 import functools
 import hashlib
 import inspect
@@ -46,6 +47,7 @@ logger = logging.get_logger(__name__)
 SOURCE = Path(__file__).read_bytes()
 VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
 LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
+AS_IT_IS = object()  # in the place of a dtype that is not to change
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
 # By which diffusers' modular pipelines find the code of the blocks, and the components
@@ -195,11 +197,23 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
         """Add the active adapters to the weights of `components`, by default of both. With `unload_lora_weights` after
         it the pipeline is a plain one."""
-        super().fuse_lora(components or self._lora_loadable_modules, lora_scale, **kwargs)
+        components = components or self._lora_loadable_modules
+        for layer in self._layers_with_adapters(components):
+            if not layer.merged:
+                layer.unfused_scaling = dict(layer.scaling)  # which fusing multiplies for good
+        super().fuse_lora(components, lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """The inverse of `fuse_lora`, up to rounding."""
-        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
+        components = components or self._lora_loadable_modules
+        super().unfuse_lora(components, **kwargs)
+        for layer in self._layers_with_adapters(components):
+            layer.scaling.update(vars(layer).pop("unfused_scaling", {}))
+
+    def _layers_with_adapters(self, components: list[str]) -> list[Any]:
+        networks = [getattr(self, name, None) for name in components]
+        modules = [module for network in networks if network is not None for module in network.modules()]
+        return [module for module in modules if isinstance(getattr(module, "scaling", None), dict)]
 
 
 class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
@@ -301,12 +315,21 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
+        """A pipeline of this class around the components of another, as diffusers' method of that name; they stay of
+        the type that they are of, unless a `dtype` is asked for."""
         # diffusers moves a component along only if its exact type is annotated, and asks for those that `pipeline`
         # does not know, be they optional here
         for name in cls._get_signature_types():
             if name in cls._optional_components or getattr(pipeline, name, None) is not None:
                 kwargs.setdefault(name, getattr(pipeline, name, None))
+        if getattr(pipeline, "_origin", None) is not None:  # of a call that goes on, whose steps it takes
+            kwargs["scheduler"] = copy.deepcopy(kwargs["scheduler"])
+        if kwargs.get("dtype", kwargs.get("torch_dtype")) is None and kwargs.get("custom_pipeline") is None:
+            kwargs = {**kwargs, "torch_dtype": None, "dtype": AS_IT_IS}
         return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args, **kwargs):
+        return self if kwargs.get("dtype") is AS_IT_IS else super().to(*args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write `model_index.json` and, beside it and in each component's folder, the source file of every class that

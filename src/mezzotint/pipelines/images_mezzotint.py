@@ -36,7 +36,7 @@ class MezzotintImageMixin:
             raise ValueError(f"image must have 3 or 4 axes: got shape {tuple(images[0].shape)}")
         if not isinstance(images[0], Image.Image) and images[0].ndim == 4:
             images = np.concatenate(images) if isinstance(images[0], np.ndarray) else torch.cat(images)
-        for one in (x for x in images if not isinstance(x, Image.Image) and 0 not in x.shape):
+        for one in (x for x in images if not isinstance(x, Image.Image)):
             low, high = float(one.min()), float(one.max())
             if (low < 0 or high > 1) and math.isfinite(high - low):
                 raise ValueError(f"image must be between 0 (black) and 1 (white): got {low:g} to {high:g}")
@@ -113,11 +113,29 @@ def _alike(name: str, images: Any, mode: str) -> list[Any]:
         raise ValueError(f"{name} must be a picture, an array or a tensor, or a list of them: got {_shown(given)}")
     if len(sizes := {x.size if isinstance(x, Image.Image) else tuple(x.shape) for x in images}) > 1:
         raise ValueError(f"all pictures of {name} must have one size: got {sorted(sizes)}")
-    return [_opaque(x, mode) for x in images] if kinds == {Image.Image} else images
+    if kinds != {Image.Image}:
+        if empty := [tuple(x.shape) for x in images if 0 in x.shape]:
+            raise ValueError(f"{name} must have pixels: got shape {empty[0]}")
+        return images
+    try:
+        return [opaque(x, mode) for x in images]
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from None
 
 
-def _opaque(picture: Image.Image, mode: str) -> Image.Image:
-    """A picture in a `mode`; where that knows no transparency, on white, as training has it."""
+def opaque(picture: Image.Image, mode: str) -> Image.Image:
+    """A picture in a `mode`, of 16 bits a pixel the upper eight; where the mode knows no transparency, on white.
+
+    Raises:
+        ValueError: for one of fractions.
+    """
+    if picture.mode == "F":
+        raise ValueError("its pixels are fractions, of which nothing says what is white")
+    if picture.mode.startswith("I"):  # all but the darkest of which Pillow would make white
+        levels, clear = np.asarray(picture), picture.info.get("transparency")
+        picture = Image.fromarray((levels.clip(0, 65535) // 256).astype(np.uint8))
+        if clear is not None:
+            picture.putalpha(Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8)))
     if mode != "RGBA" and picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -9,6 +9,7 @@ import inspect
 import math
 import numbers
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,7 +227,10 @@ class MezzotintInputsMixin:
             raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(said)}")
         if guidance.labels is None or "class_labels" not in known:
             return every or None
-        labels = list(guidance.labels) if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
+        labels = guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
+        labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        if not labels:
+            raise ValueError("class_labels must be one, or one for each prompt: got none")
         every = every or [{}]
         if 1 not in (len(labels), len(every)) and len(labels) != len(every):
             raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(every)}")

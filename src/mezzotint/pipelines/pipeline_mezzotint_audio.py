@@ -204,7 +204,10 @@ class MezzotintAudioPipeline(MezzotintSamplingMixin, MezzotintCheckpointMixin, D
         strength = self.settle_strength(strength, {"audio": audio}, {"mask": mask})
         if audio is None:
             return None, torch.ones(0, dtype=torch.bool), strength
-        sound, channels = torch.as_tensor(audio).float().cpu(), self.channels - 1
+        channels = self.channels - 1
+        if not isinstance(audio, (np.ndarray, torch.Tensor, list)):
+            raise ValueError(f"audio must have shape ({channels}, samples), of finite numbers: got {_shown(audio)}")
+        sound = torch.as_tensor(audio).float().cpu()
         if sound.ndim != 2 or len(sound) != channels or sound.shape[1] == 0 or not sound.isfinite().all():
             got = tuple(sound.shape)
             raise ValueError(f"audio must have shape ({channels}, samples), of finite numbers: got shape {got}")

@@ -238,10 +238,12 @@ class MezzotintCascadePipeline(
             usual if given is None else given for given, usual in zip((height, width), self.default_size, strict=True)
         ]
         common = (num_images_per_prompt, eta, generator, latents, output_type, *callback)
-        stage = copy.copy(self)
-        for (_, stage.scheduler), count, scale in zip(self.stages, steps, scales, strict=True):
+        stage, reader = copy.copy(self), copy.copy(self)
+        upper = zip(self.stages[1:], scales[1:], strict=True)
+        guidances = [guidance, *(_of_upscaler(guidance, unet, scale) for (unet, _), scale in upper)]
+        for (reader.unet, stage.scheduler), count, its in zip(self.stages, steps, guidances, strict=True):
             stage.check_inputs(count, None, None, *common, height=size[0], width=size[1])
-            self.check_guidance(guidance._replace(scale=scale))
+            reader.check_guidance(its)
         whole = math.prod(self.scales)
         if any(side % whole for side in size):
             raise ValueError(f"height and width must be multiples of {whole}: got {size[0]} and {size[1]}")
@@ -251,7 +253,6 @@ class MezzotintCascadePipeline(
         # 2. What changes in a call is a copy's: one for each stage, with its timesteps
         run = self.for_one_call(guidance, cross_attention_kwargs)
         runs = [run if i == 0 else run._at(i, scales[i]) for i in range(len(steps))]
-        guidances = [guidance, *(guidance._replace(scale=scale, guider=None) for scale in scales[1:])]
         schedules = [
             one.choose_timesteps(its, count, None, None) for one, its, count in zip(runs, guidances, steps, strict=True)
         ]
@@ -266,8 +267,6 @@ class MezzotintCascadePipeline(
         for i, (one, its, schedule) in enumerate(zip(runs, guidances, schedules, strict=True)):
             counted = self._counted(taken, total, *callback)
             prompts = 1 if i == 0 else len(images) // num_images_per_prompt
-            if i > 0 and not getattr(one.unet.config, "attributes", None):
-                its = its._replace(labels=None, attributes=None, attribute_scale=None)
             states, its, batch_size = one.prepare_conditions(its, num_images_per_prompt, *text, prompts=prompts)
             if i == 0:
                 sample = one.draw_noise(batch_size, spatial, generator, latents) * one.scheduler.init_noise_sigma
@@ -348,6 +347,24 @@ class MezzotintCascadePipeline(
             return callback(run, taken + step, timestep, tensors)
 
         return counted, _tensor_inputs(callback, names)
+
+
+def _of_upscaler(guidance: MezzotintGuidance, unet: Any, scale: float) -> MezzotintGuidance:
+    """The guidance of an upscaler, at its own scale: of what the base is told, what this network reads too."""
+    known = getattr(unet.config, "attributes", None) or {}
+
+    def read(said: Any) -> Any:
+        if isinstance(said, list):
+            return [read(one) for one in said]
+        return {name: value for name, value in said.items() if name in known} if isinstance(said, dict) else said
+
+    return guidance._replace(
+        scale=scale,
+        guider=None,
+        labels=guidance.labels if "class_labels" in known else None,
+        attributes=read(guidance.attributes),
+        attribute_scale=read(guidance.attribute_scale) or None,
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -27,6 +27,8 @@ from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
+# State of schedulers whose steps reckon with others that cannot be taken out: of LMS, (I)PNDM and KDPM2
+NOT_ALONE = {"derivatives", "ets", "sigmas_interpol"}
 
 
 class MezzotintInpaintPipeline(
@@ -158,6 +160,11 @@ class MezzotintInpaintPipeline(
             fitted = {"fitted_schedules": None} if hasattr(run.scheduler, "fitted_schedules") else {}
             run.scheduler = type(run.scheduler).from_config(run.scheduler.config, solver_order=1, **fitted)
         schedule = run.choose_timesteps(guidance, *steps, strength)
+        if num_resamples > 1 and NOT_ALONE & vars(run.scheduler).keys():
+            raise ValueError(
+                "num_resamples needs a scheduler whose steps stand alone, such as MezzotintScheduler: got "
+                f"{type(run.scheduler).__name__}"
+            )
         noise = run.draw_noise(batch_size, picture.shape[2:], generator, latents)
         known = run.encode(picture.to(noise), noise.shape[2:])
         drawn = self.covered(mask.to(noise), noise.shape[2:])
@@ -230,7 +237,9 @@ class MezzotintInpaintPipeline(
             Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
         )
         place = (..., slice(top, bottom), slice(left, right))
-        part = F.interpolate(mask[place], spatial, mode="nearest")
+        hole = mask[place]  # of which no part may be lost where it becomes smaller
+        hole = F.adaptive_max_pool2d(hole, [min(sides) for sides in zip(hole.shape[2:], spatial, strict=True)])
+        part = F.interpolate(hole, spatial, mode="nearest")
         return _Given(_resized(picture[place], spatial), part, picture, mask, place)
 
 

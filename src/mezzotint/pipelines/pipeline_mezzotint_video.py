@@ -202,7 +202,9 @@ class MezzotintVideoPipeline(MezzotintImageMixin, MezzotintSamplingMixin, Mezzot
             return first, torch.zeros(1, 1, 1, dtype=torch.bool), strength
         if image is not None:
             raise ValueError("image is the first frame of what is drawn without a video: got both; mask keeps frames")
-        first = video[0] if isinstance(video, list) and video else video
+        if isinstance(video, list) and not video:
+            raise ValueError("video must have frames: got none")
+        first = video[0] if isinstance(video, list) else video
         # A batch of videos is a list of lists, a list of arrays of 4 axes, or an array of 5
         several = isinstance(first, list) or getattr(first, "ndim", 0) == 5 - isinstance(video, list)
         parts = [self.read_image(one) for one in (video if several else [video])]  # (T, C, H, W)

@@ -49,6 +49,17 @@ ONE_AT_A_TIME = threading.Lock()
 WITH_CACHE = threading.RLock()
 
 
+def token_limit(text_encoder: torch.nn.Module, tokenizer: Any) -> int:
+    """The most tokens of a text that both take: those of the tokenizer, or as many as the encoder has positions, or
+    512. Where positions are counted from behind the padding's (RoBERTa, <https://huggingface.co/papers/1907.11692>), no
+    token is at those before."""
+    positions = getattr(text_encoder.config, "max_position_embeddings", None) or 512
+    for name, layer in text_encoder.named_modules():
+        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None:
+            positions -= layer.padding_idx + 1
+    return min(tokenizer.model_max_length, positions)
+
+
 def _seen_without_defaults(init: Callable) -> Callable:
     """Hide a signature's defaults from diffusers: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass
     over the component given for an argument that has a default."""
@@ -190,8 +201,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         if self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder: pass negative_prompt_embeds, or guidance_scale=1")
         text = [text] if isinstance(text, str) else text
-        config = self.text_encoder.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+        limit = token_limit(self.text_encoder, self.tokenizer)
         with ONE_AT_A_TIME:
             tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
             whole = self.tokenizer(text, truncation=False).input_ids
@@ -309,17 +319,21 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         scale = given.get("scale", 1.0) if isinstance(given, dict) and given.keys() <= {"scale"} else None
         if not _is_number(scale):
             raise ValueError(f"cross_attention_kwargs must be {{'scale': number}}: got {_shown(given)}")
-        run, guider = copy.copy(self), guidance.guider
+        origin, guider = self, guidance.guider
+        if self._origin is not None:  # it is of a call that goes on, which keeps its steps and its guidance
+            origin = copy.copy(self)
+            origin.scheduler = copy.deepcopy(self.scheduler)
+        run = copy.copy(origin)
         for name in ("unet", "text_encoder"):
             network = getattr(self, name)
             if scale != 1 and getattr(network, "peft_config", None):  # it has adapters
                 setattr(run, name, network := _with_hooks_of_its_own(network))
                 scale_lora_layers(network, scale)
-        run._origin = self
+        run._origin = origin
         run._device_of_call = self._execution_device
         run._guidance_scale = guidance.scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         run._interrupt = False
-        self._guidance_scale, self._interrupt = run._guidance_scale, False
+        origin._guidance_scale, origin._interrupt = run._guidance_scale, False
         return run
 
     def choose_timesteps(
@@ -331,6 +345,12 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         with ONE_AT_A_TIME:  # the pipeline's scheduler keeps what it worked out; the steps are taken by a copy
             schedule = self.retrieve_timesteps(num_inference_steps, self._execution_device, timesteps, sigmas, scale)
             self.scheduler = copy.copy(self.scheduler)
+            state = vars(self.scheduler)  # where lists hold what the steps remember
+            state.update({name: list(value) for name, value in state.items() if isinstance(value, list)})
+        in_fours = getattr(self.scheduler, "prk_timesteps", None)
+        if strength < 1 and in_fours is not None and len(in_fours):
+            raise ValueError("strength below 1 would cut the first steps of a PNDMScheduler, four evaluations each, in "
+                             "two: it needs one with skip_prk_steps=True")  # fmt: skip
         order = getattr(self.scheduler, "order", 1)  # Heun's, for one, has two timesteps for a step
         steps = num_inference_steps if timesteps is None and sigmas is None else -(-len(schedule) // order)
         first = (steps - min(int(steps * strength), steps)) * order
@@ -422,7 +442,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
 
     @property
     def interrupt(self) -> bool:
-        return self._interrupt or (self._origin is not None and self._origin._interrupt)
+        return self._interrupt or (self._origin is not None and self._origin.interrupt)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None

@@ -95,9 +95,8 @@ def encoded(drawn: np.ndarray, ending: str, about: Mapping[str, Any]) -> bytes:
     count = np.arange(len(corners)) * 4
     triangles = np.concatenate([count[:, None] + x for x in ((0, 1, 2), (0, 2, 3))])
     places = corners.reshape(-1, 3)[:, ::-1] * (1, -1, -1)  # x to the right, y upwards, z to the front
-    mesh = trimesh.Trimesh(
-        places + (0, voxels.shape[1], 0), triangles, vertex_colors=colours.repeat(4, 0), process=False
-    )
+    colours = colours.repeat(4, 0) if len(colours) else None  # of none at all trimesh makes a wrong number of columns
+    mesh = trimesh.Trimesh(places + (0, voxels.shape[1], 0), triangles, vertex_colors=colours, process=False)
     return bytes(mesh.export(file_type=ending[1:]))
 
 
