@@ -103,6 +103,13 @@ def test_a_mesh_is_the_surface_of_the_solid(ending):
     np.testing.assert_allclose(mesh.bounds, [[1, 0, -2], [2, 2, 0]])  # right, up, towards us
 
 
+@pytest.mark.parametrize("ending", [".vox", ".glb", ".ply"])
+def test_a_solid_of_nothing_is_a_file_too(ending):
+    if ending != ".vox":
+        pytest.importorskip("trimesh")
+    assert writer.encoded(0 * SOLID / 255, ending, {})
+
+
 def test_a_picture_shows_the_sides_that_are_seen_from_the_front_the_right_and_above():
     picture = np.asarray(writer.show(SOLID / 255, {}, (4, 4, 4)).convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in picture.tolist()}
