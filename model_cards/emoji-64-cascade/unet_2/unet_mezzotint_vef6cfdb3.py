@@ -144,9 +144,9 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-def _linear(weight: torch.Tensor) -> nn.Linear:
+def _linear(weight: torch.Tensor, trained: bool) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight)
+    layer.weight = nn.Parameter(weight, requires_grad=trained)
     return layer
 
 
@@ -266,7 +266,8 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         layers = [getattr(self, f"to_{x}") for x in letters]
         if odd := [type(x).__name__ for x in layers if type(x) is not nn.Linear]:
             raise ValueError(f"projections can be fused where they are plain linear layers: got {odd[0]}")
-        setattr(self, f"to_{letters}", _linear(torch.cat([x.weight.detach() for x in layers])))
+        trained = any(x.weight.requires_grad for x in layers)
+        setattr(self, f"to_{letters}", _linear(torch.cat([x.weight.detach() for x in layers]), trained))
         for x in letters:
             setattr(self, f"to_{x}", None)
         self.fused_projections = True
@@ -280,7 +281,7 @@ class MezzotintAttention(nn.Module, AttentionModuleMixin):
         if type(fused) is not nn.Linear:
             raise ValueError(f"projections can be told apart in a plain linear layer: got {type(fused).__name__}")
         for x, weight in zip(letters, fused.weight.detach().chunk(len(letters)), strict=True):
-            setattr(self, f"to_{x}", _linear(weight.clone()))
+            setattr(self, f"to_{x}", _linear(weight.clone(), fused.weight.requires_grad))
         delattr(self, f"to_{letters}")
         self.fused_projections = False
 
@@ -485,6 +486,7 @@ that are written and read strictly.
 A shared file: where a network is saved, its file carries the text of this one in place of the import.
 """
 
+import json
 import math
 import reprlib
 from collections.abc import Sequence
@@ -496,6 +498,8 @@ import torch.nn as nn
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME
+from diffusers.utils.hub_utils import _add_variant
 
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
@@ -757,6 +761,11 @@ class MezzotintEncoderMixin(ModelMixin, ConfigMixin):
             save_directory, is_main_process, save_function, True, variant, max_shard_size, push_to_hub, use_flashpack,
             **kwargs,
         )  # fmt: skip
+        index = Path(save_directory, _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant))
+        if is_main_process and index.is_file():  # diffusers leaves one of files that it has removed
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all((index.parent / name).is_file() for name in names):
+                index.unlink()
         if (config := Path(save_directory) / self.config_name).is_file():
             for path in config.parent.glob("*.safetensors"):  # which are written for their owner's eyes only
                 path.chmod(config.stat().st_mode)

@@ -595,9 +595,10 @@ class MezzotintScheduler(SchedulerMixin, ConfigMixin):
         alpha, sigma = self._alpha_sigma(timesteps, like=model_output)
         if self.config.prediction_type == "epsilon":
             return model_output - sigma * gradient  # eps' = eps - sigma_t g
+        ratio = torch.where(alpha > 0, sigma / alpha, 0)  # noise alone says nothing of the class
         if self.config.prediction_type == "sample":
-            return model_output + sigma**2 / alpha * gradient  # x_0' = x_0 + sigma_t^2 / alpha_t g
-        return model_output - sigma / alpha * gradient  # v' = v - sigma_t / alpha_t g
+            return model_output + sigma * ratio * gradient  # x_0' = x_0 + sigma_t^2 / alpha_t g
+        return model_output - ratio * gradient  # v' = v - sigma_t / alpha_t g
 
     def step(
         self,

@@ -32,6 +32,7 @@ by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where mezzot
 """
 
 import ast
+import copy
 import functools
 import hashlib
 import inspect
@@ -68,6 +69,7 @@ logger = logging.get_logger(__name__)
 SOURCE = Path(__file__).read_bytes()
 VERSIONED = re.compile(r"(?P<stem>\w+)_v[0-9a-f]{8}")
 LOADING = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?=, trust_remote_code=True\))')  # the card's line
+AS_IT_IS = object()  # in the place of a dtype that is not to change
 # What stands beside the components in a published folder, and goes along when the pipeline is saved elsewhere
 COMPANIONS = ("README.md", "LICENSE", "recipe.yaml", "metrics.json", "samples/*.png")
 # By which diffusers' modular pipelines find the code of the blocks, and the components
@@ -217,11 +219,23 @@ class MezzotintLoraLoaderMixin(LoraBaseMixin):
     def fuse_lora(self, components: list[str] | None = None, lora_scale: float = 1.0, **kwargs) -> None:
         """Add the active adapters to the weights of `components`, by default of both. With `unload_lora_weights` after
         it the pipeline is a plain one."""
-        super().fuse_lora(components or self._lora_loadable_modules, lora_scale, **kwargs)
+        components = components or self._lora_loadable_modules
+        for layer in self._layers_with_adapters(components):
+            if not layer.merged:
+                layer.unfused_scaling = dict(layer.scaling)  # which fusing multiplies for good
+        super().fuse_lora(components, lora_scale, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """The inverse of `fuse_lora`, up to rounding."""
-        super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
+        components = components or self._lora_loadable_modules
+        super().unfuse_lora(components, **kwargs)
+        for layer in self._layers_with_adapters(components):
+            layer.scaling.update(vars(layer).pop("unfused_scaling", {}))
+
+    def _layers_with_adapters(self, components: list[str]) -> list[Any]:
+        networks = [getattr(self, name, None) for name in components]
+        modules = [module for network in networks if network is not None for module in network.modules()]
+        return [module for module in modules if isinstance(getattr(module, "scaling", None), dict)]
 
 
 class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
@@ -323,12 +337,21 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
+        """A pipeline of this class around the components of another, as diffusers' method of that name; they stay of
+        the type that they are of, unless a `dtype` is asked for."""
         # diffusers moves a component along only if its exact type is annotated, and asks for those that `pipeline`
         # does not know, be they optional here
         for name in cls._get_signature_types():
             if name in cls._optional_components or getattr(pipeline, name, None) is not None:
                 kwargs.setdefault(name, getattr(pipeline, name, None))
+        if getattr(pipeline, "_origin", None) is not None:  # of a call that goes on, whose steps it takes
+            kwargs["scheduler"] = copy.deepcopy(kwargs["scheduler"])
+        if kwargs.get("dtype", kwargs.get("torch_dtype")) is None and kwargs.get("custom_pipeline") is None:
+            kwargs = {**kwargs, "torch_dtype": None, "dtype": AS_IT_IS}
         return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args, **kwargs):
+        return self if kwargs.get("dtype") is AS_IT_IS else super().to(*args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """Write `model_index.json` and, beside it and in each component's folder, the source file of every class that
@@ -675,6 +698,7 @@ import inspect
 import math
 import numbers
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -892,7 +916,10 @@ class MezzotintInputsMixin:
             raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(said)}")
         if guidance.labels is None or "class_labels" not in known:
             return every or None
-        labels = list(guidance.labels) if isinstance(guidance.labels, (list, torch.Tensor)) else [guidance.labels]
+        labels = guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
+        labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        if not labels:
+            raise ValueError("class_labels must be one, or one for each prompt: got none")
         every = every or [{}]
         if 1 not in (len(labels), len(every)) and len(labels) != len(every):
             raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(every)}")
@@ -1516,6 +1543,17 @@ ONE_AT_A_TIME = threading.Lock()
 WITH_CACHE = threading.RLock()
 
 
+def token_limit(text_encoder: torch.nn.Module, tokenizer: Any) -> int:
+    """The most tokens of a text that both take: those of the tokenizer, or as many as the encoder has positions, or
+    512. Where positions are counted from behind the padding's (RoBERTa, <https://huggingface.co/papers/1907.11692>), no
+    token is at those before."""
+    positions = getattr(text_encoder.config, "max_position_embeddings", None) or 512
+    for name, layer in text_encoder.named_modules():
+        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None:
+            positions -= layer.padding_idx + 1
+    return min(tokenizer.model_max_length, positions)
+
+
 def _seen_without_defaults(init: Callable) -> Callable:
     """Hide a signature's defaults from diffusers: `DiffusionPipeline.from_pretrained(folder, guider=mine)` would pass
     over the component given for an argument that has a default."""
@@ -1657,8 +1695,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         if self.text_encoder is None:
             raise ValueError("this pipeline has no text encoder: pass negative_prompt_embeds, or guidance_scale=1")
         text = [text] if isinstance(text, str) else text
-        config = self.text_encoder.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 512)
+        limit = token_limit(self.text_encoder, self.tokenizer)
         with ONE_AT_A_TIME:
             tokens = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
             whole = self.tokenizer(text, truncation=False).input_ids
@@ -1776,17 +1813,21 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         scale = given.get("scale", 1.0) if isinstance(given, dict) and given.keys() <= {"scale"} else None
         if not _is_number(scale):
             raise ValueError(f"cross_attention_kwargs must be {{'scale': number}}: got {_shown(given)}")
-        run, guider = copy.copy(self), guidance.guider
+        origin, guider = self, guidance.guider
+        if self._origin is not None:  # it is of a call that goes on, which keeps its steps and its guidance
+            origin = copy.copy(self)
+            origin.scheduler = copy.deepcopy(self.scheduler)
+        run = copy.copy(origin)
         for name in ("unet", "text_encoder"):
             network = getattr(self, name)
             if scale != 1 and getattr(network, "peft_config", None):  # it has adapters
                 setattr(run, name, network := _with_hooks_of_its_own(network))
                 scale_lora_layers(network, scale)
-        run._origin = self
+        run._origin = origin
         run._device_of_call = self._execution_device
         run._guidance_scale = guidance.scale if guider is None else getattr(guider, "guidance_scale", 1.0)
         run._interrupt = False
-        self._guidance_scale, self._interrupt = run._guidance_scale, False
+        origin._guidance_scale, origin._interrupt = run._guidance_scale, False
         return run
 
     def choose_timesteps(
@@ -1798,6 +1839,12 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         with ONE_AT_A_TIME:  # the pipeline's scheduler keeps what it worked out; the steps are taken by a copy
             schedule = self.retrieve_timesteps(num_inference_steps, self._execution_device, timesteps, sigmas, scale)
             self.scheduler = copy.copy(self.scheduler)
+            state = vars(self.scheduler)  # where lists hold what the steps remember
+            state.update({name: list(value) for name, value in state.items() if isinstance(value, list)})
+        in_fours = getattr(self.scheduler, "prk_timesteps", None)
+        if strength < 1 and in_fours is not None and len(in_fours):
+            raise ValueError("strength below 1 would cut the first steps of a PNDMScheduler, four evaluations each, in "
+                             "two: it needs one with skip_prk_steps=True")  # fmt: skip
         order = getattr(self.scheduler, "order", 1)  # Heun's, for one, has two timesteps for a step
         steps = num_inference_steps if timesteps is None and sigmas is None else -(-len(schedule) // order)
         first = (steps - min(int(steps * strength), steps)) * order
@@ -1889,7 +1936,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
 
     @property
     def interrupt(self) -> bool:
-        return self._interrupt or (self._origin is not None and self._origin._interrupt)
+        return self._interrupt or (self._origin is not None and self._origin.interrupt)
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
@@ -2441,10 +2488,12 @@ class MezzotintCascadePipeline(
             usual if given is None else given for given, usual in zip((height, width), self.default_size, strict=True)
         ]
         common = (num_images_per_prompt, eta, generator, latents, output_type, *callback)
-        stage = copy.copy(self)
-        for (_, stage.scheduler), count, scale in zip(self.stages, steps, scales, strict=True):
+        stage, reader = copy.copy(self), copy.copy(self)
+        upper = zip(self.stages[1:], scales[1:], strict=True)
+        guidances = [guidance, *(_of_upscaler(guidance, unet, scale) for (unet, _), scale in upper)]
+        for (reader.unet, stage.scheduler), count, its in zip(self.stages, steps, guidances, strict=True):
             stage.check_inputs(count, None, None, *common, height=size[0], width=size[1])
-            self.check_guidance(guidance._replace(scale=scale))
+            reader.check_guidance(its)
         whole = math.prod(self.scales)
         if any(side % whole for side in size):
             raise ValueError(f"height and width must be multiples of {whole}: got {size[0]} and {size[1]}")
@@ -2454,7 +2503,6 @@ class MezzotintCascadePipeline(
         # 2. What changes in a call is a copy's: one for each stage, with its timesteps
         run = self.for_one_call(guidance, cross_attention_kwargs)
         runs = [run if i == 0 else run._at(i, scales[i]) for i in range(len(steps))]
-        guidances = [guidance, *(guidance._replace(scale=scale, guider=None) for scale in scales[1:])]
         schedules = [
             one.choose_timesteps(its, count, None, None) for one, its, count in zip(runs, guidances, steps, strict=True)
         ]
@@ -2469,8 +2517,6 @@ class MezzotintCascadePipeline(
         for i, (one, its, schedule) in enumerate(zip(runs, guidances, schedules, strict=True)):
             counted = self._counted(taken, total, *callback)
             prompts = 1 if i == 0 else len(images) // num_images_per_prompt
-            if i > 0 and not getattr(one.unet.config, "attributes", None):
-                its = its._replace(labels=None, attributes=None, attribute_scale=None)
             states, its, batch_size = one.prepare_conditions(its, num_images_per_prompt, *text, prompts=prompts)
             if i == 0:
                 sample = one.draw_noise(batch_size, spatial, generator, latents) * one.scheduler.init_noise_sigma
@@ -2551,6 +2597,24 @@ class MezzotintCascadePipeline(
             return callback(run, taken + step, timestep, tensors)
 
         return counted, _tensor_inputs(callback, names)
+
+
+def _of_upscaler(guidance: MezzotintGuidance, unet: Any, scale: float) -> MezzotintGuidance:
+    """The guidance of an upscaler, at its own scale: of what the base is told, what this network reads too."""
+    known = getattr(unet.config, "attributes", None) or {}
+
+    def read(said: Any) -> Any:
+        if isinstance(said, list):
+            return [read(one) for one in said]
+        return {name: value for name, value in said.items() if name in known} if isinstance(said, dict) else said
+
+    return guidance._replace(
+        scale=scale,
+        guider=None,
+        labels=guidance.labels if "class_labels" in known else None,
+        attributes=read(guidance.attributes),
+        attribute_scale=read(guidance.attribute_scale) or None,
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:
