@@ -270,6 +270,21 @@ def test_a_hub_set_is_asked_for_by_name_and_its_failure_is_one_line(monkeypatch,
     assert asked == [(("user/set", "small"), {"streaming": streaming})]
 
 
+def test_pictures_with_a_text_file_each_are_told_what_they_need(tmp_path):
+    folder = pictures(tmp_path / "set", count=3, captions=False)
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    message = refused(train_data_dir=str(folder))
+    assert message.endswith("; a folder of pictures needs a metadata.jsonl with 'file_name' and 'text'")
+
+
+def test_a_column_may_not_have_the_name_of_one_of_ours(tmp_path):
+    rows = datasets.Dataset.from_dict({"image": [None] * 3, "text": ["a"] * 3, NUMBER: [1, 2, 3]})
+    rows = rows.cast_column("image", datasets.Image())
+    with pytest.raises(UserError, match=f"^a column may not be called '{NUMBER}', as one of ours is: rename it$"):
+        checked_split(TrainConfig(train_data_dir="none"), {"train": rows}, "dataset_split", "train")
+
+
 @pytest.mark.parametrize("name", ["imagefolder", "parquet", "text"])
 def test_a_folder_may_have_the_name_of_a_kind_of_file(tmp_path, monkeypatch, name):
     """For which `datasets` has a reader that would take all there is in the current directory."""

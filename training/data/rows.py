@@ -171,6 +171,8 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
     column, holder = sample_column(config), "image_column" if kind.stem == "images" else "sample_column"
     if rows.features is None:  # of a stream
         raise UserError(f"{holder} {column!r} must hold {kind.word}s: got columns of unknown types")
+    if NUMBER in rows.features:
+        raise UserError(f"a column may not be called {NUMBER!r}, as one of ours is: rename it")
     masks = [("mask_column", config.mask_column)] if TASKS[config.task].masks else []
     for flag, entry in ((holder, column), *masks, *(("caption_column", entry) for entry in captions)):
         for name in columns_of(entry) if flag == "caption_column" else [entry]:
@@ -180,6 +182,8 @@ def checked_split(config: TrainConfig, splits: Mapping[str, Rows], flag: str, sp
                     what, hint = f"{what}: column {name!r}", nearest(name, list(rows.features))
                 elif flag == "caption_column" and rows.builder_name == "imagefolder":
                     hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {name!r}"
+                elif rows.builder_name == "text":  # files of captions beside pictures, of which `datasets` reads those
+                    hint = f"; a folder of pictures needs a metadata.jsonl with 'file_name' and {captions[0]!r}"
                 raise UserError(f"{what} is not there: got columns {', '.join(map(repr, rows.features))}{hint}")
     read = {holder: column} | dict(masks)
     for flag, name in read.items():
@@ -214,7 +218,7 @@ def check_column(flag: str, name: str, rows: datasets.Dataset) -> None:
         UserError: for one that isn't, with the nearest.
     """
     if name not in rows.features:
-        known = ", ".join(map(repr, rows.features))
+        known = ", ".join(repr(other) for other in rows.features if other != NUMBER)
         raise UserError(f"{flag} {name!r} is not there: got columns {known}{nearest(name, list(rows.features))}")
 
 
