@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_run import UNET, called, distance, logged, saved
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, CLIPImageProcessor, CLIPModel
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from mezzotint import MezzotintPriorPipeline, MezzotintScheduler, MezzotintVariationPipeline
@@ -427,3 +427,17 @@ def test_every_recipe_holds_differences_from_its_own_defaults():
             lines = (place(kind) / f"{name}.yaml").read_text().splitlines()
             settings = dict(line.split(": ", 1) for line in lines if ": " in line and line[0] not in " #")
             assert not [key for key, value in settings.items() if value == str(getattr(defaults, key))]
+
+
+def test_towers_do_not_go_on_with_another_text_encoder(tmp_path):
+    """Which is not trained, so that no checkpoint of theirs holds it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "handwritten", "zero"]
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "text")
+    more = {"text_encoder_name_or_path": tmp_path / "text", "text_tower": ..., "max_text_length": ...}
+    for seed, code in ((0, 0), (1, 2), (0, 0)):
+        torch.manual_seed(seed)
+        BertModel(BertConfig(vocab_size=len(words), **width)).save_pretrained(tmp_path / "text")
+        result = run("towers", tmp_path / "towers", **more)
+        assert result.code == code, result.err
+        assert ("holds a run on other data (other text encoder)" in result.err) == (code == 2)
