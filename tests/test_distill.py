@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from strangers import forked
 from tiny_run import called, distance, distilled, logged, run, saved, trained, tree
 
@@ -61,6 +61,20 @@ def test_a_student_draws_in_two_steps_without_guidance_wherever_it_is_loaded(stu
     assert calls == [1]
     with pytest.raises(ValueError, match="^inversion follows the flow of a network that denoises: got a distilled one"):
         other.invert("", torch.rand(1, 1, 8, 8))
+
+
+def test_a_student_does_not_go_on_with_another_teacher(student, teacher, tmp_path):
+    shutil.copytree(student, tmp_path / "run")
+    (file,) = (teacher / "unet").glob("*.safetensors")
+    weights, before = load_file(file), file.read_bytes()
+    name = min(weights)
+    try:
+        save_file(weights | {name: weights[name] + 1}, file, {"format": "pt"})
+        result = distilled(teacher, tmp_path / "run", "--no-load_back")
+        assert result.code == 2 and "holds a run on other data (other unet)" in result.err, result.err
+    finally:
+        file.write_bytes(before)
+    assert distilled(teacher, tmp_path / "run", "--no-load_back").code == 0
 
 
 def test_what_it_was_distilled_from_is_said(student, teacher):
