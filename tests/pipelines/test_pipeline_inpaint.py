@@ -235,6 +235,13 @@ def test_a_part_about_a_hole_loses_nothing_of_it_where_it_becomes_smaller(make_i
     assert (drawn[0] != drawn[1]).any(-1)[mask > 0].mean() > 0.9 and not drawn[0][mask == 0].any()
 
 
+def test_a_part_is_drawn_by_a_network_that_says_its_size(make_inpaint, picture, mask):
+    pipe = make_inpaint(sample_size=None)
+    assert draw(pipe, image=picture, mask_image=mask).isfinite().all()
+    with pytest.raises(ValueError, match="^padding_mask_crop needs a U-Net that says its sample_size: got none$"):
+        draw(pipe, image=picture, mask_image=mask, padding_mask_crop=0)
+
+
 @pytest.mark.parametrize("cls", [KDPM2DiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler])
 def test_steps_that_reckon_with_others_are_not_taken_again(make_inpaint, picture, mask, cls):
     """KDPM2's and LMS's make noise of another deviation of the exact score (1.36 and 1.22 times as much)."""

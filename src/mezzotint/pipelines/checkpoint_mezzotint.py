@@ -329,6 +329,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         return super().from_pipe(pipeline, **kwargs)
 
     def to(self, *args, **kwargs):
+        """Move the components, or bring them to another type, as diffusers' method of that name."""
         return self if kwargs.get("dtype") is AS_IT_IS else super().to(*args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:

@@ -233,6 +233,8 @@ class MezzotintInpaintPipeline(
         if crop is None or not mask.any():
             return _Given(picture, mask, picture, mask, None)
         spatial = self.default_size
+        if None in spatial:
+            raise ValueError("padding_mask_crop needs a U-Net that says its sample_size: got none")
         left, top, right, bottom = self.image_processor.get_crop_region(
             Image.fromarray((255 * mask.amax((0, 1))).byte().numpy()), spatial[1], spatial[0], crop
         )
