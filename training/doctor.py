@@ -38,6 +38,10 @@ EXTRAS = {
     "evaluate": "mezzotint evaluate --features inception",
     "optimizers": "--optimizer adamw_8bit, prodigy and schedule_free",
     "trackio": "--report_to trackio",
+    "audio": "sounds",
+    "video": "video files",
+    "voxels": "meshes",
+    "molecules": "molecules",
     "demo": "mezzotint demo",
     "benchmarks": "training/benchmarks",
 }

@@ -120,7 +120,8 @@ def sample(parser: Parser) -> None:
     parser.add_argument(
         "prompt",
         nargs="*",
-        help="one or more texts, each of which becomes a row of pictures; enlarging and segmenting need none",
+        help="one or more texts, each of which becomes a row of pictures; enlarging, segmenting and variations need "
+        "none",
     )
     parser.add_argument("--prompts_file", type=text, help="a text file with more prompts, one a line")
     parser.add_argument(
@@ -178,7 +179,7 @@ def sample(parser: Parser) -> None:
         "--image",
         type=text,
         help="a picture file to start from, of whose size the drawn ones are; or to enlarge or divide into classes, "
-        "with weights that are trained for it",
+        "with weights that are trained for it, or to vary; or the first frame of a video",
     )
     parser.add_argument(
         "--mask",
@@ -191,7 +192,7 @@ def sample(parser: Parser) -> None:
         float,
         SHARE,
         help="part of the steps that is taken from the picture, sound, video or molecule on; by default 0.8, and 1 "
-        "with a mask",
+        "with a mask; of variations how far the embedding is turned towards the prompt, by default 0.5",
     )
     parser.add_argument("--audio", type=text, help="a sound file to start from, as long as which the drawn ones are")
     parser.add_argument("--video", type=text, help="a video file to start from, of whose frames' number and size the "
@@ -267,7 +268,7 @@ def pictures_of_a_set(parser: Parser) -> None:
     """Add what says which pipeline is looked at, and by which real pictures."""
     parser.add_argument("checkpoint", type=text, help="a trained pipeline: a folder or a Hub name")
     for name in EVALUATION_DATA:
-        only = ", if that names digits; any other set must be named here" if name in PLACES else ""
+        only = ", if that names a set that comes with mezzotint; any other must be named here" if name in PLACES else ""
         help = f"{HELP[name]}; by default that of the checkpoint's recipe{only}"
         parser.add_argument(f"--{name}", type=text, help=help, nargs="+" if name == "caption_column" else None)
     parser.add_argument("--split", type=text,

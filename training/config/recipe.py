@@ -73,7 +73,7 @@ def data_of(checkpoint: str | Path, given: dict[str, Any], names: Iterable[str],
     program that reads the data of the run once more.
 
     A recipe that came with somebody's checkpoint says nothing here of what is read or fetched: the user names the set,
-    unless it is `digits`, which is at hand. Of another set than the recipe's, nothing in it holds.
+    unless it is one that comes with mezzotint. Of another set than the recipe's, nothing in it holds.
 
     Raises:
         UserError: for data that isn't named, or a recipe that cannot be read.

@@ -94,7 +94,7 @@ class TrainConfig:
     # What is learned
     modality: Literal["image", "audio", "video", "voxels", "molecules"] | None = setting(
         None,
-        "what a sample is; by default told from the types of the set's columns, of molecules, which are strings, not",
+        "what a sample is; by default told from the types of the set's columns, but for molecules, which are strings",
     )
     task: Literal["text_to_image", "inpaint", "upscale", "segment", "layout", "unclip"] = setting(
         "text_to_image",
@@ -171,7 +171,9 @@ class TrainConfig:
     dataset_split: str = setting("train", "the split to train on")
     image_column: str = setting("image", "the column of pictures")
     sample_column: str | None = setting(
-        None, "the column of samples that are no pictures; by default the only one of their type"
+        None,
+        "the column of samples that are no pictures; by default audio, video, voxels or selfies, or the only one of "
+        "their type",
     )
     sampling_rate: int | None = setting(
         None, "samples of a sound a second; by default the first sound's", at_least(100), at_most(384_000)
@@ -206,7 +208,8 @@ class TrainConfig:
     attribute_columns: list[str] = setting([], "columns of numbers that the network reads beside the caption")
     mask_column: str = setting(
         "mask",
-        "the column of class maps for --task segment and layout: pictures of class numbers; of two, 255 is one too",
+        "the column of class maps for --task segment and layout: pictures of class numbers; of two classes, 255 is "
+        "the second too",
     )
     caption_weights: list[float] | None = setting(
         None,
@@ -320,7 +323,9 @@ class TrainConfig:
         100, "updates over which the learning rate rises to its peak", at_least(0), at_most(10**9), on_resume="branch"
     )
     optimizer: Literal["adamw", "adamw_8bit", "muon", "schedule_free", "prodigy"] = setting(
-        "adamw", "optimizer; muon takes AdamW for what is no matrix; prodigy finds its rate itself (learning_rate 1)"
+        "adamw",
+        "optimizer; muon takes AdamW for what is no matrix; prodigy finds its rate itself (learning_rate 1); "
+        "schedule_free needs --no-use_ema",
     )
     adam_beta1: float = setting(0.9, "AdamW's decay of the first moment", BELOW_1, on_resume="branch")
     adam_beta2: float = setting(0.99, "AdamW's decay of the second moment", BELOW_1, on_resume="branch")
@@ -382,7 +387,8 @@ class TrainConfig:
     )
     num_copy_samples: int = setting(
         64,
-        "pictures to draw as often, to see whether the run has begun to copy its training pictures; 0 is none",
+        "pictures to draw every validation_steps, to see whether the run has begun to copy its training pictures; "
+        "0 is none",
         at_least(0),
         at_most(10_000),
         on_resume="free",

@@ -51,7 +51,9 @@ class Learner:
         self.accelerator, self.trained, self.max_grad_norm = accelerator, trained, config.max_grad_norm
         self.sharded = sharding.sharded(accelerator)
         if self.sharded and config.optimizer not in ("adamw", "schedule_free"):
-            raise UserError(f"optimizer {config.optimizer} needs whole matrices: got FSDP; possible is adamw")
+            raise UserError(
+                f"optimizer {config.optimizer} needs whole matrices: got FSDP; possible are adamw and schedule_free"
+            )
         self._whole = copy.deepcopy(trained) if self.sharded and accelerator.is_main_process else trained
         self.models = {name: sharding.prepare(accelerator, model) for name, model in trained.items()}
         self.parameters: dict[str, torch.nn.Parameter] = {

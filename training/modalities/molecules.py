@@ -3,8 +3,8 @@
 What is wrong with one is found here.
 
 Analog bits (<https://huggingface.co/papers/2208.04202>, section 2) are the numbers of tokens in base 2, diffused as if
-they were pixels. Here a token has a code word of 16 bits in their place, and any two differ in 6 bits or more: noise
-that turns a bit or two turns no token into another one.
+they were pixels. Here a token has a code word of 16 bits in their place, as far from the others as can be, in a small
+vocabulary 6 bits or more: noise that turns a bit or two turns no token into another one.
 """
 
 import functools
