@@ -368,7 +368,7 @@ def test_every_setting_says_what_it_may_be_when_a_run_goes_on():
     }  # fmt: skip
     assert {name for name, how in on_resume.items() if how == "branch"} == {
         "learning_rate", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay",
-        "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts", "on_bad_row",
+        "adam_epsilon", "max_grad_norm", "mixed_precision", "ema_decay", "proportion_empty_prompts",
         "proportion_empty_conditions", "proportion_empty_attributes",
         "weighting_scheme", "logit_mean", "logit_std", "caption_weights", "balance_power",
     }  # fmt: skip

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from diffusers import PriorTransformer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from mezzotint.pipelines.embeddings_mezzotint import embed_pictures, embed_texts, token_limit
+from mezzotint.pipelines.embeddings_mezzotint import embed_pictures, embed_texts
+from mezzotint.pipelines.sampling_mezzotint import token_limit
 from mezzotint_training.config.errors import UserError, loading, one_line
 from mezzotint_training.config.prior import PriorConfig
 from mezzotint_training.config.rules import known_arguments

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mezzotint.pipelines.images_mezzotint import MezzotintImageMixin
 from mezzotint.pipelines.inputs_mezzotint import MezzotintGuidance, _is_number, _shown
-from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin, _seen_without_defaults
+from mezzotint.pipelines.sampling_mezzotint import MezzotintSamplingMixin, _seen_without_defaults, token_limit
 
 # The text of this file as it was loaded, to go into checkpoints: the one on disk may change during a long run
 SOURCE = Path(__file__).read_bytes()
@@ -317,9 +317,3 @@ class MezzotintEmbeddingMixin(MezzotintImageMixin, MezzotintSamplingMixin):
         if output_type != "latent":
             images = self.image_processor.postprocess(self.decode(images, size), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-
-def token_limit(two_towers: Any, tokenizer: Any) -> int:
-    """The greatest number of tokens that the text tower reads."""
-    most = getattr(two_towers.config.text_config, "max_position_embeddings", None) or 512
-    return min(tokenizer.model_max_length, most)
