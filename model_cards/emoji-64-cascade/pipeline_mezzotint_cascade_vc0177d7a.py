@@ -351,6 +351,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         return super().from_pipe(pipeline, **kwargs)
 
     def to(self, *args, **kwargs):
+        """Move the components, or bring them to another type, as diffusers' method of that name."""
         return self if kwargs.get("dtype") is AS_IT_IS else super().to(*args, **kwargs)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
@@ -1543,12 +1544,13 @@ ONE_AT_A_TIME = threading.Lock()
 WITH_CACHE = threading.RLock()
 
 
-def token_limit(text_encoder: torch.nn.Module, tokenizer: Any) -> int:
-    """The most tokens of a text that both take: those of the tokenizer, or as many as the encoder has positions, or
-    512. Where positions are counted from behind the padding's (RoBERTa, <https://huggingface.co/papers/1907.11692>), no
-    token is at those before."""
-    positions = getattr(text_encoder.config, "max_position_embeddings", None) or 512
-    for name, layer in text_encoder.named_modules():
+def token_limit(encoder: torch.nn.Module, tokenizer: Any) -> int:
+    """The most tokens of a text that a text encoder, or the text tower of two, and its tokenizer take: those of the
+    tokenizer, or as many as there are positions, or 512. Where positions are counted from behind the padding's
+    (RoBERTa, <https://huggingface.co/papers/1907.11692>), no token is at those before."""
+    config = getattr(encoder.config, "text_config", encoder.config)
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    for name, layer in encoder.named_modules():
         if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None:
             positions -= layer.padding_idx + 1
     return min(tokenizer.model_max_length, positions)
