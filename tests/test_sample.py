@@ -106,6 +106,15 @@ def test_an_animation_shows_the_steps(folder, tmp_path):
         np.testing.assert_allclose(last[4:132, left : left + 256], np.asarray(enlarged), atol=1)
 
 
+def test_an_animation_of_no_steps_is_none_and_the_picture_is_there(folder, tmp_path, capsys):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "start.png")
+    argv = ["--image", tmp_path / "start.png", "--strength", 0, "--output", tmp_path / "drawn.png"]
+    assert sample(folder, "a red boot", *argv, "--animation", tmp_path / "steps.webp") == 2
+    said = f"mezzotint: an animation needs a step at least: got none; {tmp_path / 'drawn.png'} has the picture\n"
+    assert capsys.readouterr().err.endswith(said) and not (tmp_path / "steps.webp").exists()
+    assert Image.open(tmp_path / "drawn.png").size == (8, 8)
+
+
 def test_a_picture_tells_how_to_draw_it_again(folder, tmp_path, capsys):
     first, again, start = tmp_path / "first.png", tmp_path / "again.png", tmp_path / "start.png"
     Image.effect_noise((8, 8), 90).convert("RGB").save(start)

@@ -199,7 +199,7 @@ def sample(args: argparse.Namespace) -> None:
         try:
             animate(kept.drawing([(image, "") for image in images]), animation)
         except ValueError as error:
-            raise UserError(f"{error}; {output} has the picture" if output.exists() else str(error)) from None
+            raise UserError(f"{error}; {output} has the picture") from None
     print(f"{len(images)} picture{'s' if len(images) > 1 else ''} of {images[0].width}x{images[0].height}: {output}")
 
 

@@ -46,7 +46,7 @@ from mezzotint_training.learning.held_out import Validation
 from mezzotint_training.learning.learner import Learner
 from mezzotint_training.metrics.pairs import picked
 from mezzotint_training.networks.components import weights_of
-from mezzotint_training.networks.towers import CHANNELS, new_towers, train_towers
+from mezzotint_training.networks.towers import CHANNELS, keeps_text, new_towers, train_towers
 from mezzotint_training.publishing.checks import foresee
 from mezzotint_training.publishing.finish import figures, finish_network
 
@@ -76,7 +76,7 @@ def _train(config: TwoTowersConfig, output_dir: Path, accelerator: Accelerator, 
     previous = previous_run(config, output_dir, world)
     source = Source(rows, config, facts, accelerator)
     digests = fingerprint(rows, config)
-    if config.text_encoder_name_or_path is not None and not config.train_text_encoder:
+    if keeps_text(config):
         digests |= weights_of({"text_encoder": towers.model.text_model}, ["text_encoder"])
     if previous is not None:
         same_data(previous[1], digests, config.resume_from_checkpoint or output_dir, accelerator.print)

@@ -120,12 +120,14 @@ class Attributes:
         Raises:
             UserError: for one that it does not know, with its row.
         """
-        values = [column(rows, name) for attribute, name in self.columns.items() if attribute == LABEL]
-        for value in values[0].unique().to_pylist() if values else ():
+        if LABEL not in self.columns:
+            return
+        values = column(rows, self.columns[LABEL])
+        for value in values.unique().to_pylist():
             try:
                 self._read(LABEL, value)
             except ValueError as error:
-                place = values[0].to_pylist().index(value)
+                place = values.to_pylist().index(value)
                 raise UserError(f"row {place}: {error}; leave rows of it out, or train a new network") from None
 
     def drawn(self, row: Mapping[str, Any], key: list[int]) -> torch.Tensor:

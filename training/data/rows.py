@@ -114,7 +114,7 @@ def _loaded(config: TrainConfig) -> datasets.DatasetDict | datasets.IterableData
     try:
         with silenced():
             # A folder by its whole path: a plain name may be one of a kind of file that `datasets` knows, as parquet
-            place = os.path.abspath(source) if files else source
+            place = source if config.train_data_dir is None else os.path.abspath(source)
             return datasets.load_dataset(place, config.dataset_config_name, streaming=config.streaming)
     except Exception as error:  # datasets raises its own, pyarrow's, the Hub client's and plain ones
         for path in sorted(path for path in files if path.suffix == ".parquet"):  # which of many it is, is not said

@@ -120,11 +120,16 @@ def new_towers(config: TwoTowersConfig, size: tuple[int, int]) -> Towers:
     return found
 
 
+def keeps_text(config: TwoTowersConfig) -> bool:
+    """Whether the text encoder was loaded and stays as it is."""
+    return config.text_encoder_name_or_path is not None and not config.train_text_encoder
+
+
 def train_towers(config: TwoTowersConfig, towers: Towers) -> None:
     """Ask for gradients of all that is trained: everything, but of a text encoder that was loaded its pooler alone
     unless `train_text_encoder` says so."""
     towers.model.requires_grad_(True)
-    if config.text_encoder_name_or_path is not None and not config.train_text_encoder:
+    if keeps_text(config):
         for name, weight in towers.model.text_model.named_parameters():
             weight.requires_grad_(name.startswith("pooler"))
 

@@ -325,7 +325,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         if getattr(pipeline, "_origin", None) is not None:  # of a call that goes on, whose steps it takes
             kwargs["scheduler"] = copy.deepcopy(kwargs["scheduler"])
         if kwargs.get("dtype", kwargs.get("torch_dtype")) is None and kwargs.get("custom_pipeline") is None:
-            kwargs = {**kwargs, "torch_dtype": None, "dtype": AS_IT_IS}
+            kwargs["dtype"] = AS_IT_IS
         return super().from_pipe(pipeline, **kwargs)
 
     def to(self, *args, **kwargs):

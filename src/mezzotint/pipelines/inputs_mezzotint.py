@@ -227,10 +227,7 @@ class MezzotintInputsMixin:
             raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(said)}")
         if guidance.labels is None or "class_labels" not in known:
             return every or None
-        labels = guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
-        labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
-        if not labels:
-            raise ValueError("class_labels must be one, or one for each prompt: got none")
+        labels = _listed(guidance.labels)
         every = every or [{}]
         if 1 not in (len(labels), len(every)) and len(labels) != len(every):
             raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(every)}")
@@ -331,6 +328,15 @@ def _check_known(known: dict[str, list[Any]], name: Any, argument: str) -> None:
         near = difflib.get_close_matches(str(name), known, 1)
         hint = f"; near it is {near[0]!r}" if near else ""
         raise ValueError(f"{argument} must be among {sorted(known) or 'none'}: got {_shown(name)}{hint}")
+
+
+def _listed(labels: Any) -> list[Any]:
+    """Class labels as a list, however they are given. Raises `ValueError` for none."""
+    labels = labels.flatten().tolist() if isinstance(labels, torch.Tensor) else labels
+    labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+    if not labels:
+        raise ValueError("class_labels must be one, or one for each prompt: got none")
+    return labels
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:

@@ -33,6 +33,7 @@ from mezzotint.pipelines.inputs_mezzotint import (
     MezzotintInputsMixin,
     _check_unet,
     _is_number,
+    _listed,
     _shown,
     _tensor_inputs,
 )
@@ -246,10 +247,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         said = self._attributes_of(known, guidance) if known else None
         guidance = guidance._replace(attributes=None, labels=None if "class_labels" in known else guidance.labels)
         if guidance.labels is not None:
-            labels = (
-                guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
-            )
-            guidance = guidance._replace(labels=self.classifier.get_label_ids(labels))
+            guidance = guidance._replace(labels=self.classifier.get_label_ids(_listed(guidance.labels)))
             prompts = len(guidance.labels) if prompts == 1 else prompts
         if self.unet.config.cross_attention_dim is not None:
             prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (

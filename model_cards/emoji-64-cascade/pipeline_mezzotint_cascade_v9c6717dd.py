@@ -347,7 +347,7 @@ class MezzotintCheckpointMixin(MezzotintLoraLoaderMixin):
         if getattr(pipeline, "_origin", None) is not None:  # of a call that goes on, whose steps it takes
             kwargs["scheduler"] = copy.deepcopy(kwargs["scheduler"])
         if kwargs.get("dtype", kwargs.get("torch_dtype")) is None and kwargs.get("custom_pipeline") is None:
-            kwargs = {**kwargs, "torch_dtype": None, "dtype": AS_IT_IS}
+            kwargs["dtype"] = AS_IT_IS
         return super().from_pipe(pipeline, **kwargs)
 
     def to(self, *args, **kwargs):
@@ -917,10 +917,7 @@ class MezzotintInputsMixin:
             raise ValueError(f"attributes must be a dict of names and values, or a list of them: got {_shown(said)}")
         if guidance.labels is None or "class_labels" not in known:
             return every or None
-        labels = guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
-        labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
-        if not labels:
-            raise ValueError("class_labels must be one, or one for each prompt: got none")
+        labels = _listed(guidance.labels)
         every = every or [{}]
         if 1 not in (len(labels), len(every)) and len(labels) != len(every):
             raise ValueError(f"class_labels and attributes must be as many: got {len(labels)} and {len(every)}")
@@ -1021,6 +1018,15 @@ def _check_known(known: dict[str, list[Any]], name: Any, argument: str) -> None:
         near = difflib.get_close_matches(str(name), known, 1)
         hint = f"; near it is {near[0]!r}" if near else ""
         raise ValueError(f"{argument} must be among {sorted(known) or 'none'}: got {_shown(name)}{hint}")
+
+
+def _listed(labels: Any) -> list[Any]:
+    """Class labels as a list, however they are given. Raises `ValueError` for none."""
+    labels = labels.flatten().tolist() if isinstance(labels, torch.Tensor) else labels
+    labels = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+    if not labels:
+        raise ValueError("class_labels must be one, or one for each prompt: got none")
+    return labels
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
@@ -1741,10 +1747,7 @@ class MezzotintSamplingMixin(MezzotintLatentMixin, MezzotintInputsMixin):
         said = self._attributes_of(known, guidance) if known else None
         guidance = guidance._replace(attributes=None, labels=None if "class_labels" in known else guidance.labels)
         if guidance.labels is not None:
-            labels = (
-                guidance.labels.flatten().tolist() if isinstance(guidance.labels, torch.Tensor) else guidance.labels
-            )
-            guidance = guidance._replace(labels=self.classifier.get_label_ids(labels))
+            guidance = guidance._replace(labels=self.classifier.get_label_ids(_listed(guidance.labels)))
             prompts = len(guidance.labels) if prompts == 1 else prompts
         if self.unet.config.cross_attention_dim is not None:
             prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
